@@ -1,0 +1,1 @@
+//! Anyformer data.

@@ -1,0 +1,8 @@
+//! Tests of the comparison's parts that need no model, in one binary; the kill test runs this binary again as its child.
+
+mod export;
+mod fixture;
+mod kill;
+mod report;
+mod store;
+mod table;

@@ -1,0 +1,52 @@
+//! The list of every mixer. One sorted line per architecture; everything else derives from it.
+
+use crate::card::{ChannelEntry, ConfigError, TokenEntry, nearest_name};
+use crate::{
+    attention, delta_net, gated_delta_net, gla, linear_attention, local, mlp, none, retention, swiglu,
+};
+
+/// Every token mixer, sorted by name.
+static TOKEN: &[&TokenEntry] = &[
+    &attention::ENTRY,
+    &delta_net::ENTRY,
+    &gated_delta_net::ENTRY,
+    &gla::ENTRY,
+    &linear_attention::ENTRY,
+    &local::ENTRY,
+    &retention::ENTRY,
+];
+
+/// Every channel mixer, sorted by name.
+static CHANNEL: &[&ChannelEntry] = &[&mlp::ENTRY, &none::ENTRY, &swiglu::ENTRY];
+
+/// Every token mixer, sorted by name.
+pub fn token_mixers() -> &'static [&'static TokenEntry] {
+    TOKEN
+}
+
+/// Every channel mixer, sorted by name.
+pub fn channel_mixers() -> &'static [&'static ChannelEntry] {
+    CHANNEL
+}
+
+/// The token mixer of that name.
+pub fn token_mixer(name: &str) -> Result<&'static TokenEntry, ConfigError> {
+    let names = || TOKEN.iter().map(|entry| entry.card.name);
+    let found = TOKEN.iter().find(|entry| entry.card.name == name);
+    found.copied().ok_or_else(|| ConfigError::UnknownMixer {
+        kind: "token mixer",
+        name: name.to_string(),
+        hint: nearest_name(name, names()),
+    })
+}
+
+/// The channel mixer of that name.
+pub fn channel_mixer(name: &str) -> Result<&'static ChannelEntry, ConfigError> {
+    let names = || CHANNEL.iter().map(|entry| entry.card.name);
+    let found = CHANNEL.iter().find(|entry| entry.card.name == name);
+    found.copied().ok_or_else(|| ConfigError::UnknownMixer {
+        kind: "channel mixer",
+        name: name.to_string(),
+        hint: nearest_name(name, names()),
+    })
+}

@@ -1,0 +1,393 @@
+//! Softmax attention: multi-head, grouped-query, multi-query and sparse-query in one mixer.
+//!
+//! Vaswani et al. (2017), arXiv 1706.03762; grouped queries: Ainslie et al. (2023), arXiv 2305.13245; fewer query heads
+//! than `dim / head_dim`: Filipek, Sparse Query Attention (2025), arXiv 2510.01817. Rotary positions: Su et al. (2021),
+//! arXiv 2104.09864, half-split layout; linear biases: Press et al. (2022), arXiv 2108.12409.
+//!
+//! Shapes: q `[batch, time, query_heads, head_dim]`, k and v `[batch, time, kv_heads, head_dim]`; query head `i` reads
+//! key head `i / (query_heads / kv_heads)`. With fewer query heads than key heads (reverse SQA) the query heads are
+//! repeated as `q0 q1 … q0 q1 …`. The state is the cache of keys (rotated) and values, `[tokens, kv_heads, head_dim]`,
+//! sequences end to end; a window keeps the last `window - 1` of each.
+
+use std::sync::Arc;
+
+use anyformer_ops::attention::{AttentionOptions, attention_flops, flash_attention};
+use anyformer_ops::rope::rope;
+use anyformer_ops::{Builder, Linear, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::card::{Card, ConfigError, Direction, Knob, Preset, TokenEntry, head_dim, read, resolve};
+use crate::mixer::{Context, Cost, State, StateError, TokenMixer};
+use crate::parts::{join_heads, split_heads};
+
+/// How attention knows positions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Position {
+    /// Rotary: queries and keys turned by their position.
+    #[default]
+    Rope,
+    /// A bias that falls linearly with distance, one slope per head.
+    Alibi,
+    /// None; give the model positions of its own.
+    None,
+}
+
+/// Published choices of head counts, from `heads = H`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Variant {
+    /// As `query_heads` and `kv_heads` say.
+    #[default]
+    Explicit,
+    /// `H` query heads, `H` key heads.
+    Mha,
+    /// `H`, `H/4`.
+    Gqa,
+    /// `H`, 1.
+    Mqa,
+    /// `H/2`, `H/4`.
+    Sqa,
+    /// `H/2`, `H/2`.
+    SymmetricSqa,
+    /// `H/4`, `H/4`.
+    ExtremeSqa,
+    /// `H/4`, 1.
+    ExtremeSmqa,
+    /// `3H/4`, `H/4`.
+    LightSqa,
+    /// `H/4`, `H/2`: fewer query heads than key heads.
+    ReverseSqa,
+}
+
+/// Knobs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AttentionConfig {
+    /// Nominal heads; `head_dim` is `dim / heads` unless given.
+    pub heads: usize,
+    /// Query heads; 0 takes `heads`.
+    pub query_heads: usize,
+    /// Key and value heads; 0 takes the query heads.
+    pub kv_heads: usize,
+    /// Features per head; 0 takes `dim / heads`.
+    pub head_dim: usize,
+    /// A published choice of head counts instead of the two above.
+    pub variant: Variant,
+    /// Look back only.
+    pub causal: bool,
+    /// Keys nearer than this many tokens, the token itself counted; 0 for all.
+    pub window: usize,
+    /// How positions are known.
+    pub position: Position,
+    /// Base of the rotary frequencies.
+    pub rope_base: f64,
+    /// Biases on all four projections.
+    pub bias: bool,
+}
+
+impl Default for AttentionConfig {
+    fn default() -> Self {
+        AttentionConfig {
+            heads: 4,
+            query_heads: 0,
+            kv_heads: 0,
+            head_dim: 0,
+            variant: Variant::Explicit,
+            causal: true,
+            window: 0,
+            position: Position::Rope,
+            rope_base: 10_000.0,
+            bias: false,
+        }
+    }
+}
+
+/// The knobs, for the cards of this mixer and its windowed form.
+pub(crate) const KNOBS: &[Knob] = &[
+    Knob { name: "heads", doc: "nominal heads; head_dim is dim / heads unless given" },
+    Knob { name: "query_heads", doc: "query heads; 0 takes heads" },
+    Knob { name: "kv_heads", doc: "key and value heads; 0 takes the query heads" },
+    Knob { name: "head_dim", doc: "features per head; 0 takes dim / heads" },
+    Knob {
+        name: "variant",
+        doc: "head counts by name: mha, gqa, mqa, sqa, symmetric_sqa, extreme_sqa, extreme_smqa, light_sqa, reverse_sqa; explicit: as given",
+    },
+    Knob { name: "causal", doc: "look back only" },
+    Knob { name: "window", doc: "keys nearer than this many tokens, itself counted; 0 for all" },
+    Knob { name: "position", doc: "rope, alibi or none" },
+    Knob { name: "rope_base", doc: "base of the rotary frequencies" },
+    Knob { name: "bias", doc: "biases on all four projections" },
+];
+
+static CARD: Card = Card {
+    name: "attention",
+    title: "Softmax attention (MHA, GQA, MQA, SQA)",
+    paper: "Vaswani et al.: Attention Is All You Need (2017), arXiv 1706.03762; Ainslie et al.: GQA (2023), arXiv 2305.13245; Filipek: Sparse Query Attention (2025), arXiv 2510.01817",
+    equation: "o_i = sum_j softmax_j(q_i . k_j / sqrt(head_dim) + mask) v_j",
+    direction: Direction::Either,
+    streams: true,
+    state: "grows with time: keys and values of every token",
+    notes: "Exact, computed in blocks with memory linear in time. Time is quadratic; the state is what the other mixers try to shrink. Fewer kv_heads shrink the state, fewer query_heads the time.",
+    knobs: KNOBS,
+    presets: &[Preset {
+        name: "sqat-mm",
+        model: r#"{"dim":256,"layers":8,"mixers":[{"name":"attention","heads":16,"variant":"sqa"}],"channel":{"name":"swiglu","hidden":768},"reads":{"tokens":{"vocab":10000}},"gives":{"next_token":{"tied":false}},"max_time":1024}"#,
+    }],
+};
+
+/// The registered entry.
+pub static ENTRY: TokenEntry = TokenEntry {
+    card: &CARD,
+    resolve: |options| resolve::<AttentionConfig>(&CARD, options),
+    build: |dim, options, builder| {
+        let config: AttentionConfig = read(&CARD, options)?;
+        Ok(Box::new(Attention::new(&CARD, dim, &config, builder)?))
+    },
+};
+
+/// The built mixer.
+pub(crate) struct Attention {
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    o_proj: Linear,
+    query_heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    causal: bool,
+    window: Option<usize>,
+    inv_freq: Option<Arc<Vec<f32>>>,
+    slopes: Option<Arc<Vec<f32>>>,
+}
+
+impl Attention {
+    pub(crate) fn new(
+        card: &'static Card,
+        dim: usize,
+        config: &AttentionConfig,
+        builder: &Builder,
+    ) -> Result<Self, ConfigError> {
+        let impossible = |message: String| {
+            Err(ConfigError::Impossible {
+                mixer: card.name,
+                message,
+            })
+        };
+        let head_dim = match config.head_dim {
+            0 => head_dim(card, dim, config.heads)?,
+            given => given,
+        };
+        let heads = config.heads;
+        let at_least_one = |count: usize| count.max(1);
+        let (query_heads, kv_heads) = match config.variant {
+            Variant::Explicit => {
+                let query = if config.query_heads == 0 { heads } else { config.query_heads };
+                (query, if config.kv_heads == 0 { query } else { config.kv_heads })
+            }
+            Variant::Mha => (heads, heads),
+            Variant::Gqa => (heads, at_least_one(heads / 4)),
+            Variant::Mqa => (heads, 1),
+            Variant::Sqa => (at_least_one(heads / 2), at_least_one(heads / 4)),
+            Variant::SymmetricSqa => (at_least_one(heads / 2), at_least_one(heads / 2)),
+            Variant::ExtremeSqa => (at_least_one(heads / 4), at_least_one(heads / 4)),
+            Variant::ExtremeSmqa => (at_least_one(heads / 4), 1),
+            Variant::LightSqa => (at_least_one(3 * heads / 4), at_least_one(heads / 4)),
+            Variant::ReverseSqa => (at_least_one(heads / 4), at_least_one(heads / 2)),
+        };
+        let (large, small) = (query_heads.max(kv_heads), query_heads.min(kv_heads));
+        if small == 0 || large % small != 0 {
+            return impossible(format!(
+                "{query_heads} query heads and {kv_heads} kv_heads: one must divide the other"
+            ));
+        }
+        if config.position == Position::Rope && head_dim % 2 != 0 {
+            return impossible(format!(
+                "rotary positions turn pairs of features, and head_dim {head_dim} is odd; choose an even one or position = \"none\""
+            ));
+        }
+        let inv_freq = (config.position == Position::Rope).then(|| {
+            let frequency = |pair: usize| {
+                config.rope_base.powf(-2.0 * pair as f64 / head_dim as f64) as f32
+            };
+            Arc::new((0..head_dim / 2).map(frequency).collect())
+        });
+        let slopes =
+            (config.position == Position::Alibi).then(|| Arc::new(alibi_slopes(large)));
+        Ok(Attention {
+            q_proj: Linear::new(builder, "q_proj", dim, query_heads * head_dim, config.bias),
+            k_proj: Linear::new(builder, "k_proj", dim, kv_heads * head_dim, config.bias),
+            v_proj: Linear::new(builder, "v_proj", dim, kv_heads * head_dim, config.bias),
+            o_proj: Linear::residual(builder, "o_proj", large * head_dim, dim, config.bias),
+            query_heads,
+            kv_heads,
+            head_dim,
+            causal: config.causal,
+            window: (config.window > 0).then_some(config.window),
+            inv_freq,
+            slopes,
+        })
+    }
+
+    /// Heads of the output: the larger of the two counts.
+    fn heads(&self) -> usize {
+        self.query_heads.max(self.kv_heads)
+    }
+
+    /// Tokens of a sequence that the cache keeps after `time` tokens.
+    fn kept(&self, time: usize) -> usize {
+        self.window.map_or(time, |window| time.min(window - 1))
+    }
+}
+
+/// Slopes of linear biases for `heads` heads: `2^(-8h/n)`, and between powers of two the odd slopes of the next power.
+pub fn alibi_slopes(heads: usize) -> Vec<f32> {
+    let of = |count: usize, h: usize| 2f64.powf(-8.0 * h as f64 / count as f64) as f32;
+    let power = if heads.is_power_of_two() { heads } else { heads.next_power_of_two() / 2 };
+    let first = (1..=power).map(|h| of(power, h));
+    let rest = (0..heads - power).map(|h| of(2 * power, 2 * h + 1));
+    first.chain(rest).collect()
+}
+
+/// Cumulative sums with a leading zero.
+fn cumulative(lengths: impl Iterator<Item = usize>) -> Vec<usize> {
+    let mut offsets = vec![0];
+    for length in lengths {
+        offsets.push(offsets[offsets.len() - 1] + length);
+    }
+    offsets
+}
+
+/// Rows `[ranges]` of `[1, total, heads, head_dim]`, end to end.
+fn rows(x: &Tensor<4>, ranges: impl Iterator<Item = std::ops::Range<usize>>) -> Tensor<4> {
+    let [_, _, heads, head_dim] = x.dims();
+    let pieces: Vec<Tensor<4>> = ranges
+        .filter(|range| !range.is_empty())
+        .map(|range| x.clone().slice([0..1, range]))
+        .collect();
+    match pieces.is_empty() {
+        true => Tensor::empty([1, 0, heads, head_dim], &x.device()),
+        false => Tensor::cat(pieces, 1),
+    }
+}
+
+impl TokenMixer for Attention {
+    fn forward(
+        &self,
+        x: Tensor<3>,
+        context: &Context,
+        state: Option<&State>,
+    ) -> Result<(Tensor<3>, Option<State>), StateError> {
+        if state.is_some() && !self.causal {
+            return Err(StateError::CannotStream("bidirectional attention"));
+        }
+        let [batch, time, _] = x.dims();
+        let mut q = split_heads(self.q_proj.forward(x.clone()), self.query_heads);
+        let mut k = split_heads(self.k_proj.forward(x.clone()), self.kv_heads);
+        let mut v = split_heads(self.v_proj.forward(x), self.kv_heads);
+        if let Some(inv_freq) = &self.inv_freq {
+            let positions = Arc::new(context.positions(batch, time, state));
+            q = rope(q, positions.clone(), inv_freq.clone());
+            k = rope(k, positions, inv_freq.clone());
+        }
+        if self.query_heads < self.kv_heads {
+            q = q.repeat_dim(2, self.kv_heads / self.query_heads);
+        }
+        let mut options = AttentionOptions {
+            causal: self.causal,
+            window: self.window,
+            alibi: self.slopes.clone(),
+            scale: None,
+            q_offsets: context.offsets.clone(),
+            k_offsets: context.offsets.clone(),
+        };
+        let streams = self.causal && (context.keep_state || state.is_some());
+        if !streams {
+            let y = flash_attention(q, k, v, &options);
+            return Ok((self.o_proj.forward(join_heads(y)), None));
+        }
+        let new = context.sequences(batch, time);
+        let flat = |x: Tensor<4>| {
+            let [_, _, heads, head_dim] = x.dims();
+            x.reshape([1, batch * time, heads, head_dim])
+        };
+        let (mut k, mut v) = (flat(k), flat(v));
+        let mut all = new.clone();
+        if let Some(state) = state {
+            let held = cumulative(state.times.iter().map(|time| self.kept(*time)));
+            all = Arc::new(held.iter().zip(new.iter()).map(|(a, b)| a + b).collect());
+            let join = |old: Tensor<3>, fresh: Tensor<4>| {
+                let [total, heads, head_dim] = old.dims();
+                let old = old.reshape([1, total, heads, head_dim]);
+                let both = Tensor::cat(vec![old, fresh], 1);
+                let pieces = held.windows(2).zip(new.windows(2)).flat_map(|(old, new)| {
+                    [old[0]..old[1], total + new[0]..total + new[1]]
+                });
+                match held.len() == 2 {
+                    true => both.clone(),
+                    false => rows(&both, pieces),
+                }
+            };
+            k = join(state.get("k"), k);
+            v = join(state.get("v"), v);
+        }
+        options.q_offsets = Some(new);
+        options.k_offsets = Some(all.clone());
+        let y = flash_attention(flat(q), k.clone(), v.clone(), &options);
+        let y = y.reshape([batch, time, self.heads() * self.head_dim]);
+        let y = self.o_proj.forward(y);
+        let next = context.keep_state.then(|| {
+            let times = context.times_after(batch, time, state);
+            let keep = |x: Tensor<4>| {
+                let ends = all.windows(2).zip(&times);
+                let whole = ends.clone().all(|(pair, time)| pair[1] - pair[0] == self.kept(*time));
+                let [_, total, heads, head_dim] = x.dims();
+                let kept = match whole {
+                    true => return x.reshape([total, heads, head_dim]),
+                    false => rows(&x, ends.map(|(pair, time)| pair[1] - self.kept(*time)..pair[1])),
+                };
+                let total = kept.dims()[1];
+                kept.reshape([total, heads, head_dim])
+            };
+            State::new(times.clone()).with("k", keep(k)).with("v", keep(v))
+        });
+        Ok((y, next))
+    }
+
+    fn cost(&self, time: usize) -> Cost {
+        let projections = [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj];
+        let weights: usize = projections.iter().map(|p| p.weight.count()).sum();
+        let bias = |p: &&Linear| p.bias.as_ref().map_or(0, |bias| bias.count());
+        let biases: usize = projections.iter().map(bias).sum();
+        let attention = attention_flops(
+            &[0, time],
+            &[0, time],
+            self.heads(),
+            self.head_dim,
+            self.causal,
+            self.window,
+        );
+        let cache = match self.causal {
+            true => 2 * self.kept(time) * self.kv_heads * self.head_dim,
+            false => 0,
+        };
+        Cost {
+            params: (weights + biases) as u64,
+            flops: 2 * (weights * time) as u64 + attention,
+            state_bytes: 4 * cache as u64,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slopes_between_powers_of_two_take_every_other_one_of_the_next() {
+        assert_eq!(alibi_slopes(4), [0.25, 0.0625, 0.015625, 0.00390625]);
+        let six = alibi_slopes(6);
+        assert_eq!(six[4], 0.5);
+        assert_eq!(six[5], 0.125);
+    }
+}

@@ -1,0 +1,29 @@
+//! Token mixers and channel mixers, one file each.
+//!
+//! A mixer is a config, a [`Card`], a `forward`, where it can stream a carried state, and an exact cost. [`all`] lists
+//! every registered mixer; names, the command line's list, docs, config errors and tests derive from that list.
+
+pub mod all;
+pub mod card;
+pub mod mixer;
+pub mod parts;
+
+mod gated;
+mod short;
+
+pub mod attention;
+pub mod delta_net;
+pub mod gated_delta_net;
+pub mod gla;
+pub mod linear_attention;
+pub mod local;
+pub mod mlp;
+pub mod none;
+pub mod retention;
+pub mod swiglu;
+
+pub use all::{channel_mixer, channel_mixers, token_mixer, token_mixers};
+pub use card::{
+    Card, ChannelEntry, ConfigError, Direction, Entry, Knob, MixerSpec, Options, Preset, TokenEntry,
+};
+pub use mixer::{ChannelMixer, Context, Cost, State, StateError, StateTensor, TokenMixer};

@@ -1,0 +1,184 @@
+//! Linear attention: the softmax replaced by a product of positive features.
+//!
+//! Katharopoulos et al., Transformers are RNNs (2020), arXiv 2006.16236, equations 16 to 20, with the feature map
+//! `elu(x) + 1`. Per head `S_t = S_{t-1} + phi(k_t)^T v_t`, `z_t = z_{t-1} + phi(k_t)`,
+//! `o_t = phi(q_t) S_t / (phi(q_t) . z_t)`. The normaliser is one more value column of ones in the shared recurrence. State:
+//! `kv [sequences, heads, head_dim, head_dim]` and `z [sequences, heads, head_dim]`. Without `causal` the sums run over
+//! the whole sequence.
+
+use anyformer_ops::activation::relu;
+use anyformer_ops::recurrence::{Gate, RecurrenceOptions, Write, linear_recurrence, recurrence_flops};
+use anyformer_ops::{Linear, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::card::{Card, Direction, Knob, TokenEntry, head_dim, read, resolve};
+use crate::mixer::{Context, Cost, State, StateError, TokenMixer};
+use crate::parts::{both_ways, both_ways_flops, join_heads, split_heads};
+
+/// The function applied to queries and keys.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FeatureMap {
+    /// `elu(x) + 1`: `x + 1` above zero, `exp(x)` below.
+    #[default]
+    Elu,
+    /// `max(x, 0)`.
+    Relu,
+    /// `x` itself; only without the normaliser.
+    Identity,
+}
+
+/// Knobs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LinearAttentionConfig {
+    /// Heads; divides `dim`.
+    pub heads: usize,
+    /// The function applied to queries and keys.
+    pub feature_map: FeatureMap,
+    /// Divide by the sum of the weights.
+    pub normalise: bool,
+    /// Look back only.
+    pub causal: bool,
+}
+
+impl Default for LinearAttentionConfig {
+    fn default() -> Self {
+        LinearAttentionConfig {
+            heads: 4,
+            feature_map: FeatureMap::Elu,
+            normalise: true,
+            causal: true,
+        }
+    }
+}
+
+static CARD: Card = Card {
+    name: "linear_attention",
+    title: "Linear attention",
+    paper: "Katharopoulos et al.: Transformers are RNNs (2020), arXiv 2006.16236",
+    equation: "S_t = S_{t-1} + phi(k_t)^T v_t\nz_t = z_{t-1} + phi(k_t)\no_t = phi(q_t) S_t / (phi(q_t) . z_t)",
+    direction: Direction::Either,
+    streams: true,
+    state: "constant",
+    notes: "Nothing is ever forgotten or overwritten, so recall fails once more pairs are stored than the keys can keep apart.",
+    knobs: &[
+        Knob { name: "heads", doc: "heads; divides dim" },
+        Knob { name: "feature_map", doc: "elu (elu(x) + 1), relu or identity" },
+        Knob { name: "normalise", doc: "divide by the sum of the weights" },
+        Knob { name: "causal", doc: "look back only" },
+    ],
+    presets: &[],
+};
+
+/// The registered entry.
+pub static ENTRY: TokenEntry = TokenEntry {
+    card: &CARD,
+    resolve: |options| resolve::<LinearAttentionConfig>(&CARD, options),
+    build: |dim, options, builder| {
+        let config: LinearAttentionConfig = read(&CARD, options)?;
+        head_dim(&CARD, dim, config.heads)?;
+        let linear = |name: &str| Linear::new(builder, name, dim, dim, false);
+        Ok(Box::new(LinearAttention {
+            q_proj: linear("q_proj"),
+            k_proj: linear("k_proj"),
+            v_proj: linear("v_proj"),
+            o_proj: Linear::residual(builder, "o_proj", dim, dim, false),
+            config,
+            dim,
+        }))
+    },
+};
+
+struct LinearAttention {
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    o_proj: Linear,
+    config: LinearAttentionConfig,
+    dim: usize,
+}
+
+impl LinearAttention {
+    fn features(&self, x: Tensor<3>) -> Tensor<4> {
+        let x = match self.config.feature_map {
+            // elu(x) + 1 = max(x, 0) + exp(min(x, 0)).
+            FeatureMap::Elu => relu(x.clone()) + x.clamp_max(0.0).exp(),
+            FeatureMap::Relu => relu(x),
+            FeatureMap::Identity => x,
+        };
+        split_heads(x, self.config.heads)
+    }
+
+    fn value_dim(&self) -> usize {
+        self.dim / self.config.heads + usize::from(self.config.normalise)
+    }
+}
+
+impl TokenMixer for LinearAttention {
+    fn forward(
+        &self,
+        x: Tensor<3>,
+        context: &Context,
+        state: Option<&State>,
+    ) -> Result<(Tensor<3>, Option<State>), StateError> {
+        let [batch, time, dim] = x.dims();
+        let q = self.features(self.q_proj.forward(x.clone()));
+        let k = self.features(self.k_proj.forward(x.clone()));
+        let v = split_heads(self.v_proj.forward(x), self.config.heads);
+        if !self.config.causal {
+            if state.is_some() {
+                return Err(StateError::CannotStream("bidirectional linear attention"));
+            }
+            let offsets = context.offsets.as_ref().map(|offsets| offsets.as_slice());
+            let o = both_ways(q, k, v, self.config.normalise, offsets);
+            return Ok((self.o_proj.forward(join_heads(o)), None));
+        }
+        let options = RecurrenceOptions {
+            scale: ((dim / self.config.heads) as f32).powf(-0.5),
+            offsets: context.offsets.clone(),
+            normaliser: self.config.normalise,
+            ..RecurrenceOptions::default()
+        };
+        let initial = state.map(|state| {
+            let kv: Tensor<4> = state.get("kv");
+            match self.config.normalise {
+                true => Tensor::cat(vec![kv, state.get::<3>("z").unsqueeze_dim(3)], 3),
+                false => kv,
+            }
+        });
+        let (o, last) =
+            linear_recurrence(q, k, v, Gate::None, Write::Additive, initial, &options);
+        let y = self.o_proj.forward(join_heads(o));
+        let next = context.keep_state.then(|| {
+            let state = State::new(context.times_after(batch, time, state));
+            let head_dim = dim / self.config.heads;
+            match self.config.normalise {
+                true => {
+                    let parts = last.split_with_sizes(vec![head_dim, 1], 3);
+                    let z: Tensor<3> = parts[1].clone().squeeze_dim(3);
+                    state.with("kv", parts[0].clone()).with("z", z)
+                }
+                false => state.with("kv", last),
+            }
+        });
+        Ok((y, next))
+    }
+
+    fn cost(&self, time: usize) -> Cost {
+        let (heads, head_dim) = (self.config.heads, self.dim / self.config.heads);
+        let weights = 4 * self.dim * self.dim;
+        let (mixing, state) = match self.config.causal {
+            true => (
+                recurrence_flops(time, heads, head_dim, self.value_dim(), false),
+                heads * head_dim * self.value_dim(),
+            ),
+            false => (both_ways_flops(time, heads, head_dim, self.value_dim()), 0),
+        };
+        Cost {
+            params: weights as u64,
+            flops: 2 * (weights * time) as u64 + mixing,
+            state_bytes: 4 * state as u64,
+        }
+    }
+}

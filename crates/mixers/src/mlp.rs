@@ -1,0 +1,120 @@
+//! The two-layer perceptron: `y = W_2 act(W_1 x + b_1) + b_2`.
+//!
+//! Vaswani et al., Attention Is All You Need (2017), arXiv 1706.03762; GELU as in BERT. Cost per token:
+//! `4·dim·hidden` operations.
+
+use anyformer_ops::activation::{gelu, relu, silu};
+use anyformer_ops::{Linear, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::card::{Card, ChannelEntry, Direction, Knob, read, resolve};
+use crate::mixer::{ChannelMixer, Cost};
+
+/// The function between the two layers.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// The exact form, by the error function.
+    #[default]
+    Gelu,
+    /// `max(x, 0)`.
+    Relu,
+    /// `x·sigmoid(x)`.
+    Silu,
+}
+
+/// Knobs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MlpConfig {
+    /// Inner width; 0 takes `4·dim`.
+    pub hidden: usize,
+    /// The function between the two layers.
+    pub activation: Activation,
+    /// Biases on both layers.
+    pub bias: bool,
+}
+
+impl Default for MlpConfig {
+    fn default() -> Self {
+        MlpConfig {
+            hidden: 0,
+            activation: Activation::Gelu,
+            bias: true,
+        }
+    }
+}
+
+static CARD: Card = Card {
+    name: "mlp",
+    title: "MLP",
+    paper: "Vaswani et al.: Attention Is All You Need (2017), arXiv 1706.03762",
+    equation: "y = W_2 act(W_1 x + b_1) + b_2",
+    direction: Direction::Either,
+    streams: true,
+    state: "constant",
+    notes: "The channel mixer of GPT-2, BERT and the vision transformers.",
+    knobs: &[
+        Knob {
+            name: "hidden",
+            doc: "inner width; 0 takes 4·dim",
+        },
+        Knob {
+            name: "activation",
+            doc: "gelu (exact), relu or silu",
+        },
+        Knob {
+            name: "bias",
+            doc: "biases on both layers",
+        },
+    ],
+    presets: &[],
+};
+
+/// The registered entry.
+pub static ENTRY: ChannelEntry = ChannelEntry {
+    card: &CARD,
+    resolve: |options| resolve::<MlpConfig>(&CARD, options),
+    build: |dim, options, builder| {
+        let config: MlpConfig = read(&CARD, options)?;
+        let hidden = match config.hidden {
+            0 => 4 * dim,
+            hidden => hidden,
+        };
+        Ok(Box::new(Mlp {
+            fc1: Linear::new(builder, "fc1", dim, hidden, config.bias),
+            fc2: Linear::residual(builder, "fc2", hidden, dim, config.bias),
+            activation: config.activation,
+        }))
+    },
+};
+
+struct Mlp {
+    fc1: Linear,
+    fc2: Linear,
+    activation: Activation,
+}
+
+impl ChannelMixer for Mlp {
+    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let inner = self.fc1.forward(x);
+        let inner = match self.activation {
+            Activation::Gelu => gelu(inner),
+            Activation::Relu => relu(inner),
+            Activation::Silu => silu(inner),
+        };
+        self.fc2.forward(inner)
+    }
+
+    fn cost(&self, time: usize) -> Cost {
+        let parts = [&self.fc1, &self.fc2];
+        let bias = |part: &Linear| part.bias.as_ref().map_or(0, |bias| bias.count());
+        let weights: usize = parts.iter().map(|part| part.weight.count()).sum();
+        let biases: usize = parts.iter().map(|part| bias(part)).sum();
+        Cost {
+            params: (weights + biases) as u64,
+            flops: 2 * (weights * time) as u64,
+            state_bytes: 0,
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Pieces that several token mixers share: heads, norms per head, the short convolution.
+
+use std::sync::Arc;
+
+use anyformer_ops::conv::causal_conv1d;
+use anyformer_ops::norm::rms_norm;
+use anyformer_ops::{Builder, Init, LinearInit, Param, Tensor, meter};
+
+use crate::mixer::Cost;
+
+/// `[batch, time, heads * head_dim]` seen as `[batch, time, heads, head_dim]`.
+pub fn split_heads(x: Tensor<3>, heads: usize) -> Tensor<4> {
+    let [batch, time, dim] = x.dims();
+    x.reshape([batch, time, heads, dim / heads])
+}
+
+/// The reverse of [`split_heads`].
+pub fn join_heads(x: Tensor<4>) -> Tensor<3> {
+    let [batch, time, heads, head_dim] = x.dims();
+    x.reshape([batch, time, heads * head_dim])
+}
+
+/// RMS norm over each head's features with one weight `[head_dim]` shared by all heads.
+pub struct HeadNorm {
+    weight: Param,
+    eps: f64,
+}
+
+impl HeadNorm {
+    /// `{name}.weight`, ones, without weight decay.
+    pub fn new(builder: &Builder, name: &str, head_dim: usize, eps: f64) -> Self {
+        HeadNorm {
+            weight: builder
+                .at(name)
+                .param_no_decay("weight", &[head_dim], Init::Ones),
+            eps,
+        }
+    }
+
+    /// Applies the norm.
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        rms_norm(x, self.weight.tensor::<1>(), self.eps)
+    }
+
+    /// Number of parameters.
+    pub fn count(&self) -> usize {
+        self.weight.count()
+    }
+}
+
+/// A causal depthwise convolution over a few tokens with SiLU, no bias: weight `[channels, 1, width]`, the last tap on
+/// the current token.
+pub struct ShortConv {
+    weight: Param,
+}
+
+impl ShortConv {
+    /// `{name}.weight`.
+    pub fn new(builder: &Builder, name: &str, channels: usize, width: usize) -> Self {
+        let init = match builder.linear_init() {
+            LinearInit::FanIn => Init::FanIn(width),
+            LinearInit::Normal(deviation) => Init::Normal(deviation),
+        };
+        ShortConv {
+            weight: builder.at(name).param("weight", &[channels, 1, width], init),
+        }
+    }
+
+    /// `[batch, time, channels]`, the last inputs `[sequences, channels, width - 1]` before it (zeros when absent);
+    /// gives the output and the last inputs after it.
+    pub fn forward(
+        &self,
+        x: Tensor<3>,
+        initial: Option<Tensor<3>>,
+        offsets: Option<Arc<Vec<usize>>>,
+    ) -> (Tensor<3>, Tensor<3>) {
+        let [channels, _, width] = self.weight.tensor::<3>().dims();
+        let weight = self.weight.tensor::<3>().reshape([channels, width]);
+        causal_conv1d(x, weight, None, true, initial, offsets)
+    }
+
+    /// Parameters, operations over `time` tokens, and bytes of the last inputs.
+    pub fn cost(&self, time: usize) -> Cost {
+        let (channels, width) = (self.weight.shape()[0], self.weight.shape()[2]);
+        Cost {
+            params: self.weight.count() as u64,
+            flops: 2 * (time * self.weight.count()) as u64,
+            state_bytes: 4 * (channels * (width - 1)) as u64,
+        }
+    }
+}
+
+/// Linear attention that looks both ways: `o = phi(q) (sum phi(k)^T v)`, divided by `phi(q) . sum phi(k)` where
+/// `normalise` is set. Features `[batch, time, heads, features]`, values `[batch, time, heads, value_dim]`; each packed
+/// sequence is summed on its own.
+pub fn both_ways(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    normalise: bool,
+    offsets: Option<&[usize]>,
+) -> Tensor<4> {
+    let one = |q: Tensor<4>, k: Tensor<4>, v: Tensor<4>| {
+        let [_, time, heads, features] = q.dims();
+        let v = v.permute([0, 2, 1, 3]);
+        let v = match normalise {
+            true => {
+                let ones = v.clone().slice([0..v.dims()[0], 0..heads, 0..time, 0..1]);
+                Tensor::cat(vec![v, ones.ones_like()], 3)
+            }
+            false => v,
+        };
+        let width = v.dims()[3];
+        meter::add(both_ways_flops(time, heads, features, width) * q.dims()[0] as u64);
+        let sum = k.permute([0, 2, 3, 1]).matmul(v);
+        let o = q.permute([0, 2, 1, 3]).matmul(sum);
+        let o = match normalise {
+            true => {
+                let parts = o.split_with_sizes(vec![width - 1, 1], 3);
+                parts[0].clone() / parts[1].clone()
+            }
+            false => o,
+        };
+        o.permute([0, 2, 1, 3])
+    };
+    match offsets {
+        None => one(q, k, v),
+        Some(offsets) => {
+            let pairs = offsets.windows(2).filter(|pair| pair[1] > pair[0]);
+            let piece = |x: &Tensor<4>, pair: &[usize]| x.clone().slice([0..1, pair[0]..pair[1]]);
+            let rows = pairs.map(|pair| one(piece(&q, pair), piece(&k, pair), piece(&v, pair)));
+            Tensor::cat(rows.collect(), 1)
+        }
+    }
+}
+
+/// Operations of [`both_ways`] over one sequence; `width` counts the normaliser's column.
+pub fn both_ways_flops(time: usize, heads: usize, features: usize, width: usize) -> u64 {
+    4 * (time * heads * features * width) as u64
+}

@@ -1,0 +1,86 @@
+//! SwiGLU: `y = W_down (silu(W_gate x) ⊙ W_up x)`, three products without biases.
+//!
+//! Shazeer, GLU Variants Improve Transformer (2020), arXiv 2002.05202. Cost per token: `6·dim·hidden` operations.
+
+use anyformer_ops::activation::swiglu;
+use anyformer_ops::{Builder, Linear, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::card::{Card, ChannelEntry, Direction, Knob, read, resolve};
+use crate::mixer::{ChannelMixer, Cost};
+
+/// Knobs.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SwigluConfig {
+    /// Inner width; 0 takes `8/3·dim` rounded up to a multiple of 8.
+    pub hidden: usize,
+}
+
+impl SwigluConfig {
+    fn hidden(&self, dim: usize) -> usize {
+        match self.hidden {
+            0 => (dim * 8 / 3).next_multiple_of(8),
+            hidden => hidden,
+        }
+    }
+}
+
+static CARD: Card = Card {
+    name: "swiglu",
+    title: "SwiGLU",
+    paper: "Shazeer: GLU Variants Improve Transformer (2020), arXiv 2002.05202",
+    equation: "y = W_down (silu(W_gate x) * W_up x)",
+    direction: Direction::Either,
+    streams: true,
+    state: "constant",
+    notes: "The channel mixer of Llama-like models.",
+    knobs: &[Knob {
+        name: "hidden",
+        doc: "inner width; 0 takes 8/3·dim rounded up to a multiple of 8",
+    }],
+    presets: &[],
+};
+
+/// The registered entry.
+pub static ENTRY: ChannelEntry = ChannelEntry {
+    card: &CARD,
+    resolve: |options| resolve::<SwigluConfig>(&CARD, options),
+    build: |dim, options, builder| {
+        let config: SwigluConfig = read(&CARD, options)?;
+        Ok(Box::new(Swiglu::new(dim, config.hidden(dim), builder)))
+    },
+};
+
+struct Swiglu {
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+}
+
+impl Swiglu {
+    fn new(dim: usize, hidden: usize, builder: &Builder) -> Self {
+        Swiglu {
+            gate: Linear::new(builder, "gate_proj", dim, hidden, false),
+            up: Linear::new(builder, "up_proj", dim, hidden, false),
+            down: Linear::residual(builder, "down_proj", hidden, dim, false),
+        }
+    }
+}
+
+impl ChannelMixer for Swiglu {
+    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let inner = swiglu(self.gate.forward(x.clone()), self.up.forward(x));
+        self.down.forward(inner)
+    }
+
+    fn cost(&self, time: usize) -> Cost {
+        let parts = [&self.gate, &self.up, &self.down];
+        let params: usize = parts.iter().map(|part| part.weight.count()).sum();
+        Cost {
+            params: params as u64,
+            flops: 2 * (params * time) as u64,
+            state_bytes: 0,
+        }
+    }
+}

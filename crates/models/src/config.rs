@@ -1,0 +1,282 @@
+//! The config of a model: what a run file's `[model]` table and a model folder's `config.json` hold.
+
+use anyformer_mixers::card::nearest_name;
+use anyformer_mixers::{ConfigError, MixerSpec, channel_mixer, token_mixer};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// How the sub-layers of a block are joined with the residual stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wiring {
+    /// `x + f(norm(x))`, and a norm after the last block.
+    #[default]
+    PreNorm,
+    /// `norm(x + f(x))`, as in the first Transformer.
+    PostNorm,
+}
+
+/// The normalisation between sub-layers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NormKind {
+    /// Root mean square, a weight per feature.
+    #[default]
+    Rms,
+    /// Mean and variance, a weight and a bias per feature.
+    Layer,
+}
+
+/// Positions added to the embedding. Rotary and linear-bias positions are knobs of the attention mixer instead.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Positions {
+    /// None: recurrent mixers and mixers with positions of their own.
+    #[default]
+    None,
+    /// A learned table of `max_time` rows.
+    Learned,
+    /// The fixed sinusoids of the first Transformer, interleaved sine and cosine.
+    Sinusoid,
+}
+
+/// What the model reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Reads {
+    /// Token ids below `vocab`.
+    Tokens {
+        /// Number of ids.
+        vocab: usize,
+    },
+    /// Pictures cut into square patches, each patch a token.
+    Patches {
+        /// Rows of pixels.
+        height: usize,
+        /// Columns of pixels.
+        width: usize,
+        /// Values of one pixel.
+        channels: usize,
+        /// Side of a patch in pixels; divides both height and width.
+        patch: usize,
+    },
+}
+
+/// What a sequence classifier reads off the last block.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pool {
+    /// Mean over the sequence's own tokens.
+    #[default]
+    Mean,
+    /// The last token.
+    Last,
+    /// The first token.
+    First,
+}
+
+/// What the model gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Gives {
+    /// Scores of the next token at every position.
+    NextToken {
+        /// Share the weight of the embedding.
+        tied: bool,
+    },
+    /// One score per class for the whole sequence.
+    Class {
+        /// Number of classes.
+        classes: usize,
+        /// What is read off the last block.
+        pool: Pool,
+    },
+}
+
+/// A whole model. Every key has a default but `reads` and `gives`, which tasks fill in.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ModelConfig {
+    /// Width of the residual stream.
+    pub dim: usize,
+    /// Number of blocks.
+    pub layers: usize,
+    /// Token mixers, repeated along the depth: one entry for all layers, several for a hybrid.
+    pub mixers: Vec<MixerSpec>,
+    /// Channel mixer of every block; `none` leaves it out.
+    pub channel: MixerSpec,
+    /// How sub-layers join the residual stream.
+    pub wiring: Wiring,
+    /// The normalisation.
+    pub norm: NormKind,
+    /// Added to the variance.
+    pub norm_eps: f64,
+    /// Positions added to the embedding.
+    pub positions: Positions,
+    /// Longest sequence that learned positions can name.
+    pub max_time: usize,
+    /// Standard deviation of initial linear weights; absent: uniform in ±1/sqrt(fan_in).
+    pub initializer_range: Option<f32>,
+    /// Multiply the initial weights that write into the residual stream by 1/sqrt(number of such layers).
+    pub scale_residual: bool,
+    /// What the model reads.
+    pub reads: Reads,
+    /// What it gives.
+    pub gives: Gives,
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        ModelConfig {
+            dim: 64,
+            layers: 2,
+            mixers: vec![MixerSpec::named("attention")],
+            channel: MixerSpec::named("swiglu"),
+            wiring: Wiring::PreNorm,
+            norm: NormKind::Rms,
+            norm_eps: 1e-5,
+            positions: Positions::None,
+            max_time: 2048,
+            initializer_range: None,
+            scale_residual: true,
+            reads: Reads::Tokens { vocab: 256 },
+            gives: Gives::NextToken { tied: true },
+        }
+    }
+}
+
+/// A model that cannot be built or run.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// A key that no config has.
+    #[error("read the model config: unknown key {key:?}{hint}")]
+    UnknownKey {
+        /// The key.
+        key: String,
+        /// `; did you mean …?` or empty.
+        hint: String,
+    },
+    /// A value that cannot be read.
+    #[error("read the model config: {0}")]
+    Value(String),
+    /// A mixer's own complaint.
+    #[error(transparent)]
+    Mixer(#[from] ConfigError),
+    /// A combination that cannot be.
+    #[error("build the model: {0}")]
+    Impossible(String),
+    /// An input that does not fit the model.
+    #[error("run the model: {0}")]
+    Input(String),
+    /// A state was asked of a mixer that has none.
+    #[error(transparent)]
+    State(#[from] anyformer_mixers::StateError),
+}
+
+impl ModelConfig {
+    /// Reads a config from JSON, refusing unknown keys with the nearest one.
+    pub fn from_json(value: &Value) -> Result<Self, ModelError> {
+        let Value::Object(map) = value else {
+            return Err(ModelError::Value(format!("expected a table, got {value}")));
+        };
+        let known = Self::default().to_json();
+        for key in map.keys() {
+            if !known.contains_key(key) {
+                let hint = nearest_name(key, known.keys().map(String::as_str));
+                return Err(ModelError::UnknownKey {
+                    key: key.clone(),
+                    hint: hint.map_or(String::new(), |hint| format!("; did you mean {hint:?}?")),
+                });
+            }
+        }
+        let config: ModelConfig = serde_json::from_value(value.clone())
+            .map_err(|error| ModelError::Value(error.to_string()))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The config as JSON, every key present.
+    pub fn to_json(&self) -> Map<String, Value> {
+        match serde_json::to_value(self) {
+            Ok(Value::Object(map)) => map,
+            other => panic!("a config serialises to a map, not {other:?}"),
+        }
+    }
+
+    /// The mixer of layer `layer`.
+    pub fn mixer(&self, layer: usize) -> &MixerSpec {
+        &self.mixers[layer % self.mixers.len()]
+    }
+
+    /// Numbers of tokens along rows and columns, for patches.
+    pub fn grid(&self) -> Option<[usize; 2]> {
+        match self.reads {
+            Reads::Tokens { .. } => None,
+            Reads::Patches {
+                height,
+                width,
+                patch,
+                ..
+            } => Some([height / patch, width / patch]),
+        }
+    }
+
+    /// Refuses what cannot be built, before anything is allocated. The mixers check their own knobs when built.
+    pub fn check(&self) -> Result<(), ModelError> {
+        let impossible = |message: String| Err(ModelError::Impossible(message));
+        if self.dim == 0 || self.layers == 0 {
+            return impossible(format!(
+                "dim {} and layers {} must be at least 1",
+                self.dim, self.layers
+            ));
+        }
+        if self.mixers.is_empty() {
+            return impossible("mixers is empty; name at least one, as { name = \"gla\" }".into());
+        }
+        for spec in &self.mixers {
+            (token_mixer(&spec.name)?.resolve)(&spec.options)?;
+        }
+        (channel_mixer(&self.channel.name)?.resolve)(&self.channel.options)?;
+        match self.reads {
+            Reads::Tokens { vocab: 0 } => impossible("vocab must be at least 1".into()),
+            Reads::Patches {
+                height,
+                width,
+                channels,
+                patch,
+            } => {
+                let fits = patch > 0 && height % patch == 0 && width % patch == 0;
+                if !fits || height * width * channels == 0 {
+                    return impossible(format!(
+                        "patch {patch} does not divide a picture of {height} x {width} x {channels}"
+                    ));
+                }
+                match self.gives {
+                    Gives::NextToken { .. } => {
+                        impossible("a model that reads patches gives a class, not tokens".into())
+                    }
+                    Gives::Class { .. } => Ok(()),
+                }
+            }
+            Reads::Tokens { .. } => match self.gives {
+                Gives::Class { classes: 0, .. } => impossible("classes must be at least 1".into()),
+                _ => Ok(()),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn unknown_keys_name_the_nearest() {
+        let error = ModelConfig::from_json(&json!({"layrs": 3})).expect_err("unknown key");
+        assert!(error.to_string().contains("did you mean \"layers\""));
+        let error = ModelConfig::from_json(&json!({"channel": {"name": "swiglo"}}));
+        let error = error.expect_err("unknown mixer").to_string();
+        assert!(error.contains("did you mean \"swiglu\""), "{error}");
+    }
+}

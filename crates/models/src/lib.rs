@@ -1,0 +1,14 @@
+//! The block, its wirings, heads and the flat backbone; a checked config becomes a model.
+//!
+//! There is one block. A paper contributes a mixer, a wiring or a head, never a copy of a language model.
+
+mod block;
+pub mod config;
+pub mod input;
+pub mod model;
+pub mod sample;
+
+pub use config::{Gives, ModelConfig, ModelError, NormKind, Pool, Positions, Reads, Wiring};
+pub use input::Input;
+pub use sample::{SampleError, SampleOptions, Sampler};
+pub use model::{Model, ModelState, Scored, Target};

@@ -1,0 +1,471 @@
+//! Parameters: named flat leaves with a shape, and the builder that makes them.
+//!
+//! A parameter is stored flat and seen at any rank ([`Param::tensor`]), so optimisers, checkpoints and counters walk one
+//! list ([`ParamStore`]) whatever the model is. The builder names a parameter by its path and seeds it by that name, so
+//! the order of construction changes nothing. A builder without a device only records shapes: counting the parameters
+//! of a large model allocates none of them.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use burn::tensor::{Device, Gradients, Tensor, TensorData};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// How a new parameter is filled.
+pub enum Init {
+    /// All zero.
+    Zeros,
+    /// All one.
+    Ones,
+    /// One value.
+    Constant(f32),
+    /// Normal with mean zero and this standard deviation.
+    Normal(f32),
+    /// Uniform in a range.
+    Uniform(f32, f32),
+    /// Uniform in `±1/sqrt(fan_in)`: the default of PyTorch's linear and convolution layers.
+    FanIn(usize),
+    /// Uniform in `±gain·sqrt(6/(fan_in+fan_out))`.
+    Xavier {
+        /// Inputs of one output.
+        fan_in: usize,
+        /// Outputs of one input.
+        fan_out: usize,
+        /// Factor on the bound.
+        gain: f32,
+    },
+    /// Another initialiser, its values multiplied by a factor.
+    Scaled(Box<Init>, f32),
+    /// Whatever the function returns (exactly as many values as the shape holds).
+    With(Box<dyn FnOnce(&mut ChaCha8Rng, usize) -> Vec<f32>>),
+}
+
+/// One standard normal number (Box–Muller; the second of the pair is dropped).
+pub fn normal(rng: &mut ChaCha8Rng) -> f32 {
+    let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
+    (radius * (std::f64::consts::TAU * rng.random::<f64>()).cos()) as f32
+}
+
+impl Init {
+    fn values(self, rng: &mut ChaCha8Rng, count: usize) -> Vec<f32> {
+        let uniform = |rng: &mut ChaCha8Rng, low: f32, high: f32| {
+            (0..count)
+                .map(|_| low + (high - low) * rng.random::<f32>())
+                .collect()
+        };
+        match self {
+            Init::Zeros => vec![0.0; count],
+            Init::Ones => vec![1.0; count],
+            Init::Constant(value) => vec![value; count],
+            Init::Normal(deviation) => (0..count).map(|_| deviation * normal(rng)).collect(),
+            Init::Uniform(low, high) => uniform(rng, low, high),
+            Init::FanIn(fan_in) => {
+                let bound = 1.0 / (fan_in.max(1) as f32).sqrt();
+                uniform(rng, -bound, bound)
+            }
+            Init::Xavier {
+                fan_in,
+                fan_out,
+                gain,
+            } => {
+                let bound = gain * (6.0 / (fan_in + fan_out) as f32).sqrt();
+                uniform(rng, -bound, bound)
+            }
+            Init::Scaled(init, factor) => {
+                let mut values = init.values(rng, count);
+                values.iter_mut().for_each(|value| *value *= factor);
+                values
+            }
+            Init::With(fill) => fill(rng, count),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Inner {
+    name: String,
+    shape: Vec<usize>,
+    decay: bool,
+    trainable: bool,
+    tracking: Arc<AtomicBool>,
+    value: RwLock<Option<Tensor<1>>>,
+}
+
+/// A handle on one parameter; clones share the value.
+#[derive(Clone, Debug)]
+pub struct Param(Arc<Inner>);
+
+/// A value that does not fit its parameter.
+#[derive(Debug, thiserror::Error)]
+#[error("set parameter {name}: expected {expected} values of shape {shape:?}, got {got}")]
+pub struct WrongSize {
+    name: String,
+    shape: Vec<usize>,
+    expected: usize,
+    got: usize,
+}
+
+impl Param {
+    /// The path of the parameter, as it stands in a checkpoint: `layers.0.mixer.q_proj.weight`.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// Extents, in the order of PyTorch: a linear weight is `[out, in]`.
+    pub fn shape(&self) -> &[usize] {
+        &self.0.shape
+    }
+
+    /// Number of values.
+    pub fn count(&self) -> usize {
+        self.0.shape.iter().product()
+    }
+
+    /// False for parameters that the paper keeps out of weight decay.
+    pub fn decays(&self) -> bool {
+        self.0.decay
+    }
+
+    /// False for buffers: saved and loaded, never trained.
+    pub fn trainable(&self) -> bool {
+        self.0.trainable
+    }
+
+    /// The value at rank `D`. Tracked by autodiff unless tracking is off or the parameter is a buffer.
+    ///
+    /// Panics when the parameter was built without a device or `D` is not its rank.
+    pub fn tensor<const D: usize>(&self) -> Tensor<D> {
+        let Ok(shape) = <[usize; D]>::try_from(self.0.shape.clone()) else {
+            panic!("{} has shape {:?}, not rank {D}", self.name(), self.shape())
+        };
+        let guard = self.0.value.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(value) = guard.as_ref() else {
+            panic!("{} was built without a device", self.name())
+        };
+        let value = if self.0.tracking.load(Ordering::Relaxed) || !value.device().is_autodiff() {
+            value.clone()
+        } else {
+            value.clone().inner()
+        };
+        value.reshape(shape)
+    }
+
+    /// A copy of the values.
+    pub fn values(&self) -> Vec<f32> {
+        let guard = self.0.value.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(value) = guard.as_ref() else {
+            panic!("{} was built without a device", self.name())
+        };
+        tensor_values(untracked(value.clone()))
+    }
+
+    /// Replaces the values.
+    pub fn set(&self, values: Vec<f32>) -> Result<(), WrongSize> {
+        if values.len() != self.count() {
+            return Err(WrongSize {
+                name: self.name().to_string(),
+                shape: self.shape().to_vec(),
+                expected: self.count(),
+                got: values.len(),
+            });
+        }
+        self.update(|held| *held = values);
+        Ok(())
+    }
+
+    /// Changes the values in place; no copy is made when nothing else holds the tensor.
+    pub fn update(&self, change: impl FnOnce(&mut Vec<f32>)) {
+        let mut guard = self.0.value.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(value) = guard.take() else {
+            panic!("{} was built without a device", self.name())
+        };
+        let device = value.device();
+        let mut values = tensor_values(untracked(value));
+        change(&mut values);
+        *guard = Some(leaf(values, &device, self.0.trainable));
+    }
+
+    /// The gradient of this parameter, flat, or `None` when it had no part in the loss.
+    pub fn gradient(&self, gradients: &mut Gradients) -> Option<Vec<f32>> {
+        let guard = self.0.value.read().unwrap_or_else(PoisonError::into_inner);
+        let value = guard.as_ref()?;
+        value.grad_remove(gradients).map(tensor_values)
+    }
+}
+
+fn untracked(value: Tensor<1>) -> Tensor<1> {
+    if value.device().is_autodiff() {
+        value.inner()
+    } else {
+        value
+    }
+}
+
+/// Copies a float tensor of any rank to the host.
+pub fn tensor_values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    let data = untracked_any(tensor).into_data();
+    match data.try_into_vec::<f32>() {
+        Ok(values) => values,
+        Err(error) => panic!("a float tensor holds f32: {error:?}"),
+    }
+}
+
+fn untracked_any<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
+    if tensor.device().is_autodiff() {
+        tensor.inner()
+    } else {
+        tensor
+    }
+}
+
+fn leaf(values: Vec<f32>, device: &Device, trainable: bool) -> Tensor<1> {
+    let count = values.len();
+    let tensor = Tensor::from_data(TensorData::new(values, [count]), device);
+    if trainable && device.is_autodiff() {
+        tensor.require_grad()
+    } else {
+        tensor
+    }
+}
+
+/// All parameters of a model, in order of construction.
+#[derive(Clone, Debug)]
+pub struct ParamStore {
+    params: Vec<Param>,
+    device: Option<Device>,
+    tracking: Arc<AtomicBool>,
+}
+
+impl ParamStore {
+    /// Every parameter and buffer.
+    pub fn params(&self) -> &[Param] {
+        &self.params
+    }
+
+    /// Number of trainable values.
+    pub fn count(&self) -> usize {
+        let trainable = self.params.iter().filter(|p| p.trainable());
+        trainable.map(Param::count).sum()
+    }
+
+    /// Finds a parameter by its full name.
+    pub fn get(&self, name: &str) -> Option<&Param> {
+        self.params.iter().find(|p| p.name() == name)
+    }
+
+    /// The device on which new inputs belong: the tracked one while tracking is on.
+    ///
+    /// Panics when the store was built without a device.
+    pub fn device(&self) -> Device {
+        let Some(device) = &self.device else {
+            panic!("the model was built without a device")
+        };
+        if self.tracking.load(Ordering::Relaxed) {
+            device.clone()
+        } else {
+            device.clone().inner()
+        }
+    }
+
+    /// Turns the recording of gradients on or off for every parameter.
+    pub fn set_tracking(&self, on: bool) {
+        self.tracking.store(on, Ordering::Relaxed);
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    device: Option<Device>,
+    seed: u64,
+    tracking: Arc<AtomicBool>,
+    params: Mutex<(Vec<Param>, BTreeSet<String>)>,
+}
+
+/// Makes parameters under a path.
+#[derive(Clone, Debug)]
+pub struct Builder {
+    shared: Arc<Shared>,
+    prefix: String,
+    linear: LinearInit,
+    residual_scale: f32,
+}
+
+/// How the weights of linear layers are filled unless a layer says otherwise.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum LinearInit {
+    /// Uniform in `±1/sqrt(fan_in)`.
+    FanIn,
+    /// Normal with this standard deviation; biases zero.
+    Normal(f32),
+}
+
+impl Builder {
+    /// A builder whose parameters live on `device` (an autodiff device, where they are to be trained).
+    pub fn new(device: &Device, seed: u64) -> Self {
+        Self::make(Some(device.clone()), seed)
+    }
+
+    /// A builder that records names and shapes and allocates nothing.
+    pub fn shapes_only() -> Self {
+        Self::make(None, 0)
+    }
+
+    fn make(device: Option<Device>, seed: u64) -> Self {
+        Builder {
+            shared: Arc::new(Shared {
+                device,
+                seed,
+                tracking: Arc::new(AtomicBool::new(true)),
+                params: Mutex::default(),
+            }),
+            prefix: String::new(),
+            linear: LinearInit::FanIn,
+            residual_scale: 1.0,
+        }
+    }
+
+    /// The same builder with another rule for linear layers.
+    pub fn with_linear_init(self, linear: LinearInit) -> Self {
+        Builder { linear, ..self }
+    }
+
+    /// The same builder with a factor on the initial weights of layers that write into the residual stream.
+    pub fn with_residual_scale(self, residual_scale: f32) -> Self {
+        Builder {
+            residual_scale,
+            ..self
+        }
+    }
+
+    /// The rule for linear layers.
+    pub fn linear_init(&self) -> LinearInit {
+        self.linear
+    }
+
+    /// The factor for layers that write into the residual stream.
+    pub fn residual_scale(&self) -> f32 {
+        self.residual_scale
+    }
+
+    /// A builder one level down the path.
+    pub fn at(&self, name: impl std::fmt::Display) -> Builder {
+        Builder {
+            prefix: self.path(name),
+            ..self.clone()
+        }
+    }
+
+    fn path(&self, name: impl std::fmt::Display) -> String {
+        if self.prefix.is_empty() {
+            name.to_string()
+        } else {
+            format!("{}.{name}", self.prefix)
+        }
+    }
+
+    /// A trained parameter under weight decay.
+    pub fn param(&self, name: &str, shape: &[usize], init: Init) -> Param {
+        self.add(name, shape, init, true, true)
+    }
+
+    /// A trained parameter without weight decay.
+    pub fn param_no_decay(&self, name: &str, shape: &[usize], init: Init) -> Param {
+        self.add(name, shape, init, false, true)
+    }
+
+    /// A buffer: saved and loaded, never trained.
+    pub fn buffer(&self, name: &str, shape: &[usize], init: Init) -> Param {
+        self.add(name, shape, init, false, false)
+    }
+
+    fn add(&self, name: &str, shape: &[usize], init: Init, decay: bool, trainable: bool) -> Param {
+        let name = self.path(name);
+        let shared = &self.shared;
+        let value = shared.device.as_ref().map(|device| {
+            let mut rng = ChaCha8Rng::seed_from_u64(shared.seed ^ fnv1a(&name));
+            let count = shape.iter().product();
+            let values = init.values(&mut rng, count);
+            assert_eq!(values.len(), count, "initial values of {name}");
+            leaf(values, device, trainable)
+        });
+        let param = Param(Arc::new(Inner {
+            name: name.clone(),
+            shape: shape.to_vec(),
+            decay,
+            trainable,
+            tracking: shared.tracking.clone(),
+            value: RwLock::new(value),
+        }));
+        let mut held = shared.params.lock().unwrap_or_else(PoisonError::into_inner);
+        assert!(held.1.insert(name.clone()), "parameter {name} made twice");
+        held.0.push(param.clone());
+        param
+    }
+
+    /// The parameters made so far by this builder and all its siblings.
+    pub fn store(&self) -> ParamStore {
+        let held = self
+            .shared
+            .params
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        ParamStore {
+            params: held.0.clone(),
+            device: self.shared.device.clone(),
+            tracking: self.shared.tracking.clone(),
+        }
+    }
+}
+
+fn fnv1a(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counting_allocates_nothing_and_names_are_paths() {
+        let builder = Builder::shapes_only();
+        let huge = builder
+            .at("layers")
+            .at(0)
+            .param("weight", &[1 << 20, 1 << 20], Init::Zeros);
+        assert_eq!(huge.name(), "layers.0.weight");
+        assert_eq!(builder.store().count(), 1 << 40);
+    }
+
+    #[test]
+    fn initial_values_depend_on_seed_and_name_only() {
+        let device = Device::flex().autodiff();
+        let make = |seed, first: &str, second: &str| {
+            let builder = Builder::new(&device, seed);
+            builder.param(first, &[4], Init::Normal(1.0));
+            builder.param(second, &[4], Init::Normal(1.0));
+            let store = builder.store();
+            store.get("a").map(Param::values)
+        };
+        assert_eq!(make(1, "a", "b"), make(1, "b", "a"));
+        assert_ne!(make(1, "a", "b"), make(2, "a", "b"));
+    }
+
+    #[test]
+    fn values_update_and_gradients_follow() {
+        let device = Device::flex().autodiff();
+        let builder = Builder::new(&device, 0);
+        let weight = builder.param("weight", &[2, 3], Init::Ones);
+        weight.update(|values| values[5] = 3.0);
+        let loss = weight.tensor::<2>().powi_scalar(2).sum();
+        let mut gradients = loss.backward();
+        let grad = weight.gradient(&mut gradients).expect("in the loss");
+        assert_eq!(grad, [2.0, 2.0, 2.0, 2.0, 2.0, 6.0]);
+        assert!(weight.set(vec![0.0; 5]).is_err());
+        builder.store().set_tracking(false);
+        assert!(!weight.tensor::<2>().device().is_autodiff());
+    }
+}
