@@ -27,9 +27,12 @@ pub(crate) fn write<E: From<io::Error>>(
 
 /// The temporary name beside `path`, of this process alone.
 pub(crate) fn temporary_name(path: &Path) -> io::Result<PathBuf> {
-    let name = path
-        .file_name()
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("{} names no file", path.display())))?;
+    let name = path.file_name().ok_or_else(|| {
+        io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("{} names no file", path.display()),
+        )
+    })?;
     let mut hidden = std::ffi::OsString::from(".");
     hidden.push(name);
     hidden.push(format!(".{}.tmp", std::process::id()));
@@ -38,7 +41,10 @@ pub(crate) fn temporary_name(path: &Path) -> io::Result<PathBuf> {
 
 /// Makes a rename in the folder of `path` durable; a no-op where folders cannot be synced.
 pub(crate) fn sync_folder(path: &Path) {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     if let Ok(handle) = File::open(folder) {
         let _ = handle.sync_all();
     }

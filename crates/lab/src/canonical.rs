@@ -42,7 +42,10 @@ fn write(value: &Value, out: &mut String) {
 
 /// SHA-256 of `text` as 64 lower-case hexadecimal digits.
 pub fn hash(text: &str) -> String {
-    Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(text.as_bytes())
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// The places where two JSON values differ, as `path: left, here right`, at most `limit` of them.
@@ -64,11 +67,21 @@ fn compare(stored: &Value, asked: &Value, path: &str, out: &mut Vec<String>) {
             keys.sort();
             keys.dedup();
             for key in keys {
-                let place = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                let place = if path.is_empty() {
+                    key.clone()
+                } else {
+                    format!("{path}.{key}")
+                };
                 match (a.get(key), b.get(key)) {
                     (Some(x), Some(y)) => compare(x, y, &place, out),
-                    (Some(x), None) => out.push(format!("{place} is {} in the store and absent here", text(x))),
-                    (None, Some(y)) => out.push(format!("{place} is absent in the store and {} here", text(y))),
+                    (Some(x), None) => out.push(format!(
+                        "{place} is {} in the store and absent here",
+                        text(x)
+                    )),
+                    (None, Some(y)) => out.push(format!(
+                        "{place} is absent in the store and {} here",
+                        text(y)
+                    )),
                     (None, None) => {}
                 }
             }
@@ -76,7 +89,11 @@ fn compare(stored: &Value, asked: &Value, path: &str, out: &mut Vec<String>) {
         (a, b) if text(a) == text(b) => {}
         (a, b) => {
             let place = if path.is_empty() { "the plan" } else { path };
-            out.push(format!("{place} is {} in the store and {} here", text(a), text(b)));
+            out.push(format!(
+                "{place} is {} in the store and {} here",
+                text(a),
+                text(b)
+            ));
         }
     }
 }
@@ -97,13 +114,19 @@ mod tests {
 
     #[test]
     fn sha256_of_abc() {
-        assert_eq!(hash("abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+        assert_eq!(
+            hash("abc"),
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        );
     }
 
     #[test]
     fn differences_name_the_place() {
-        let found =
-            differences(&json!({"a": {"b": 1, "c": 2}, "d": 1}), &json!({"a": {"b": 3, "c": 2}, "e": [1]}), 10);
+        let found = differences(
+            &json!({"a": {"b": 1, "c": 2}, "d": 1}),
+            &json!({"a": {"b": 3, "c": 2}, "e": [1]}),
+            10,
+        );
         assert_eq!(
             found,
             [
@@ -112,6 +135,9 @@ mod tests {
                 "e is absent in the store and [1] here"
             ]
         );
-        assert_eq!(differences(&json!({"a": 1, "b": 1}), &json!({}), 1).len(), 2);
+        assert_eq!(
+            differences(&json!({"a": 1, "b": 1}), &json!({}), 1).len(),
+            2
+        );
     }
 }

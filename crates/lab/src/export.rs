@@ -88,14 +88,22 @@ pub fn write_csv(path: &Path, part: Part, records: &[TrialRecord]) -> Result<(),
         writer.flush()?;
         Ok::<(), ExportCause>(())
     };
-    atomic::write(path, fill).map_err(|cause| ExportError { path: path.into(), cause })
+    atomic::write(path, fill).map_err(|cause| ExportError {
+        path: path.into(),
+        cause,
+    })
 }
 
 /// Writes one table as Parquet: one row group, Snappy, every column optional, absent values null.
 pub fn write_parquet(path: &Path, part: Part, records: &[TrialRecord]) -> Result<(), ExportError> {
     let frame = part.frame(records);
-    let fill = |file: &mut std::io::BufWriter<std::fs::File>| parquet_into(&frame, file).map_err(ExportCause::from);
-    atomic::write(path, fill).map_err(|cause| ExportError { path: path.into(), cause })
+    let fill = |file: &mut std::io::BufWriter<std::fs::File>| {
+        parquet_into(&frame, file).map_err(ExportCause::from)
+    };
+    atomic::write(path, fill).map_err(|cause| ExportError {
+        path: path.into(),
+        cause,
+    })
 }
 
 /// Writes all tables in both forms into `folder`, which must exist; returns the six paths.
@@ -113,26 +121,42 @@ pub fn write_all(folder: &Path, records: &[TrialRecord]) -> Result<Vec<PathBuf>,
 }
 
 fn parquet_into(frame: &Frame, file: impl Write + Send) -> Result<(), ParquetError> {
-    let fields = frame.columns.iter().map(|(name, cells)| field(name, cells)).collect::<Result<Vec<_>, _>>()?;
-    let schema = Type::group_type_builder("trial").with_fields(fields).build()?;
-    let properties = WriterProperties::builder().set_compression(Compression::SNAPPY).build();
+    let fields = frame
+        .columns
+        .iter()
+        .map(|(name, cells)| field(name, cells))
+        .collect::<Result<Vec<_>, _>>()?;
+    let schema = Type::group_type_builder("trial")
+        .with_fields(fields)
+        .build()?;
+    let properties = WriterProperties::builder()
+        .set_compression(Compression::SNAPPY)
+        .build();
     let mut writer = SerializedFileWriter::new(file, Arc::new(schema), Arc::new(properties))?;
     let mut group = writer.next_row_group()?;
     for (_, cells) in &frame.columns {
-        let Some(mut column) = group.next_column()? else { break };
+        let Some(mut column) = group.next_column()? else {
+            break;
+        };
         match cells {
             Cells::Text(cells) => {
                 let (values, levels) = present(cells, |text| ByteArray::from(text.as_str()));
-                column.typed::<ByteArrayType>().write_batch(&values, Some(&levels), None)?;
+                column
+                    .typed::<ByteArrayType>()
+                    .write_batch(&values, Some(&levels), None)?;
             }
             // Unsigned 64-bit numbers are stored with the same bits as signed ones, and marked unsigned.
             Cells::Count(cells) => {
                 let (values, levels) = present(cells, |value| *value as i64);
-                column.typed::<Int64Type>().write_batch(&values, Some(&levels), None)?;
+                column
+                    .typed::<Int64Type>()
+                    .write_batch(&values, Some(&levels), None)?;
             }
             Cells::Number(cells) => {
                 let (values, levels) = present(cells, |value| *value);
-                column.typed::<DoubleType>().write_batch(&values, Some(&levels), None)?;
+                column
+                    .typed::<DoubleType>()
+                    .write_batch(&values, Some(&levels), None)?;
             }
         }
         column.close()?;
@@ -148,9 +172,12 @@ fn field(name: &str, cells: &Cells) -> Result<TypePtr, ParquetError> {
         Cells::Count(_) => Physical::INT64,
         Cells::Number(_) => Physical::DOUBLE,
     };
-    let builder = Type::primitive_type_builder(name, physical).with_repetition(Repetition::OPTIONAL);
+    let builder =
+        Type::primitive_type_builder(name, physical).with_repetition(Repetition::OPTIONAL);
     let builder = match cells {
-        Cells::Text(_) => builder.with_converted_type(ConvertedType::UTF8).with_logical_type(Some(LogicalType::String)),
+        Cells::Text(_) => builder
+            .with_converted_type(ConvertedType::UTF8)
+            .with_logical_type(Some(LogicalType::String)),
         Cells::Count(_) => builder.with_converted_type(ConvertedType::UINT_64),
         Cells::Number(_) => builder,
     };

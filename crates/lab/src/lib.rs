@@ -6,17 +6,16 @@
 //! - [`store`] keeps one row per trial in one SQLite file, so that a killed comparison goes on where it was.
 //! - [`stats`], [`table`], [`report`], [`export`] turn the rows into numbers, a table, one HTML file, CSV and Parquet.
 
+mod atomic;
 pub mod canonical;
 pub mod export;
+mod float;
 mod frame;
 mod lock;
 pub mod match_budget;
-
+pub mod report;
 pub mod stats;
 pub mod store;
 pub mod table;
-
 pub mod trial;
 pub mod units;
-
-mod atomic;

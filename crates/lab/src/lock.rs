@@ -29,7 +29,9 @@ impl Owner {
         Self {
             pid: std::process::id(),
             process_start: process_start(),
-            boot: std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|text| text.trim().to_string()),
+            boot: std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+                .ok()
+                .map(|text| text.trim().to_string()),
             opening: OPENINGS.fetch_add(1, Ordering::Relaxed),
             since: crate::units::now(),
         }
@@ -37,14 +39,23 @@ impl Owner {
 
     /// The owner for a message.
     pub fn describe(&self) -> String {
-        format!("process {} since {}", self.pid, crate::units::utc(self.since))
+        format!(
+            "process {} since {}",
+            self.pid,
+            crate::units::utc(self.since)
+        )
     }
 }
 
 /// Field 22 of `/proc/self/stat`; the second field may hold spaces, so counting starts after its closing parenthesis.
 fn process_start() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/self/stat").ok()?;
-    text.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+    text.rsplit_once(')')?
+        .1
+        .split_whitespace()
+        .nth(19)?
+        .parse()
+        .ok()
 }
 
 /// The lock, held until dropped or until the process dies.

@@ -83,8 +83,15 @@ impl Store {
     pub fn open(path: &Path, plan: &Value) -> Result<Self, StoreError> {
         let owner = Owner::here();
         let lock = Lock::take(path, &owner).map_err(|failure| match failure {
-            LockFailure::Held(owner) => StoreError::Locked { path: path.into(), owner },
-            LockFailure::Io(source) => StoreError::Io { action: "lock", path: path.into(), source },
+            LockFailure::Held(owner) => StoreError::Locked {
+                path: path.into(),
+                owner,
+            },
+            LockFailure::Io(source) => StoreError::Io {
+                action: "lock",
+                path: path.into(),
+                source,
+            },
         })?;
         if !path.exists() {
             file::create(path, plan)?;
@@ -93,7 +100,10 @@ impl Store {
         let asked: Value = serde_json::from_str(&canonical::text(plan)).unwrap_or_default();
         if canonical::text(&store.plan) != canonical::text(&asked) {
             let differences = canonical::differences(&store.plan, &asked, 8);
-            return Err(StoreError::PlanMismatch { path: path.into(), differences });
+            return Err(StoreError::PlanMismatch {
+                path: path.into(),
+                differences,
+            });
         }
         store.owner = serde_json::to_string(&owner).unwrap_or_default();
         store._lock = Some(lock);
@@ -107,7 +117,13 @@ impl Store {
 
     fn connect(path: &Path, read_only: bool) -> Result<Self, StoreError> {
         let (database, plan) = file::connect(path, read_only)?;
-        let store = Self { path: path.into(), database, owner: String::new(), plan, _lock: None };
+        let store = Self {
+            path: path.into(),
+            database,
+            owner: String::new(),
+            plan,
+            _lock: None,
+        };
         store.records()?;
         Ok(store)
     }
@@ -185,7 +201,11 @@ impl Store {
             let sql = "DELETE FROM trials WHERE id = ?1 AND status = 'claimed' AND owner = ?2";
             rows.execute(sql, params![ticket.id.as_str(), owner])
         })?;
-        if changed == 1 { Ok(()) } else { Err(self.not_claimed(&ticket.id)) }
+        if changed == 1 {
+            Ok(())
+        } else {
+            Err(self.not_claimed(&ticket.id))
+        }
     }
 
     fn end(
@@ -204,12 +224,18 @@ impl Store {
                 params![ticket.id.as_str(), owner, status, text, hash, error, units::now()],
             )
         })?;
-        if changed == 1 { Ok(()) } else { Err(self.not_claimed(&ticket.id)) }
+        if changed == 1 {
+            Ok(())
+        } else {
+            Err(self.not_claimed(&ticket.id))
+        }
     }
 
     /// Forgets failures, so that those trials run again; returns how many there were.
     pub fn retry_failed(&mut self) -> Result<usize, StoreError> {
-        self.transact("retry failed trials of", |rows| rows.execute("DELETE FROM trials WHERE status = 'failed'", []))
+        self.transact("retry failed trials of", |rows| {
+            rows.execute("DELETE FROM trials WHERE status = 'failed'", [])
+        })
     }
 
     /// One row.
@@ -232,14 +258,20 @@ impl Store {
         )
     }
 
-    fn select(&self, rest: &str, values: &[&dyn rusqlite::ToSql]) -> Result<Vec<TrialRecord>, StoreError> {
+    fn select(
+        &self,
+        rest: &str,
+        values: &[&dyn rusqlite::ToSql],
+    ) -> Result<Vec<TrialRecord>, StoreError> {
         let read = || {
             let mut statement = self.database.prepare(&format!("{SELECT}{rest}"))?;
             let rows = statement.query_map(values, raw)?;
             rows.collect::<Result<Vec<_>, _>>()
         };
         let rows: Vec<Raw> = read().map_err(|source| failure("read", &self.path, source))?;
-        rows.into_iter().map(|row| row.check().map_err(|detail| self.corrupt(detail))).collect()
+        rows.into_iter()
+            .map(|row| row.check().map_err(|detail| self.corrupt(detail)))
+            .collect()
     }
 
     fn transact<T>(
@@ -258,11 +290,21 @@ impl Store {
     }
 
     fn corrupt(&self, detail: String) -> StoreError {
-        StoreError::Corrupt { path: self.path.clone(), detail }
+        StoreError::Corrupt {
+            path: self.path.clone(),
+            detail,
+        }
     }
 
     fn not_claimed(&self, id: &TrialId) -> StoreError {
-        let found = self.get(id).ok().flatten().map_or("absent", |record| record.status.name());
-        StoreError::NotClaimed { id: id.clone(), found: found.into() }
+        let found = self
+            .get(id)
+            .ok()
+            .flatten()
+            .map_or("absent", |record| record.status.name());
+        StoreError::NotClaimed {
+            id: id.clone(),
+            found: found.into(),
+        }
     }
 }

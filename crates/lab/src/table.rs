@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::stats::Summary;
-use crate::trial::{BudgetKind, Goal, LatencyPoint, MetricUnit, Status, TrialId, TrialRecord, TrialResult};
+use crate::trial::{BudgetKind, Goal, LatencyPoint, MetricUnit, TrialId, TrialRecord, TrialResult};
 use crate::units;
 
+mod marks;
 mod text;
 
 /// What a column shows.
@@ -125,20 +126,39 @@ impl Table {
         let mut rows: Vec<TableRow> = mixers
             .iter()
             .map(|mixer| {
-                let mine: Vec<_> = chosen.iter().copied().filter(|(record, _)| &record.key.mixer == mixer).collect();
-                let cells = columns.iter().map(|column| cell(column, &mine, latency_length)).collect();
-                TableRow { mixer: mixer.clone(), cells }
+                let mine: Vec<_> = chosen
+                    .iter()
+                    .copied()
+                    .filter(|(record, _)| &record.key.mixer == mixer)
+                    .collect();
+                let cells = columns
+                    .iter()
+                    .map(|column| cell(column, &mine, latency_length))
+                    .collect();
+                TableRow {
+                    mixer: mixer.clone(),
+                    cells,
+                }
             })
             .collect();
         for (index, column) in columns.iter().enumerate() {
-            mark(&mut rows, index, column.goal);
+            marks::mark(&mut rows, index, column.goal);
         }
-        let notes = notes(records, &tasks, &mixers, &rows);
-        Self { columns, rows, latency_length, notes }
+        let notes = marks::notes(records, &tasks, &mixers, &rows);
+        Self {
+            columns,
+            rows,
+            latency_length,
+            notes,
+        }
     }
 }
 
-fn names(asked: &[String], records: &[TrialRecord], get: fn(&TrialRecord) -> &String) -> Vec<String> {
+fn names(
+    asked: &[String],
+    records: &[TrialRecord],
+    get: fn(&TrialRecord) -> &String,
+) -> Vec<String> {
     if !asked.is_empty() {
         return asked.to_vec();
     }
@@ -153,8 +173,14 @@ fn names(asked: &[String], records: &[TrialRecord], get: fn(&TrialRecord) -> &St
 
 fn common_length(chosen: &[(&TrialRecord, &TrialResult)]) -> Option<u64> {
     let mut lengths: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
-    for (record, result) in chosen.iter().filter(|(_, result)| !result.latency.is_empty()) {
-        lengths.entry(&record.key.mixer).or_default().extend(result.latency.iter().map(|point| point.length));
+    for (record, result) in chosen
+        .iter()
+        .filter(|(_, result)| !result.latency.is_empty())
+    {
+        lengths
+            .entry(&record.key.mixer)
+            .or_default()
+            .extend(result.latency.iter().map(|point| point.length));
     }
     let mut all = lengths.into_values();
     let mut common = all.next()?;
@@ -164,45 +190,115 @@ fn common_length(chosen: &[(&TrialRecord, &TrialResult)]) -> Option<u64> {
     common.into_iter().max()
 }
 
-fn columns(chosen: &[(&TrialRecord, &TrialResult)], tasks: &[String], latency_length: Option<u64>) -> Vec<Column> {
+fn columns(
+    chosen: &[(&TrialRecord, &TrialResult)],
+    tasks: &[String],
+    latency_length: Option<u64>,
+) -> Vec<Column> {
     let budget = chosen.first().map(|(record, _)| record.key.budget.kind);
     let mut columns = Vec::new();
     for task in tasks {
         // A task without a finished trial keeps its column, so that the gap is seen.
-        let metric = chosen.iter().find(|(record, _)| &record.key.task == task).map(|(_, result)| &result.metric);
+        let metric = chosen
+            .iter()
+            .find(|(record, _)| &record.key.task == task)
+            .map(|(_, result)| &result.metric);
         let unit = metric.map_or(MetricUnit::Plain, |metric| metric.unit);
-        let percent = if unit == MetricUnit::Fraction { " %" } else { "" };
+        let percent = if unit == MetricUnit::Fraction {
+            " %"
+        } else {
+            ""
+        };
         columns.push(Column {
-            quantity: Quantity::Quality { task: task.clone(), unit },
+            quantity: Quantity::Quality {
+                task: task.clone(),
+                unit,
+            },
             title: task.clone(),
             unit: metric.map_or(String::new(), |metric| format!("{}{percent}", metric.name)),
             goal: metric.map(|metric| metric.goal),
         });
     }
     let mut add = |quantity, title: &str, unit: &str, goal| {
-        columns.push(Column { quantity, title: title.into(), unit: unit.into(), goal });
+        columns.push(Column {
+            quantity,
+            title: title.into(),
+            unit: unit.into(),
+            goal,
+        });
     };
-    let unless = |kind, goal| if budget == Some(kind) { None } else { Some(goal) };
+    let unless = |kind, goal| {
+        if budget == Some(kind) {
+            None
+        } else {
+            Some(goal)
+        }
+    };
     add(Quantity::Params, "params", "", None);
-    add(Quantity::Mismatch, "mismatch", budget.map_or("", BudgetKind::name), None);
-    add(Quantity::FlopsPerToken, "FLOPs", "per token", unless(BudgetKind::Flops, Goal::Minimize));
-    add(Quantity::StateBytes, "state", "per sequence", unless(BudgetKind::State, Goal::Minimize));
-    add(Quantity::TrainRate, "training", "tokens/s", Some(Goal::Maximize));
-    add(Quantity::PeakMemory, "memory", "training peak", Some(Goal::Minimize));
+    add(
+        Quantity::Mismatch,
+        "mismatch",
+        budget.map_or("", BudgetKind::name),
+        None,
+    );
+    add(
+        Quantity::FlopsPerToken,
+        "FLOPs",
+        "per token",
+        unless(BudgetKind::Flops, Goal::Minimize),
+    );
+    add(
+        Quantity::StateBytes,
+        "state",
+        "per sequence",
+        unless(BudgetKind::State, Goal::Minimize),
+    );
+    add(
+        Quantity::TrainRate,
+        "training",
+        "tokens/s",
+        Some(Goal::Maximize),
+    );
+    add(
+        Quantity::PeakMemory,
+        "memory",
+        "training peak",
+        Some(Goal::Minimize),
+    );
     if let Some(length) = latency_length {
-        add(Quantity::Prefill, "prefill", &format!("{} tokens", units::grouped(length)), Some(Goal::Minimize));
-        add(Quantity::PerToken, "next token", &format!("after {}", units::grouped(length)), Some(Goal::Minimize));
+        add(
+            Quantity::Prefill,
+            "prefill",
+            &format!("{} tokens", units::grouped(length)),
+            Some(Goal::Minimize),
+        );
+        add(
+            Quantity::PerToken,
+            "next token",
+            &format!("after {}", units::grouped(length)),
+            Some(Goal::Minimize),
+        );
     }
     columns
 }
 
-fn cell(column: &Column, mine: &[(&TrialRecord, &TrialResult)], length: Option<u64>) -> Option<Cell> {
+fn cell(
+    column: &Column,
+    mine: &[(&TrialRecord, &TrialResult)],
+    length: Option<u64>,
+) -> Option<Cell> {
     let at = |result: &TrialResult| -> Option<LatencyPoint> {
-        result.latency.iter().find(|point| Some(point.length) == length).cloned()
+        result
+            .latency
+            .iter()
+            .find(|point| Some(point.length) == length)
+            .cloned()
     };
     let value = |record: &TrialRecord, result: &TrialResult| -> Option<f64> {
         match &column.quantity {
-            Quantity::Quality { task, .. } => (&record.key.task == task).then_some(result.metric.value),
+            Quantity::Quality { task, .. } => {
+                (&record.key.task == task).then_some(result.metric.value)
+            }
             Quantity::Params => Some(result.params as f64),
             Quantity::Mismatch => Some(result.mismatch(&record.key.budget)),
             Quantity::FlopsPerToken => Some(result.flops_per_token),
@@ -220,20 +316,33 @@ fn cell(column: &Column, mine: &[(&TrialRecord, &TrialResult)], length: Option<u
     let values: Vec<f64> = found.iter().map(|(_, value)| *value).collect();
     let summary = Summary::of(&values)?;
     let text = show(&column.quantity, &summary);
-    Some(Cell { summary, trials: found.into_iter().map(|(id, _)| id).collect(), mark: Mark::Plain, text })
+    Some(Cell {
+        summary,
+        trials: found.into_iter().map(|(id, _)| id).collect(),
+        mark: Mark::Plain,
+        text,
+    })
 }
 
 fn show(quantity: &Quantity, summary: &Summary) -> String {
     let exact = |show: fn(f64) -> String| {
         let (low, high) = (show(summary.min), show(summary.max));
-        if low == high { low } else { format!("{low} – {high}") }
+        if low == high {
+            low
+        } else {
+            format!("{low} – {high}")
+        }
     };
     match quantity {
         Quantity::Quality { unit, .. } => quality(*unit, summary),
         Quantity::Params | Quantity::FlopsPerToken => exact(units::count),
         Quantity::StateBytes => exact(units::bytes),
         Quantity::Mismatch => {
-            let worst = if summary.max.abs() >= summary.min.abs() { summary.max } else { summary.min };
+            let worst = if summary.max.abs() >= summary.min.abs() {
+                summary.max
+            } else {
+                summary.min
+            };
             format!("{:+.2} %", worst * 100.0)
         }
         Quantity::TrainRate => units::count(summary.mean),
@@ -250,53 +359,4 @@ pub(crate) fn quality(unit: MetricUnit, summary: &Summary) -> String {
         Some(error) => format!("{mean} ± {:.*}", decimals, unit.scale(error)),
         None => mean,
     }
-}
-
-fn mark(rows: &mut [TableRow], index: usize, goal: Option<Goal>) {
-    let Some(goal) = goal else { return };
-    let means = rows.iter().filter_map(|row| row.cells[index].as_ref()).map(|cell| cell.summary);
-    let best = means.filter(|summary| !summary.mean.is_nan()).reduce(|best, next| {
-        if goal.better(next.mean, best.mean) { next } else { best }
-    });
-    let Some(best) = best else { return };
-    let alone = rows.iter().filter(|row| row.cells[index].is_some()).count() < 2;
-    for cell in rows.iter_mut().filter_map(|row| row.cells[index].as_mut()).filter(|_| !alone) {
-        if cell.summary.mean == best.mean {
-            cell.mark = Mark::Best;
-        } else if let (Some(a), Some(b)) = (cell.summary.standard_error, best.standard_error)
-            && (cell.summary.mean - best.mean).abs() <= 2.0 * a.hypot(b)
-        {
-            cell.mark = Mark::Tied;
-        }
-    }
-}
-
-fn notes(records: &[TrialRecord], tasks: &[String], mixers: &[String], rows: &[TableRow]) -> Vec<String> {
-    let mut notes = Vec::new();
-    for record in records {
-        let key = &record.key;
-        if !tasks.contains(&key.task) || !mixers.contains(&key.mixer) {
-            continue;
-        }
-        let name = format!("{} on {}, seed {}", key.mixer, key.task, key.seed);
-        match record.status {
-            Status::Failed => {
-                notes.push(format!("{name} failed: {}", record.error.as_deref().unwrap_or("no reason given")));
-            }
-            Status::Claimed => notes.push(format!("{name} is not finished")),
-            Status::Done => {}
-        }
-    }
-    let any = |mark| rows.iter().flat_map(|row| row.cells.iter().flatten()).any(|cell| cell.mark == mark);
-    if any(Mark::Best) {
-        notes.push("* best of its column".into());
-    }
-    if any(Mark::Tied) {
-        notes.push("~ not told apart from the best: within two standard errors of the difference".into());
-    }
-    let repeated = rows.iter().flat_map(|row| row.cells.iter().flatten()).any(|cell| cell.summary.count > 1);
-    if repeated {
-        notes.push("quality is mean ± standard error over seeds; times, rates and memory are means".into());
-    }
-    notes
 }

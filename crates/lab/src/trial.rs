@@ -177,7 +177,7 @@ pub struct Metric {
     /// Name, such as `accuracy` or `bits per byte`.
     pub name: String,
     /// Value on held-out data.
-    #[serde(with = "float")]
+    #[serde(with = "crate::float")]
     pub value: f64,
     /// How it is printed.
     pub unit: MetricUnit,
@@ -195,10 +195,10 @@ pub struct CurvePoint {
     /// Seconds of training since the start.
     pub seconds: f64,
     /// Training loss, mean over the steps since the last point.
-    #[serde(with = "float")]
+    #[serde(with = "crate::float")]
     pub train_loss: f64,
     /// The task's metric on held-out data, where it was measured at this step.
-    #[serde(default, with = "optional_float")]
+    #[serde(default, with = "crate::float::optional")]
     pub metric: Option<f64>,
 }
 
@@ -223,7 +223,7 @@ pub struct TrialResult {
     /// Quality on held-out data.
     pub metric: Metric,
     /// Loss on held-out data.
-    #[serde(with = "float")]
+    #[serde(with = "crate::float")]
     pub loss: f64,
     /// The quantity that the budget fixes, as achieved, in the unit of the budget.
     pub budget_value: f64,
@@ -302,45 +302,6 @@ pub struct TrialRecord {
     pub error: Option<String>,
 }
 
-/// JSON has no NaN or infinity; a diverged loss is written as the string `NaN`, `inf` or `-inf` and read back.
-mod float {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Text {
-        Number(f64),
-        Word(String),
-    }
-
-    pub fn serialize<S: Serializer>(value: &f64, out: S) -> Result<S::Ok, S::Error> {
-        if value.is_finite() { out.serialize_f64(*value) } else { out.serialize_str(&value.to_string()) }
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(input: D) -> Result<f64, D::Error> {
-        match Text::deserialize(input)? {
-            Text::Number(value) => Ok(value),
-            Text::Word(word) => word.parse().map_err(|_| D::Error::custom(format!("{word:?} is not a number"))),
-        }
-    }
-}
-
-/// [`float`] for an optional number.
-mod optional_float {
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    #[derive(Serialize, Deserialize)]
-    struct Wrapped(#[serde(with = "super::float")] f64);
-
-    pub fn serialize<S: Serializer>(value: &Option<f64>, out: S) -> Result<S::Ok, S::Error> {
-        value.map(Wrapped).serialize(out)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(input: D) -> Result<Option<f64>, D::Error> {
-        Ok(Option::<Wrapped>::deserialize(input)?.map(|wrapped| wrapped.0))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -353,7 +314,11 @@ mod tests {
             size,
             setup: json!({"steps": 100}),
             seed: 7,
-            budget: Budget { kind: BudgetKind::Params, target: 1e5, tolerance: 0.02 },
+            budget: Budget {
+                kind: BudgetKind::Params,
+                target: 1e5,
+                tolerance: 0.02,
+            },
         }
     }
 
@@ -363,7 +328,14 @@ mod tests {
         let b = key(json!({"layers": 2, "width": 64}));
         assert_eq!(a.id(), b.id());
         assert_ne!(a.id(), key(json!({"layers": 2, "width": 65})).id());
-        assert_ne!(a.id(), TrialKey { seed: 8, ..a.clone() }.id());
+        assert_ne!(
+            a.id(),
+            TrialKey {
+                seed: 8,
+                ..a.clone()
+            }
+            .id()
+        );
         assert_eq!(a.id().as_str().len(), 16);
         // Pinned: a change here orphans the rows of every store that exists.
         assert_eq!(a.id().as_str(), "0a517f8bf593d439");
@@ -371,22 +343,47 @@ mod tests {
 
     #[test]
     fn not_a_number_survives_json() {
-        for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 0.1 + 0.2, 1.0 / 3.0] {
-            let point = CurvePoint { step: 1, tokens: 2, seconds: 0.5, train_loss: value, metric: Some(value) };
+        for value in [
+            f64::NAN,
+            f64::INFINITY,
+            f64::NEG_INFINITY,
+            0.1 + 0.2,
+            1.0 / 3.0,
+        ] {
+            let point = CurvePoint {
+                step: 1,
+                tokens: 2,
+                seconds: 0.5,
+                train_loss: value,
+                metric: Some(value),
+            };
             let text = serde_json::to_string(&point).unwrap();
             let back: CurvePoint = serde_json::from_str(&text).unwrap();
             assert_eq!(back.train_loss.to_bits(), value.to_bits(), "{text}");
             assert_eq!(back.metric.unwrap().to_bits(), value.to_bits(), "{text}");
         }
-        let absent: CurvePoint =
-            serde_json::from_str(r#"{"step":1,"tokens":1,"seconds":0,"train_loss":1,"metric":null}"#).unwrap();
+        let absent: CurvePoint = serde_json::from_str(
+            r#"{"step":1,"tokens":1,"seconds":0,"train_loss":1,"metric":null}"#,
+        )
+        .unwrap();
         assert_eq!(absent.metric, None);
-        assert!(serde_json::from_str::<CurvePoint>(r#"{"step":1,"tokens":1,"seconds":0,"train_loss":"x"}"#).is_err());
+        assert!(
+            serde_json::from_str::<CurvePoint>(
+                r#"{"step":1,"tokens":1,"seconds":0,"train_loss":"x"}"#
+            )
+            .is_err()
+        );
     }
 
     #[test]
     fn budget_kinds_parse() {
         assert_eq!("flops".parse::<BudgetKind>().unwrap(), BudgetKind::Flops);
-        assert!("speed".parse::<BudgetKind>().unwrap_err().to_string().contains("params, flops, state or time"));
+        assert!(
+            "speed"
+                .parse::<BudgetKind>()
+                .unwrap_err()
+                .to_string()
+                .contains("params, flops, state or time")
+        );
     }
 }

@@ -13,7 +13,10 @@ pub fn three_digits(value: f64) -> String {
     }
     // The exponent after rounding: 0.9999 is 1.00, not 1.000.
     let scientific = format!("{value:.2e}");
-    let magnitude: i32 = scientific.rsplit_once('e').and_then(|(_, digits)| digits.parse().ok()).unwrap_or(0);
+    let magnitude: i32 = scientific
+        .rsplit_once('e')
+        .and_then(|(_, digits)| digits.parse().ok())
+        .unwrap_or(0);
     if !(-4..6).contains(&magnitude) {
         return scientific;
     }
@@ -28,8 +31,16 @@ fn scaled(value: f64, base: f64, units: &[&str], space: &str) -> String {
         index += 1;
     }
     let whole = scaled.fract() == 0.0 && scaled.abs() < base;
-    let number = if whole { format!("{scaled:.0}") } else { three_digits(scaled) };
-    if units[index].is_empty() { number } else { format!("{number}{space}{}", units[index]) }
+    let number = if whole {
+        format!("{scaled:.0}")
+    } else {
+        three_digits(scaled)
+    };
+    if units[index].is_empty() {
+        number
+    } else {
+        format!("{number}{space}{}", units[index])
+    }
 }
 
 /// A count with a decimal prefix: `1.23M`, `45.6k`, `7`.
@@ -45,7 +56,7 @@ pub fn bytes(value: f64) -> String {
 /// A duration: `350 µs`, `1.20 ms`, `2.10 s`, `3.5 min`.
 pub fn seconds(value: f64) -> String {
     match value.abs() {
-        v if v == 0.0 => "0 s".into(),
+        0.0 => "0 s".into(),
         v if v < 1e-6 => format!("{} ns", three_digits(value * 1e9)),
         v if v < 1e-3 => format!("{} µs", three_digits(value * 1e6)),
         v if v < 1.0 => format!("{} ms", three_digits(value * 1e3)),
@@ -60,7 +71,7 @@ pub fn grouped(count: u64) -> String {
     let digits = count.to_string();
     let mut out = String::new();
     for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index) % 3 == 0 {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
             out.push(',');
         }
         out.push(digit);
@@ -70,17 +81,30 @@ pub fn grouped(count: u64) -> String {
 
 /// Seconds since 1970 as `2026-01-31 17:05:09 UTC` (days to civil date in the proleptic Gregorian calendar).
 pub fn utc(unix_seconds: i64) -> String {
-    let (days, second) = (unix_seconds.div_euclid(86_400), unix_seconds.rem_euclid(86_400));
+    let (days, second) = (
+        unix_seconds.div_euclid(86_400),
+        unix_seconds.rem_euclid(86_400),
+    );
     // Years are counted from March, so that the leap day is the last of its year; 400 years have 146,097 days.
     let shifted = days + 719_468;
     let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let march_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * march_month + 2) / 5 + 1;
-    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
+    let month = if march_month < 10 {
+        march_month + 3
+    } else {
+        march_month - 9
+    };
     let year = year_of_era + era * 400 + i64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02} UTC", second / 3600, second / 60 % 60, second % 60)
+    format!(
+        "{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02} UTC",
+        second / 3600,
+        second / 60 % 60,
+        second % 60
+    )
 }
 
 /// Seconds since 1970 of the system clock.

@@ -143,6 +143,25 @@ pub type TokenEntry = Entry<dyn TokenMixer>;
 /// A registered channel mixer.
 pub type ChannelEntry = Entry<dyn ChannelMixer>;
 
+impl TokenEntry {
+    /// Whether the mixer looks back only, in this config.
+    pub fn causal(&self, options: &Options) -> bool {
+        match self.card.direction {
+            Direction::Causal => true,
+            Direction::Bidirectional => false,
+            Direction::Either => {
+                let resolved = (self.resolve)(options).unwrap_or_default();
+                resolved.get("causal") == Some(&Value::Bool(true))
+            }
+        }
+    }
+
+    /// Whether a state can be carried from call to call, in this config.
+    pub fn streams(&self, options: &Options) -> bool {
+        self.card.streams && self.causal(options)
+    }
+}
+
 /// Reads a config type from `options`, refusing unknown keys with the nearest one.
 pub fn read<C>(card: &Card, options: &Options) -> Result<C, ConfigError>
 where

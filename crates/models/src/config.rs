@@ -208,6 +208,22 @@ impl ModelConfig {
         &self.mixers[layer % self.mixers.len()]
     }
 
+    /// Whether every mixer can carry a state, so that the model can generate token by token.
+    pub fn streams(&self) -> bool {
+        let streams = |spec: &MixerSpec| {
+            token_mixer(&spec.name).is_ok_and(|entry| entry.streams(&spec.options))
+        };
+        self.mixers.iter().all(streams)
+    }
+
+    /// Whether every mixer looks back only, so that the model can be trained to give the next token.
+    pub fn causal(&self) -> bool {
+        let causal = |spec: &MixerSpec| {
+            token_mixer(&spec.name).is_ok_and(|entry| entry.causal(&spec.options))
+        };
+        self.mixers.iter().all(causal)
+    }
+
     /// Numbers of tokens along rows and columns, for patches.
     pub fn grid(&self) -> Option<[usize; 2]> {
         match self.reads {
@@ -259,6 +275,13 @@ impl ModelConfig {
                 }
             }
             Reads::Tokens { .. } => match self.gives {
+                Gives::NextToken { .. } if !self.causal() => {
+                    let names: Vec<&str> =
+                        self.mixers.iter().map(|spec| spec.name.as_str()).collect();
+                    impossible(format!(
+                        "a model that gives the next token must not see it, and a mixer of {names:?} looks ahead; set its causal knob, take another mixer, or a task that gives a class"
+                    ))
+                }
                 Gives::Class { classes: 0, .. } => impossible("classes must be at least 1".into()),
                 _ => Ok(()),
             },

@@ -461,6 +461,13 @@ impl Model {
                 state.times.len()
             )));
         }
+        if !self.config.streams() {
+            let names: Vec<&str> =
+                self.config.mixers.iter().map(|spec| spec.name.as_str()).collect();
+            return Err(ModelError::Input(format!(
+                "a mixer of {names:?} cannot stream in this config, so there is no state to go on from; see its card"
+            )));
+        }
         let mut context = Context::with_state();
         let x = match lengths {
             None => self.embed_tokens(ids, batch)?,
@@ -474,11 +481,7 @@ impl Model {
         let offsets = context.sequences(rows, time);
         let (x, next) = self.hidden(x, &context, state)?;
         let Some(next) = next else {
-            let name = self.config.mixers.iter().map(|spec| spec.name.as_str());
-            let names: Vec<&str> = name.collect();
-            return Err(ModelError::Input(format!(
-                "a mixer of {names:?} cannot stream, so there is no state to go on from; see its card"
-            )));
+            panic!("a mixer whose card says that it streams gave no state")
         };
         let last = self.pooled(x, &offsets, Pool::Last);
         Ok((self.scores(last), next))

@@ -1,12 +1,23 @@
 //! Differentiable ops over burn tensors: for each a naive twin, a CPU kernel and a composed form that runs on any
 //! burn backend. The only crate of the workspace that names a backend.
 
+pub mod activation;
 pub mod adapter;
+#[cfg(test)]
+pub(crate) mod check;
+pub mod embedding;
+pub mod loss;
+pub mod norm;
+pub mod pool;
+pub mod recurrence;
+pub mod rope;
+pub mod device;
 pub mod param;
 pub mod meter;
 pub mod linear;
 
 pub use adapter::{Array, Erased, Forward, Kernel, View, apply, device_is_cpu, erase, on_cpu, portable};
+pub use device::{DeviceError, device, has_gpu};
 pub use burn::tensor::{Device, Gradients, Int, Tensor};
 pub use linear::Linear;
 pub use param::{Builder, Init, LinearInit, Param, ParamStore, tensor_values};

@@ -34,19 +34,12 @@ impl Case {
 
     /// Whether this config is causal, by its card and its knob.
     pub fn causal(&self) -> bool {
-        match self.entry.card.direction {
-            Direction::Causal => true,
-            Direction::Bidirectional => false,
-            Direction::Either => {
-                let resolved = (self.entry.resolve)(&self.options).unwrap_or_default();
-                resolved.get("causal") == Some(&Value::Bool(true))
-            }
-        }
+        self.entry.causal(&self.options)
     }
 
     /// Whether this config must stream.
     pub fn streams(&self) -> bool {
-        self.entry.card.streams && self.causal()
+        self.entry.streams(&self.options)
     }
 
     fn build(&self, device: &Device) -> Result<(Box<dyn TokenMixer>, ParamStore), String> {

@@ -87,23 +87,29 @@ pub enum StoreError {
 }
 
 fn holder(owner: &Option<Owner>) -> String {
-    owner.as_ref().map_or("another process".into(), Owner::describe)
+    owner
+        .as_ref()
+        .map_or("another process".into(), Owner::describe)
 }
 
 /// An SQLite failure as the error that tells what to do.
 pub(super) fn failure(action: &'static str, path: &Path, source: rusqlite::Error) -> StoreError {
     match source.sqlite_error_code() {
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
-            StoreError::Corrupt { path: path.into(), detail: source.to_string() }
-        }
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => StoreError::Corrupt {
+            path: path.into(),
+            detail: source.to_string(),
+        },
         Some(ErrorCode::DiskFull) => StoreError::DiskFull { path: path.into() },
-        // Tables that are not there, or hold another type than they should, are damage as well.
-        Some(ErrorCode::Unknown) if source.to_string().contains("no such") => {
-            StoreError::Corrupt { path: path.into(), detail: source.to_string() }
-        }
-        None if matches!(source, rusqlite::Error::QueryReturnedNoRows | rusqlite::Error::InvalidColumnType(..)) => {
-            StoreError::Corrupt { path: path.into(), detail: source.to_string() }
-        }
-        _ => StoreError::Sqlite { action, path: path.into(), source },
+        // Tables that are not there, or hold something else than they should (another type, no UTF-8), are damage.
+        // The statements are fixed, so an error in them ("no such table", "unsupported file format") is the file's.
+        None | Some(ErrorCode::Unknown) => StoreError::Corrupt {
+            path: path.into(),
+            detail: source.to_string(),
+        },
+        Some(_) => StoreError::Sqlite {
+            action,
+            path: path.into(),
+            source,
+        },
     }
 }

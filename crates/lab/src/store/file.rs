@@ -34,7 +34,11 @@ CREATE TABLE trials (
 
 /// Builds a new, empty store under a temporary name and renames it, so that a half-made one is never seen.
 pub(super) fn create(path: &Path, plan: &Value) -> Result<(), StoreError> {
-    let io = |source| StoreError::Io { action: "create", path: path.into(), source };
+    let io = |source| StoreError::Io {
+        action: "create",
+        path: path.into(),
+        source,
+    };
     let temporary = atomic::temporary_name(path).map_err(io)?;
     let _ = std::fs::remove_file(&temporary);
     let build = || {
@@ -63,51 +67,87 @@ pub(super) fn create(path: &Path, plan: &Value) -> Result<(), StoreError> {
 
 /// Opens an existing file and checks that it is a whole store of a known version.
 pub(super) fn connect(path: &Path, read_only: bool) -> Result<(Connection, Value), StoreError> {
-    let corrupt = |detail: String| StoreError::Corrupt { path: path.into(), detail };
+    let corrupt = |detail: String| StoreError::Corrupt {
+        path: path.into(),
+        detail,
+    };
     let fail = |source| failure("open", path, source);
     match std::fs::metadata(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Err(StoreError::Missing { path: path.into() });
         }
-        Err(source) => return Err(StoreError::Io { action: "open", path: path.into(), source }),
+        Err(source) => {
+            return Err(StoreError::Io {
+                action: "open",
+                path: path.into(),
+                source,
+            });
+        }
         Ok(found) if !found.is_file() => return Err(corrupt("not a regular file".into())),
         Ok(found) if found.len() == 0 => return Err(corrupt("0 bytes".into())),
         Ok(_) => {}
     }
     // Also a reader opens for writing where it may: what a killed writer left half-done must be rolled back first.
     let flags = OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let database = match Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_READ_WRITE) {
-        Err(_) if read_only => Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_READ_ONLY),
-        opened => opened,
-    }
-    .map_err(fail)?;
-    database.busy_timeout(Duration::from_secs(10)).map_err(fail)?;
-    let id: i64 = database.query_row("PRAGMA application_id", [], |row| row.get(0)).map_err(fail)?;
+    let database =
+        match Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_READ_WRITE) {
+            Err(_) if read_only => {
+                Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_READ_ONLY)
+            }
+            opened => opened,
+        }
+        .map_err(fail)?;
+    database
+        .busy_timeout(Duration::from_secs(10))
+        .map_err(fail)?;
+    let id: i64 = database
+        .query_row("PRAGMA application_id", [], |row| row.get(0))
+        .map_err(fail)?;
     if id != APPLICATION_ID {
-        return Err(corrupt(format!("an SQLite file of another program, application id {id:#x}")));
+        return Err(corrupt(format!(
+            "an SQLite file of another program, application id {id:#x}"
+        )));
     }
-    let sound: String = database.query_row("PRAGMA integrity_check(1)", [], |row| row.get(0)).map_err(fail)?;
+    let sound: String = database
+        .query_row("PRAGMA integrity_check(1)", [], |row| row.get(0))
+        .map_err(fail)?;
     if sound != "ok" {
         return Err(corrupt(sound));
     }
     let meta = |name: &str| format!("SELECT value FROM meta WHERE name = '{name}'");
-    let found: i64 = database.query_row(&meta("schema_version"), [], |row| row.get(0)).map_err(fail)?;
+    let found: i64 = database
+        .query_row(&meta("schema_version"), [], |row| row.get(0))
+        .map_err(fail)?;
     if found != SCHEMA_VERSION {
-        return Err(StoreError::Schema { path: path.into(), found, known: SCHEMA_VERSION });
+        return Err(StoreError::Schema {
+            path: path.into(),
+            found,
+            known: SCHEMA_VERSION,
+        });
     }
-    let plan: String = database.query_row(&meta("plan"), [], |row| row.get(0)).map_err(fail)?;
-    let hash: String = database.query_row(&meta("plan_hash"), [], |row| row.get(0)).map_err(fail)?;
+    let plan: String = database
+        .query_row(&meta("plan"), [], |row| row.get(0))
+        .map_err(fail)?;
+    let hash: String = database
+        .query_row(&meta("plan_hash"), [], |row| row.get(0))
+        .map_err(fail)?;
     if canonical::hash(&plan) != hash {
         return Err(corrupt("the plan does not match its hash".into()));
     }
     let plan = serde_json::from_str(&plan).map_err(|error| corrupt(format!("plan: {error}")))?;
     // One file when idle: a rollback journal, removed at each commit, not a write-ahead log beside it.
     if read_only {
-        database.pragma_update(None, "query_only", true).map_err(fail)?;
+        database
+            .pragma_update(None, "query_only", true)
+            .map_err(fail)?;
     } else {
-        let mode: String = database.query_row("PRAGMA journal_mode = DELETE", [], |row| row.get(0)).map_err(fail)?;
+        let mode: String = database
+            .query_row("PRAGMA journal_mode = DELETE", [], |row| row.get(0))
+            .map_err(fail)?;
         debug_assert_eq!(mode, "delete");
-        database.pragma_update(None, "synchronous", "FULL").map_err(fail)?;
+        database
+            .pragma_update(None, "synchronous", "FULL")
+            .map_err(fail)?;
     }
     Ok((database, plan))
 }

@@ -6,7 +6,8 @@ use crate::canonical;
 use crate::trial::{Status, TrialId, TrialRecord};
 
 /// The columns that [`raw`] reads.
-pub(super) const SELECT: &str = "SELECT id, key, status, attempts, result, result_hash, error FROM trials";
+pub(super) const SELECT: &str =
+    "SELECT id, key, status, attempts, result, result_hash, error FROM trials";
 
 /// A row as it is in the file, not yet believed.
 pub(super) struct Raw {
@@ -37,23 +38,38 @@ impl Raw {
     pub(super) fn check(self) -> Result<TrialRecord, String> {
         let id = TrialId::of_canonical(&self.key);
         if id.as_str() != self.id {
-            return Err(format!("the key of trial {} does not hash to its id", self.id));
+            return Err(format!(
+                "the key of trial {} does not hash to its id",
+                self.id
+            ));
         }
-        let key = serde_json::from_str(&self.key).map_err(|error| format!("key of trial {id}: {error}"))?;
+        let key = serde_json::from_str(&self.key)
+            .map_err(|error| format!("key of trial {id}: {error}"))?;
         let status = [Status::Claimed, Status::Done, Status::Failed]
             .into_iter()
             .find(|status| status.name() == self.status)
             .ok_or_else(|| format!("status {:?} of trial {id}", self.status))?;
         if self.result.is_some() != (status == Status::Done) {
-            return Err(format!("trial {id} is {} but its result says otherwise", status.name()));
+            return Err(format!(
+                "trial {id} is {} but its result says otherwise",
+                status.name()
+            ));
         }
         let result = match self.result {
             None => None,
-            Some(text) if Some(canonical::hash(&text)) == self.result_hash => {
-                Some(serde_json::from_str(&text).map_err(|error| format!("result of trial {id}: {error}"))?)
-            }
+            Some(text) if Some(canonical::hash(&text)) == self.result_hash => Some(
+                serde_json::from_str(&text)
+                    .map_err(|error| format!("result of trial {id}: {error}"))?,
+            ),
             Some(_) => return Err(format!("the result of trial {id} does not match its hash")),
         };
-        Ok(TrialRecord { id, key, status, attempts: self.attempts, result, error: self.error })
+        Ok(TrialRecord {
+            id,
+            key,
+            status,
+            attempts: self.attempts,
+            result,
+            error: self.error,
+        })
     }
 }

@@ -42,10 +42,19 @@ impl Table {
             .map(|index| {
                 let cells = self.rows.iter().map(|row| width(&shown(&row.cells[index])));
                 let head = &self.columns[index];
-                cells.chain([width(&head.title) + 2, width(&head.unit) + 2]).max().unwrap_or(0)
+                cells
+                    .chain([width(&head.title) + 2, width(&head.unit) + 2])
+                    .max()
+                    .unwrap_or(0)
             })
             .collect();
-        let names = self.rows.iter().map(|row| width(&row.mixer)).chain([5]).max().unwrap_or(5);
+        let names = self
+            .rows
+            .iter()
+            .map(|row| width(&row.mixer))
+            .chain([5])
+            .max()
+            .unwrap_or(5);
         let mut out = String::new();
         let mut start = 0;
         while start < widths.len() {
@@ -68,7 +77,13 @@ impl Table {
         out
     }
 
-    fn part(&self, range: std::ops::Range<usize>, names: usize, widths: &[usize], out: &mut String) {
+    fn part(
+        &self,
+        range: std::ops::Range<usize>,
+        names: usize,
+        widths: &[usize],
+        out: &mut String,
+    ) {
         let mut line = |first: &str, cell: &dyn Fn(usize) -> String| {
             let mut text = left(first, names);
             for index in range.clone() {
@@ -92,7 +107,11 @@ impl Table {
         let mut out = String::from("| mixer |");
         for column in &self.columns {
             let gap = if column.unit.is_empty() { "" } else { ", " };
-            out.push_str(&format!(" {}{gap}{} |", escape(&column.title), escape(&column.unit)));
+            out.push_str(&format!(
+                " {}{gap}{} |",
+                escape(&column.title),
+                escape(&column.unit)
+            ));
         }
         out.push_str("\n|---|");
         out.push_str(&"---:|".repeat(self.columns.len()));
@@ -114,7 +133,14 @@ impl Table {
             out.push('\n');
         }
         for note in &self.notes {
-            out.push_str(&format!("- {}\n", escape(&note.replace("* best", "bold: best").replace("~ not", "`~` not"))));
+            out.push_str(&format!(
+                "- {}\n",
+                escape(
+                    &note
+                        .replace("* best", "bold: best")
+                        .replace("~ not", "`~` not")
+                )
+            ));
         }
         out
     }

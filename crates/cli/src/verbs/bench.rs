@@ -1,0 +1,217 @@
+//! `anyformer bench`: speed of mixers against length, on random tokens.
+
+use std::time::Instant;
+
+use anyformer_kernels::memory;
+use anyformer_lab::units::{bytes, seconds};
+use anyformer_mixers::{MixerSpec, token_mixer, token_mixers};
+use anyformer_models::{Input, Model, ModelConfig, Target};
+use anyformer_ops::Device;
+use serde::Serialize;
+use serde_json::json;
+
+use crate::args::Global;
+use crate::exit::{Failure, Kind, bad_input};
+use crate::format::table;
+use crate::say::Say;
+use crate::setup::{device, device_name, start_threads};
+
+/// Flags.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Token mixers, by commas [default: all]
+    #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+    pub mixers: Vec<String>,
+    /// Lengths in tokens, by commas
+    #[arg(long, value_delimiter = ',', value_name = "LENGTHS", default_value = "256,512,1024,2048")]
+    pub lengths: Vec<usize>,
+    /// Rows of a batch
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub batch: usize,
+    /// Width of the model
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub dim: usize,
+    /// Blocks of the model
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub layers: usize,
+    /// Timed runs of each measurement, after one that is not timed; the median is told
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub runs: usize,
+}
+
+/// One measured point; times are medians in seconds.
+#[derive(Debug, Serialize)]
+struct Row {
+    mixer: String,
+    length: usize,
+    forward_backward_s: f64,
+    train_tokens_per_s: f64,
+    peak_bytes: usize,
+    /// Absent for mixers that cannot stream.
+    prefill_s: Option<f64>,
+    step_s: Option<f64>,
+    state_bytes: Option<u64>,
+}
+
+/// Prints the table.
+pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
+    let names: Vec<&str> = match args.mixers.is_empty() {
+        true => token_mixers().iter().map(|entry| entry.card.name).collect(),
+        false => args.mixers.iter().map(String::as_str).collect(),
+    };
+    for name in &names {
+        token_mixer(name).input()?;
+    }
+    if args.lengths.contains(&0) || args.runs == 0 || args.batch == 0 {
+        return Err(bad_input("measure: lengths, batch and runs must be at least 1"));
+    }
+    let configs: Vec<ModelConfig> = names.iter().map(|name| config(args, name)).collect::<Result<_, _>>()?;
+    let threads = start_threads(global, None)?;
+    let device = device(&device_name(global, None))?;
+    let mut rows = Vec::new();
+    for config in &configs {
+        for length in &args.lengths {
+            say.note(format!("{} at {length}", config.mixers[0].name));
+            rows.push(measure(config, *length, args, &device)?);
+        }
+    }
+    let value = json!({
+        "dim": args.dim, "layers": args.layers, "batch": args.batch, "runs": args.runs, "threads": threads,
+        "simd": super::doctor::simd(), "version": env!("CARGO_PKG_VERSION"), "rows": rows,
+    });
+    say.result(&value, || {
+        let cells = rows.iter().map(|row| {
+            let optional = |value: Option<String>| value.unwrap_or("-".to_string());
+            vec![
+                row.mixer.clone(),
+                row.length.to_string(),
+                seconds(row.forward_backward_s),
+                format!("{:.0}", row.train_tokens_per_s),
+                bytes(row.peak_bytes as f64),
+                optional(row.prefill_s.map(seconds)),
+                optional(row.step_s.map(seconds)),
+                optional(row.state_bytes.map(|state| bytes(state as f64))),
+            ]
+        });
+        let header =
+            ["mixer", "length", "forward+backward", "tokens/s", "peak memory", "prefill", "one token", "state"];
+        let mut text = table(&header, &[1, 2, 3, 4, 5, 6, 7], &cells.collect::<Vec<_>>());
+        text += &format!(
+            "\ndim {}, {} layers, batch {}, {threads} threads, median of {} runs; one token: after a prompt of that length\n",
+            args.dim, args.layers, args.batch, args.runs
+        );
+        text
+    });
+    Ok(())
+}
+
+fn config(args: &Args, name: &str) -> Result<ModelConfig, Failure> {
+    let config = ModelConfig {
+        dim: args.dim,
+        layers: args.layers,
+        mixers: vec![MixerSpec::named(name)],
+        max_time: args.lengths.iter().copied().max().unwrap_or(0).max(2048),
+        ..ModelConfig::default()
+    };
+    // Refused before anything is measured, so that no table stops in the middle.
+    Model::shapes(&config).input()?;
+    Ok(config)
+}
+
+/// Numbers below 256 that repeat in no short pattern; the same in every run.
+fn tokens(count: usize) -> Vec<u32> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    (0..count)
+        .map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 56) as u32
+        })
+        .collect()
+}
+
+fn median(runs: usize, mut work: impl FnMut() -> Result<(), Failure>) -> Result<f64, Failure> {
+    work()?;
+    let mut times = Vec::new();
+    for _ in 0..runs {
+        let began = Instant::now();
+        work()?;
+        times.push(began.elapsed().as_secs_f64());
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(match runs % 2 {
+        1 => times[runs / 2],
+        _ => (times[runs / 2 - 1] + times[runs / 2]) / 2.0,
+    })
+}
+
+fn measure(config: &ModelConfig, length: usize, args: &Args, device: &Device) -> Result<Row, Failure> {
+    let batch = args.batch;
+    let ids = tokens(batch * length);
+    let targets: Vec<i64> = tokens(batch * length + 1)[1..].iter().map(|id| i64::from(*id)).collect();
+    let model = Model::new(config, &device.clone().autodiff(), 0).input()?;
+    let held = memory::allocated();
+    memory::reset_peak();
+    let forward_backward_s = median(args.runs, || {
+        let input = Input::Tokens { ids: &ids, batch };
+        let scored = model.loss(input, None, Target::Tokens(&targets)).broken()?;
+        let mut gradients = scored.loss.backward();
+        // Read one, so that nothing is left to be computed later.
+        for param in model.params().params() {
+            std::hint::black_box(param.gradient(&mut gradients));
+        }
+        Ok(())
+    })?;
+    let peak_bytes = memory::peak().saturating_sub(held);
+    model.params().set_tracking(false);
+    let streams = token_mixer(&config.mixers[0].name).input()?.card.streams;
+    let (mut prefill_s, mut step_s, mut state_bytes) = (None, None, None);
+    if streams {
+        let mut kept = None;
+        prefill_s = Some(median(args.runs, || {
+            let (scores, state) = model.prefill(&ids, batch, None, None).broken()?;
+            std::hint::black_box(anyformer_ops::tensor_values(scores));
+            kept = Some(state);
+            Ok(())
+        })?);
+        if let Some(state) = &kept {
+            let last: Vec<u32> = ids.iter().take(batch).copied().collect();
+            state_bytes = Some(state.bytes());
+            step_s = Some(median(args.runs.max(5), || {
+                let (scores, _) = model.step(&last, state).broken()?;
+                std::hint::black_box(anyformer_ops::tensor_values(scores));
+                Ok(())
+            })?);
+        }
+    }
+    Ok(Row {
+        mixer: config.mixers[0].name.clone(),
+        length,
+        forward_backward_s,
+        train_tokens_per_s: (batch * length) as f64 / forward_backward_s,
+        peak_bytes,
+        prefill_s,
+        step_s,
+        state_bytes,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_leaves_the_first_run_out() {
+        let mut calls = 0;
+        let time = median(3, || {
+            calls += 1;
+            if calls == 1 {
+                std::thread::sleep(std::time::Duration::from_millis(300));
+            }
+            Ok(())
+        });
+        assert!(time.is_ok_and(|time| time < 0.2));
+        assert_eq!(calls, 4);
+        let ids = tokens(1000);
+        assert!(ids.iter().all(|id| *id < 256) && ids[..500] != ids[500..]);
+    }
+}

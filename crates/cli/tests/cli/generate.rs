@@ -1,0 +1,73 @@
+//! Generation from a trained folder.
+
+use std::fs;
+
+use crate::harness::{TINY_TEXT, anyformer, folder, trained};
+
+fn generate(words: &[&str]) -> crate::harness::Ran {
+    let run = trained().to_string_lossy().into_owned();
+    let mut all = vec!["generate", &run, "--threads=1", "--quiet"];
+    all.extend(words);
+    anyformer(trained(), &all)
+}
+
+#[test]
+fn the_same_seed_gives_the_same_text_and_greedy_needs_none() {
+    let text = |words: &[&str]| {
+        let mut all = vec!["--prompt", "To be", "--max-tokens", "20"];
+        all.extend(words);
+        generate(&all).ok().out
+    };
+    let one = text(&["--seed", "1"]);
+    assert!(one.starts_with("To be") && one.ends_with('\n'));
+    assert_eq!(one, text(&["--seed", "1"]));
+    assert_ne!(one, text(&["--seed", "2"]));
+    let greedy = text(&["--temperature", "0", "--seed", "1"]);
+    assert_eq!(greedy, text(&["--temperature", "0", "--seed", "2"]));
+    assert_eq!(greedy, text(&["--top-k", "1", "--seed", "3"]));
+    assert_eq!(greedy, text(&["--top-p", "1e-9", "--seed", "3"]));
+}
+
+#[test]
+fn json_has_the_tokens_and_the_prompt_may_be_a_file() {
+    let place = folder();
+    let file = place.path().join("prompt.txt");
+    fs::write(&file, "Grüße, ").expect("written");
+    let json = generate(&["--prompt-file", &file.to_string_lossy(), "--max-tokens", "7", "--json"]).ok().json();
+    assert_eq!(json["prompt"], "Grüße, ");
+    assert_eq!(json["tokens"].as_array().map(Vec::len), Some(7));
+    assert_eq!(json["prompt_tokens"], "Grüße, ".len());
+    assert!(json["state_bytes"].as_u64().is_some_and(|bytes| bytes > 0));
+    let none = generate(&["--prompt", "abc", "--max-tokens", "0"]).ok();
+    assert_eq!(none.out, "abc\n");
+}
+
+#[test]
+fn what_cannot_be_continued_is_refused() {
+    generate(&["--prompt", ""]).bad(&["empty"]);
+    generate(&["--prompt", "a", "--temperature", "-1"]).bad(&["temperature"]);
+    generate(&["--prompt", "a", "--top-p", "0"]).bad(&["top_p"]);
+    generate(&[]).bad(&["--prompt"]);
+    let place = folder();
+    fs::write(place.path().join("bad"), b"\xff").expect("written");
+    generate(&["--prompt-file", &place.path().join("bad").to_string_lossy()]).bad(&["UTF-8"]);
+    // A classifier, and a mixer that cannot stream.
+    let train = |name: &str, words: &[&str]| {
+        let out = format!("--out={name}");
+        let mut all = vec!["train"];
+        all.extend(TINY_TEXT);
+        all.extend(words);
+        all.extend(["train.steps=1", &out]);
+        anyformer(place.path(), &all)
+    };
+    let pool = r#"model.mixers=["pool"]"#;
+    let words: Vec<&str> = TINY_TEXT.iter().copied().filter(|word| !word.contains("heads")).collect();
+    let mut all = vec!["train", pool, "train.steps=1", "--out=pool"];
+    all.extend(words.iter().filter(|word| !word.contains("mixers")));
+    anyformer(place.path(), &all).ok();
+    anyformer(place.path(), &["generate", "pool", "--prompt", "a"]).bad(&["pool", "cannot stream"]);
+    train("classes", &["task.name=list_ops", "task.min_length=5", "task.max_length=30"]);
+    if place.path().join("classes").is_dir() {
+        anyformer(place.path(), &["generate", "classes", "--prompt", "a"]).bad(&["classifier"]);
+    }
+}

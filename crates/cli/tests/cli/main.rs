@@ -1,0 +1,10 @@
+//! Whole commands: what is typed, what is printed, what is written, the exit code.
+
+mod bad_input;
+mod generate;
+mod harness;
+mod kill;
+mod readme;
+mod recipes;
+mod runs;
+mod shows;

@@ -1,0 +1,204 @@
+//! The backward pass, one key head of one sequence at a time.
+//!
+//! With `delta_i = do_i . o_i`: `dv_j = sum_i p_ij do_i`, `ds_ij = p_ij (do_i . v_j - delta_i)`,
+//! `dq_i = scale sum_j ds_ij k_j`, `dk_j = scale sum_i ds_ij q_i`.
+
+use rayon::prelude::*;
+
+use super::block::{Block, gather, gather_transposed, soften_back};
+use super::product::{Matrix, product};
+use super::{Attention, Group, KEYS, Output, ROWS};
+use crate::disjoint::Disjoint;
+
+/// Gradients in the shapes of the arguments.
+#[derive(Clone, Debug)]
+pub struct Grads {
+    /// `[total_q, heads, head_dim]`.
+    pub q: Vec<f32>,
+    /// `[total_k, kv_heads, head_dim]`.
+    pub k: Vec<f32>,
+    /// `[total_k, kv_heads, value_dim]`.
+    pub v: Vec<f32>,
+}
+
+/// Gradients from that of `o` and, where lse was used, of `lse`; `output` is what [`super::forward`] gave.
+pub fn backward(
+    attention: &Attention,
+    output: &Output,
+    d_o: &[f32],
+    dlse: Option<&[f32]>,
+) -> Grads {
+    attention.check();
+    assert_eq!(d_o.len(), output.o.len(), "attention do");
+    let mut grads = Grads {
+        q: vec![0.0; attention.q.len()],
+        k: vec![0.0; attention.k.len()],
+        v: vec![0.0; attention.v.len()],
+    };
+    let shared = [
+        Disjoint::new(&mut grads.q),
+        Disjoint::new(&mut grads.k),
+        Disjoint::new(&mut grads.v),
+    ];
+    attention
+        .groups()
+        .into_par_iter()
+        .with_max_len(1)
+        .for_each(|group| run(attention, &group, output, d_o, dlse, &shared));
+    grads
+}
+
+fn run(
+    attention: &Attention,
+    group: &Group,
+    output: &Output,
+    d_o: &[f32],
+    dlse: Option<&[f32]>,
+    [dq, dk, dv]: &[Disjoint; 3],
+) {
+    let (head_dim, value_dim) = (attention.head_dim, attention.value_dim);
+    let rows = group.queries * attention.fold();
+    let zeros = |rows: usize, cols: usize| vec![0.0f32; rows * cols];
+    let (mut dk_here, mut dv_here) = (zeros(group.keys, head_dim), zeros(group.keys, value_dim));
+    let (mut q, mut q_rows, mut dq_here) = (
+        zeros(ROWS, head_dim),
+        zeros(ROWS, head_dim),
+        zeros(ROWS, head_dim),
+    );
+    let (mut g, mut g_rows) = (zeros(ROWS, value_dim), zeros(ROWS, value_dim));
+    let (mut scores, mut dp) = (zeros(KEYS, ROWS), zeros(KEYS, ROWS));
+    let mut row = zeros(1, head_dim);
+    for first in (0..rows).step_by(ROWS) {
+        let block = Block::new(attention, group, first, ROWS.min(rows - first));
+        let width = block.width;
+        if block.rows < ROWS {
+            [&mut q, &mut q_rows, &mut g, &mut g_rows]
+                .into_iter()
+                .for_each(|x| x.fill(0.0));
+        }
+        gather_transposed(
+            attention,
+            group,
+            &block,
+            attention.q,
+            head_dim,
+            attention.scale,
+            &mut q,
+        );
+        gather(
+            attention,
+            group,
+            &block,
+            attention.q,
+            head_dim,
+            attention.scale,
+            &mut q_rows,
+        );
+        gather_transposed(attention, group, &block, d_o, value_dim, 1.0, &mut g);
+        gather(attention, group, &block, d_o, value_dim, 1.0, &mut g_rows);
+        // Infinity makes p zero: for padding, and for rows that no key reached.
+        let (mut lse, mut delta) = ([f32::INFINITY; ROWS], [0.0; ROWS]);
+        for lane in 0..block.rows {
+            let index = attention.row(group, first + lane);
+            if output.lse[index] != f32::NEG_INFINITY {
+                lse[lane] = output.lse[index];
+                let o = &output.o[index * value_dim..][..value_dim];
+                let g = &g_rows[lane * value_dim..][..value_dim];
+                let dot: f32 = o.iter().zip(g).map(|(o, g)| o * g).sum();
+                delta[lane] = dot - dlse.map_or(0.0, |dlse| dlse[index]);
+            }
+        }
+        dq_here.fill(0.0);
+        for (from, to) in block.key_blocks() {
+            let keys = to - from;
+            let (k, k_stride) = attention.keys(group, from);
+            let (v, v_stride) = attention.values(group, from);
+            let (scores, dp) = (&mut scores[..keys * ROWS], &mut dp[..keys * ROWS]);
+            let turned = |data| Matrix {
+                data,
+                strides: (1, ROWS),
+            };
+            let k_turned = Matrix {
+                data: k,
+                strides: (1, k_stride),
+            };
+            let v_turned = Matrix {
+                data: v,
+                strides: (1, v_stride),
+            };
+            product(
+                [width, head_dim, keys],
+                turned(&q),
+                k_turned,
+                scores,
+                (1, ROWS),
+                false,
+            );
+            product(
+                [width, value_dim, keys],
+                turned(&g),
+                v_turned,
+                dp,
+                (1, ROWS),
+                false,
+            );
+            soften_back(&block, from, scores, dp, &lse, &delta);
+            let (p, ds) = (turned(scores), turned(dp));
+            let k = Matrix {
+                data: k,
+                strides: (k_stride, 1),
+            };
+            product(
+                [width, keys, head_dim],
+                ds,
+                k,
+                &mut dq_here,
+                (1, ROWS),
+                true,
+            );
+            // Transposed results: their columns, the keys, are the rows of the buffers.
+            let g = Matrix {
+                data: &g_rows,
+                strides: (1, value_dim),
+            };
+            let dv_here = &mut dv_here[from * value_dim..];
+            product(
+                [value_dim, width, keys],
+                g,
+                p,
+                dv_here,
+                (1, value_dim),
+                true,
+            );
+            let q = Matrix {
+                data: &q_rows,
+                strides: (1, head_dim),
+            };
+            let dk_here = &mut dk_here[from * head_dim..];
+            product([head_dim, width, keys], q, ds, dk_here, (1, head_dim), true);
+        }
+        for lane in 0..block.rows {
+            for (row, dq) in row.iter_mut().zip(dq_here[lane..].iter().step_by(ROWS)) {
+                *row = dq * attention.scale;
+            }
+            write(dq, attention.row(group, first + lane), &row);
+        }
+    }
+    for (gradient, here, dim) in [(dk, &dk_here, head_dim), (dv, &dv_here, value_dim)] {
+        for (key, row) in here.chunks_exact(dim).enumerate() {
+            write(
+                gradient,
+                (group.first_key + key) * attention.kv_heads + group.kv_head,
+                row,
+            );
+        }
+    }
+}
+
+/// Writes row `row` of a `[.., values.len()]` array.
+#[allow(unsafe_code)]
+fn write(shared: &Disjoint, row: usize, values: &[f32]) {
+    // SAFETY: a key head of a sequence, and the query heads that read it, belong to one task; the part is gone when this
+    // returns.
+    unsafe { shared.part(row * values.len(), values.len()) }.copy_from_slice(values);
+}

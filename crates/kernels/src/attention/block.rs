@@ -1,0 +1,221 @@
+//! A block of rows of one group, and the softmax of a block of scores.
+
+use super::{Attention, Group, KEYS, LANES, ROWS};
+use crate::math::exp;
+use crate::simd::dispatched;
+
+/// Up to [`ROWS`] rows of a group: what the mask and the biases need to know about each.
+pub(super) struct Block {
+    pub(super) first: usize,
+    pub(super) rows: usize,
+    /// `rows`, padded to whole lanes.
+    pub(super) width: usize,
+    /// Allowed keys `low..high` of each row; empty for padding.
+    low: [i32; ROWS],
+    high: [i32; ROWS],
+    position: [f32; ROWS],
+    slope: Option<[f32; ROWS]>,
+}
+
+impl Block {
+    pub(super) fn new(attention: &Attention, group: &Group, first: usize, rows: usize) -> Self {
+        let mut block = Block {
+            first,
+            rows,
+            width: rows.next_multiple_of(LANES),
+            low: [0; ROWS],
+            high: [0; ROWS],
+            position: [0.0; ROWS],
+            slope: attention.alibi.map(|_| [0.0; ROWS]),
+        };
+        for row in 0..rows {
+            let position = attention.position(group, first + row);
+            let (low, high) = attention.mask.allowed(position, group.keys);
+            (block.low[row], block.high[row]) = (low as i32, high as i32);
+            block.position[row] = position as f32;
+            if let (Some(slope), Some(slopes)) = (&mut block.slope, attention.alibi) {
+                slope[row] = slopes[attention.row(group, first + row) % attention.heads];
+            }
+        }
+        block
+    }
+
+    /// Blocks of keys `from..to` that some row may read.
+    pub(super) fn key_blocks(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        // Later rows stand later: the first has the lowest bound, the last the highest.
+        let (start, end) = (self.low[0] as usize, self.high[self.rows - 1] as usize);
+        (start..end)
+            .step_by(KEYS)
+            .map(move |from| (from, end.min(from + KEYS)))
+    }
+
+    /// True when every row may read every key of `from..to`.
+    fn open(&self, from: usize, to: usize) -> bool {
+        self.low[self.rows - 1] as usize <= from && to <= self.high[0] as usize
+    }
+
+    /// Adds biases to scores `[keys, ROWS]` of keys from `from` on and sets those that the mask forbids to -inf.
+    #[inline(always)]
+    fn adjust(&self, scores: &mut [f32], from: usize) {
+        let keys = scores.len() / ROWS;
+        if let Some(slope) = &self.slope {
+            for (key, scores) in scores.chunks_exact_mut(ROWS).enumerate() {
+                let key = (from + key) as f32;
+                for l in 0..ROWS {
+                    let distance = (self.position[l] - key).abs();
+                    scores[l] = (-slope[l]).mul_add(distance, scores[l]);
+                }
+            }
+        }
+        if !self.open(from, from + keys) {
+            for (key, scores) in scores.chunks_exact_mut(ROWS).enumerate() {
+                let key = (from + key) as i32;
+                for l in 0..ROWS {
+                    let allowed = (self.low[l] <= key) & (key < self.high[l]);
+                    scores[l] = if allowed {
+                        scores[l]
+                    } else {
+                        f32::NEG_INFINITY
+                    };
+                }
+            }
+        }
+    }
+}
+
+/// Running softmax of a block of rows.
+pub(super) struct Running {
+    pub(super) largest: [f32; ROWS],
+    pub(super) sum: [f32; ROWS],
+}
+
+impl Running {
+    pub(super) fn new() -> Self {
+        Running {
+            largest: [f32::NEG_INFINITY; ROWS],
+            sum: [0.0; ROWS],
+        }
+    }
+}
+
+dispatched! {
+    /// Scores `[keys, ROWS]` become `exp(score - largest)`; the sums and `o`, `[value_dim, ROWS]`, are brought to the
+    /// new largest scores.
+    pub(super) fn soften<'a>(
+        block: &'a Block,
+        from: usize,
+        scores: &'a mut [f32],
+        running: &'a mut Running,
+        o: &'a mut [f32],
+    ) {
+        block.adjust(scores, from);
+        let mut factor = [1.0; ROWS];
+        for lane in (0..block.width).step_by(LANES) {
+            let mut largest = [f32::NEG_INFINITY; LANES];
+            largest.copy_from_slice(&running.largest[lane..lane + LANES]);
+            let before = largest;
+            for row in scores.chunks_exact(ROWS) {
+                let row = &row[lane..lane + LANES];
+                for l in 0..LANES {
+                    largest[l] = if row[l] > largest[l] { row[l] } else { largest[l] };
+                }
+            }
+            // Rows that no key has reached yet keep zero sums; -inf must not meet -inf.
+            let mut base = [0.0; LANES];
+            for l in 0..LANES {
+                base[l] = if largest[l] == f32::NEG_INFINITY { 0.0 } else { largest[l] };
+            }
+            let mut sum = [0.0; LANES];
+            for row in scores.chunks_exact_mut(ROWS) {
+                let row = &mut row[lane..lane + LANES];
+                let mut p = [0.0; LANES];
+                for l in 0..LANES {
+                    p[l] = exp(row[l] - base[l]);
+                    sum[l] += p[l];
+                }
+                row.copy_from_slice(&p);
+            }
+            for l in 0..LANES {
+                let scale = exp(before[l] - base[l]);
+                factor[lane + l] = scale;
+                running.sum[lane + l] = scale.mul_add(running.sum[lane + l], sum[l]);
+                running.largest[lane + l] = largest[l];
+            }
+        }
+        for o in o.chunks_exact_mut(ROWS) {
+            for l in 0..ROWS {
+                o[l] *= factor[l];
+            }
+        }
+    }
+}
+
+dispatched! {
+    /// Scores `[keys, ROWS]` become p, and gradients of p become gradients of the scores, `p (dp - delta)`.
+    pub(super) fn soften_back<'a>(
+        block: &'a Block,
+        from: usize,
+        scores: &'a mut [f32],
+        dp: &'a mut [f32],
+        lse: &'a [f32; ROWS],
+        delta: &'a [f32; ROWS],
+    ) {
+        block.adjust(scores, from);
+        let (lse, delta) = (*lse, *delta);
+        for (p, dp) in scores.chunks_exact_mut(ROWS).zip(dp.chunks_exact_mut(ROWS)) {
+            for lane in (0..block.width).step_by(LANES) {
+                let (mut p_here, mut dp_here) = ([0.0; LANES], [0.0; LANES]);
+                let (p, dp) = (&mut p[lane..lane + LANES], &mut dp[lane..lane + LANES]);
+                for l in 0..LANES {
+                    p_here[l] = exp(p[l] - lse[lane + l]);
+                    dp_here[l] = p_here[l] * (dp[l] - delta[lane + l]);
+                }
+                p.copy_from_slice(&p_here);
+                dp.copy_from_slice(&dp_here);
+            }
+        }
+    }
+}
+
+/// Rows of a block out of `[total_q, heads, dim]` times `factor`, as `[dim, ROWS]`; padding stays as it is.
+pub(super) fn gather_transposed(
+    attention: &Attention,
+    group: &Group,
+    block: &Block,
+    values: &[f32],
+    dim: usize,
+    factor: f32,
+    out: &mut [f32],
+) {
+    for row in 0..block.rows {
+        let at = attention.row(group, block.first + row) * dim;
+        for (out, value) in out[row..]
+            .iter_mut()
+            .step_by(ROWS)
+            .zip(&values[at..at + dim])
+        {
+            *out = value * factor;
+        }
+    }
+}
+
+/// As [`gather_transposed`], as `[ROWS, dim]`.
+pub(super) fn gather(
+    attention: &Attention,
+    group: &Group,
+    block: &Block,
+    values: &[f32],
+    dim: usize,
+    factor: f32,
+    out: &mut [f32],
+) {
+    for row in 0..block.rows {
+        let at = attention.row(group, block.first + row) * dim;
+        for (out, value) in out[row * dim..][..dim]
+            .iter_mut()
+            .zip(&values[at..at + dim])
+        {
+            *out = value * factor;
+        }
+    }
+}

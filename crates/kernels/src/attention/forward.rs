@@ -1,0 +1,186 @@
+//! The forward pass: online softmax over blocks of keys.
+
+use rayon::prelude::*;
+
+use super::block::{Block, Running, gather_transposed, soften};
+use super::product::{Matrix, product};
+use super::{Attention, Group, KEYS, ROWS, decode, flops};
+use crate::disjoint::Disjoint;
+
+/// What [`forward`] gives.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// `[total_q, heads, value_dim]`.
+    pub o: Vec<f32>,
+    /// Natural logarithm of the sum of exponentials, `[total_q, heads]`.
+    pub lse: Vec<f32>,
+}
+
+/// Below this many operations threads cost more than they bring.
+const PARALLEL_FLOPS: u64 = 400_000;
+
+/// Where tasks write: each its own rows.
+pub(super) struct Shared<'a> {
+    o: Disjoint<'a>,
+    lse: Disjoint<'a>,
+}
+
+impl Shared<'_> {
+    /// The output row and lse at index `row` of `[total_q, heads]`.
+    #[allow(unsafe_code)]
+    pub(super) fn write(&self, row: usize, o: &[f32], lse: f32) {
+        // SAFETY: each row of `[total_q, heads]` belongs to one block of one group, which one task handles; the parts
+        // are gone when this returns.
+        unsafe {
+            self.o.part(row * o.len(), o.len()).copy_from_slice(o);
+            self.lse.part(row, 1)[0] = lse;
+        }
+    }
+}
+
+/// Computes the outputs.
+pub fn forward(attention: &Attention) -> Output {
+    attention.check();
+    let fold = attention.fold();
+    let rows = attention.q_offsets[attention.q_offsets.len() - 1] * attention.heads;
+    let mut o = vec![0.0; rows * attention.value_dim];
+    let mut lse = vec![f32::NEG_INFINITY; rows];
+    let shared = Shared {
+        o: Disjoint::new(&mut o),
+        lse: Disjoint::new(&mut lse),
+    };
+    let work = flops(
+        attention.q_offsets,
+        attention.k_offsets,
+        attention.heads,
+        attention.head_dim,
+        attention.value_dim,
+        attention.mask,
+    );
+    let parallel = work >= PARALLEL_FLOPS;
+    let groups = attention.groups();
+    let (mut few, mut tasks) = (Vec::new(), Vec::new());
+    for sequence in groups.chunks_exact(attention.kv_heads) {
+        let rows = sequence[0].queries * fold;
+        if rows == 0 {
+            continue;
+        }
+        if rows <= decode::ROWS {
+            few.push(sequence);
+            continue;
+        }
+        for group in sequence {
+            tasks.extend(
+                (0..rows)
+                    .step_by(ROWS)
+                    .map(|first| (group, first, ROWS.min(rows - first))),
+            );
+        }
+    }
+    decode::forward(attention, &few, &shared, parallel);
+    let run = |scratch: &mut Scratch, (group, first, rows): (&Group, usize, usize)| {
+        run(attention, group, first, rows, &shared, scratch);
+    };
+    let scratch = || Scratch::new(attention);
+    if parallel {
+        tasks
+            .into_par_iter()
+            .with_max_len(1)
+            .for_each_init(scratch, run);
+    } else if !tasks.is_empty() {
+        let mut scratch = scratch();
+        tasks.into_iter().for_each(|task| run(&mut scratch, task));
+    }
+    Output { o, lse }
+}
+
+/// Buffers of one thread.
+struct Scratch {
+    /// `[head_dim, ROWS]`.
+    q: Vec<f32>,
+    /// `[KEYS, ROWS]`.
+    scores: Vec<f32>,
+    /// `[value_dim, ROWS]`.
+    o: Vec<f32>,
+    /// `[value_dim]`.
+    row: Vec<f32>,
+}
+
+impl Scratch {
+    fn new(attention: &Attention) -> Self {
+        Scratch {
+            q: vec![0.0; attention.head_dim * ROWS],
+            scores: vec![0.0; KEYS * ROWS],
+            o: vec![0.0; attention.value_dim * ROWS],
+            row: vec![0.0; attention.value_dim],
+        }
+    }
+}
+
+fn run(
+    attention: &Attention,
+    group: &Group,
+    first: usize,
+    rows: usize,
+    shared: &Shared,
+    scratch: &mut Scratch,
+) {
+    let (head_dim, value_dim) = (attention.head_dim, attention.value_dim);
+    let block = Block::new(attention, group, first, rows);
+    let Scratch { q, scores, o, row } = scratch;
+    gather_transposed(
+        attention,
+        group,
+        &block,
+        attention.q,
+        head_dim,
+        attention.scale,
+        q,
+    );
+    o.fill(0.0);
+    let mut running = Running::new();
+    for (from, to) in block.key_blocks() {
+        let keys = to - from;
+        let (k, k_stride) = attention.keys(group, from);
+        let (v, v_stride) = attention.values(group, from);
+        let scores = &mut scores[..keys * ROWS];
+        let q = Matrix {
+            data: q,
+            strides: (1, ROWS),
+        };
+        let k = Matrix {
+            data: k,
+            strides: (1, k_stride),
+        };
+        product(
+            [block.width, head_dim, keys],
+            q,
+            k,
+            scores,
+            (1, ROWS),
+            false,
+        );
+        soften(&block, from, scores, &mut running, o);
+        let p = Matrix {
+            data: scores,
+            strides: (1, ROWS),
+        };
+        let v = Matrix {
+            data: v,
+            strides: (v_stride, 1),
+        };
+        product([block.width, keys, value_dim], p, v, o, (1, ROWS), true);
+    }
+    for lane in 0..rows {
+        let sum = running.sum[lane];
+        if sum == 0.0 {
+            continue;
+        }
+        let inverse = 1.0 / sum;
+        for (row, o) in row.iter_mut().zip(o[lane..].iter().step_by(ROWS)) {
+            *row = o * inverse;
+        }
+        let lse = running.largest[lane] + sum.ln();
+        shared.write(attention.row(group, first + lane), row, lse);
+    }
+}

@@ -1,0 +1,278 @@
+use super::naive::Naive;
+use super::*;
+use crate::testing::{assert_close, rand_vec};
+
+fn wide(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|x| *x as f64).collect()
+}
+
+fn narrow(x: &[f64]) -> Vec<f32> {
+    x.iter().map(|x| *x as f32).collect()
+}
+
+/// Rounding is relative to the summands, also where they cancel (a query with one key has no gradient).
+fn gradient_close(name: &str, got: &[f32], want: &[f32]) {
+    let with_unit = |x: &[f32]| [x, &[1.0]].concat();
+    assert_close(name, &with_unit(got), &with_unit(want), 5e-6);
+}
+
+#[derive(Clone)]
+struct Case {
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    q_offsets: Vec<usize>,
+    k_offsets: Vec<usize>,
+    /// Query heads, key heads, head_dim, value_dim.
+    dims: [usize; 4],
+    mask: Mask,
+    alibi: Option<Vec<f32>>,
+}
+
+const SCALE: f32 = 0.7;
+
+impl Case {
+    fn new(
+        q_offsets: &[usize],
+        k_offsets: &[usize],
+        dims: [usize; 4],
+        mask: Mask,
+        alibi: bool,
+    ) -> Self {
+        let (queries, keys) = (
+            q_offsets[q_offsets.len() - 1],
+            k_offsets[k_offsets.len() - 1],
+        );
+        let [heads, kv_heads, head_dim, value_dim] = dims;
+        Case {
+            q: rand_vec(1, queries * heads * head_dim),
+            k: rand_vec(2, keys * kv_heads * head_dim),
+            v: rand_vec(3, keys * kv_heads * value_dim),
+            q_offsets: q_offsets.to_vec(),
+            k_offsets: k_offsets.to_vec(),
+            dims,
+            mask,
+            alibi: alibi.then(|| (0..heads).map(|h| 0.5 / (h + 1) as f32).collect()),
+        }
+    }
+
+    fn fast(&self) -> Attention<'_> {
+        let [heads, kv_heads, head_dim, value_dim] = self.dims;
+        Attention {
+            q: &self.q,
+            k: &self.k,
+            v: &self.v,
+            q_offsets: &self.q_offsets,
+            k_offsets: &self.k_offsets,
+            heads,
+            kv_heads,
+            head_dim,
+            value_dim,
+            mask: self.mask,
+            alibi: self.alibi.as_deref(),
+            scale: SCALE,
+        }
+    }
+
+    fn naive(&self) -> Naive {
+        let [heads, kv_heads, head_dim, value_dim] = self.dims;
+        Naive {
+            q: wide(&self.q),
+            k: wide(&self.k),
+            v: wide(&self.v),
+            q_offsets: self.q_offsets.clone(),
+            k_offsets: self.k_offsets.clone(),
+            heads,
+            kv_heads,
+            head_dim,
+            value_dim,
+            mask: self.mask,
+            alibi: self.alibi.as_deref().map(wide),
+            scale: SCALE as f64,
+        }
+    }
+
+    fn check(&self) {
+        let output = forward(&self.fast());
+        let (o, lse) = self.naive().forward();
+        assert_close("o", &output.o, &narrow(&o), 3e-6);
+        for (got, want) in output.lse.iter().zip(narrow(&lse)) {
+            assert!(
+                *got == want || (got - want).abs() < 3e-6 * (1.0 + want.abs()),
+                "{got} {want}"
+            );
+        }
+        let (d_o, dlse) = (rand_vec(4, o.len()), rand_vec(5, lse.len()));
+        for used in [false, true] {
+            let grads = backward(&self.fast(), &output, &d_o, used.then_some(&dlse[..]));
+            let dlse = if used {
+                wide(&dlse)
+            } else {
+                vec![0.0; lse.len()]
+            };
+            let [dq, dk, dv] = self.naive().backward(&wide(&d_o), &dlse);
+            gradient_close("dq", &grads.q, &narrow(&dq));
+            gradient_close("dk", &grads.k, &narrow(&dk));
+            gradient_close("dv", &grads.v, &narrow(&dv));
+        }
+    }
+}
+
+const MASKS: [(bool, Option<usize>); 8] = [
+    (false, None),
+    (true, None),
+    (true, Some(1)),
+    (true, Some(5)),
+    (true, Some(70)),
+    (false, Some(5)),
+    (false, Some(70)),
+    (true, Some(0)),
+];
+
+fn masks() -> impl Iterator<Item = Mask> {
+    MASKS
+        .into_iter()
+        .map(|(causal, window)| Mask { causal, window })
+}
+
+/// The formulas of the backward pass against differences, in f64.
+#[test]
+fn naive_gradients_are_differences_of_the_equation() {
+    for mask in masks() {
+        let case = Case::new(&[0, 3, 3, 5], &[0, 3, 4, 9], [4, 2, 3, 2], mask, true);
+        let mut naive = case.naive();
+        let (d_o, dlse) = (wide(&rand_vec(4, 5 * 8)), wide(&rand_vec(5, 5 * 4)));
+        let grads = naive.backward(&d_o, &dlse);
+        let loss = |naive: &Naive| {
+            let (o, lse) = naive.forward();
+            let lse = lse.iter().zip(&dlse).filter(|(lse, _)| lse.is_finite());
+            o.iter()
+                .zip(&d_o)
+                .chain(lse)
+                .map(|(a, b)| a * b)
+                .sum::<f64>()
+        };
+        for (which, grad) in grads.iter().enumerate() {
+            for index in 0..grad.len() {
+                let mut side = |step: f64| {
+                    let values = [&mut naive.q, &mut naive.k, &mut naive.v];
+                    values[which][index] += step;
+                    loss(&naive)
+                };
+                let (up, down) = (side(1e-5), side(-2e-5));
+                side(1e-5);
+                assert!(((up - down) / 2e-5 - grad[index]).abs() < 1e-8);
+            }
+        }
+    }
+}
+
+#[test]
+fn outputs_and_gradients_equal_the_equation_at_every_length() {
+    for length in [1, 2, 15, 63, 64, 65, 130] {
+        for (index, mask) in masks().enumerate() {
+            let alibi = index % 2 == 1;
+            Case::new(&[0, length], &[0, length], [2, 1, 5, 5], mask, alibi).check();
+        }
+    }
+}
+
+#[test]
+fn packs_with_empty_sequences_caches_and_groups() {
+    for mask in masks() {
+        for alibi in [false, true] {
+            // One query after a cache; none; as many as keys; fewer; no keys at all.
+            let (q, k) = ([0, 1, 1, 71, 80, 82], [0, 66, 70, 140, 240, 240]);
+            Case::new(&q, &k, [6, 2, 8, 3], mask, alibi).check();
+            Case::new(
+                &[0, 1, 2, 3],
+                &[0, 200, 201, 264],
+                [4, 4, 16, 16],
+                mask,
+                alibi,
+            )
+            .check();
+        }
+    }
+    // Long caches are read in pieces.
+    for (window, alibi) in [(None, true), (Some(1500), false)] {
+        let mask = Mask {
+            causal: true,
+            window,
+        };
+        Case::new(&[0, 2, 3], &[0, 2100, 3125], [4, 2, 17, 18], mask, alibi).check();
+    }
+    // More queries than keys: the first ones stand before every key.
+    Case::new(
+        &[0, 100],
+        &[0, 30],
+        [2, 2, 4, 4],
+        Mask {
+            causal: true,
+            window: None,
+        },
+        false,
+    )
+    .check();
+}
+
+#[test]
+fn large_scores_do_not_overflow() {
+    let mut case = Case::new(
+        &[0, 100],
+        &[0, 100],
+        [1, 1, 4, 4],
+        Mask {
+            causal: true,
+            window: None,
+        },
+        false,
+    );
+    case.q.iter_mut().for_each(|q| *q *= 300.0);
+    let output = forward(&case.fast());
+    assert!(output.o.iter().chain(&output.lse).all(|x| x.is_finite()));
+    let (o, _) = case.naive().forward();
+    assert_close("o", &output.o, &narrow(&o), 1e-4);
+}
+
+#[test]
+fn results_over_parts_of_the_keys_merge_in_any_order() {
+    let case = Case::new(&[0, 70], &[0, 150], [1, 1, 8, 8], Mask::default(), false);
+    let whole = forward(&case.fast());
+    let parts: Vec<Output> = [(0, 10), (10, 10), (10, 90), (90, 150)]
+        .into_iter()
+        .map(|(from, to)| {
+            let mut part = case.clone();
+            part.k = case.k[from * 8..to * 8].to_vec();
+            part.v = case.v[from * 8..to * 8].to_vec();
+            part.k_offsets = vec![0, to - from];
+            forward(&part.fast())
+        })
+        .collect();
+    for order in [[0, 1, 2, 3], [3, 1, 0, 2]] {
+        let mut sum = parts[order[0]].clone();
+        for &next in &order[1..] {
+            merge(
+                (&mut sum.o, &mut sum.lse),
+                (&parts[next].o, &parts[next].lse),
+            );
+        }
+        assert_close("o", &sum.o, &whole.o, 1e-6);
+        assert_close("lse", &sum.lse, &whole.lse, 1e-6);
+    }
+}
+
+#[test]
+fn operations_count_the_allowed_pairs() {
+    let causal = Mask {
+        causal: true,
+        window: None,
+    };
+    assert_eq!(flops(&[0, 4], &[0, 4], 2, 8, 8, causal), 2 * 10 * 2 * 16);
+    let window = Mask {
+        causal: false,
+        window: Some(2),
+    };
+    assert_eq!(flops(&[0, 4], &[0, 4], 1, 8, 8, window), 2 * 10 * 16);
+    assert_eq!(flops(&[0, 1, 2], &[0, 9, 19], 1, 1, 1, causal), 2 * 19 * 2);
+}

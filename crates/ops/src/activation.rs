@@ -1,0 +1,280 @@
+//! Pointwise activations, gated units, and softmax over the last dimension.
+
+use anyformer_kernels::activation::Activation;
+use anyformer_kernels::softmax as kernel;
+use burn::tensor::{Tensor, activation as composed};
+
+use crate::adapter::{Array, Erased, Forward, Kernel, View, apply, erase, on_cpu};
+
+/// Runs a kernel that has one output.
+pub(crate) fn single<const N: usize, const D: usize>(
+    kernel: impl Kernel,
+    inputs: [Erased; N],
+) -> Tensor<D> {
+    match apply(kernel, inputs).pop() {
+        Some(output) => output.into_tensor(),
+        None => unreachable!("a kernel has an output"),
+    }
+}
+
+/// One output that saves nothing.
+pub(crate) fn output(shape: &[usize], data: Vec<f32>) -> Forward {
+    Forward {
+        outputs: vec![Array::new(shape, data)],
+        saved: vec![],
+    }
+}
+
+/// The gradient of the only output; it is there whenever a backward runs.
+pub(crate) fn only<'a>(grads: &[Option<View<'a>>]) -> View<'a> {
+    match grads {
+        [Some(grad)] => *grad,
+        _ => unreachable!("the only output has a gradient"),
+    }
+}
+
+#[derive(Debug)]
+struct Pointwise(Activation);
+
+impl Kernel for Pointwise {
+    fn forward(&self, inputs: &[View], _save: bool) -> Forward {
+        let x = inputs[0];
+        let mut y = vec![0.0; x.data.len()];
+        self.0.forward(x.data, &mut y);
+        output(x.shape, y)
+    }
+
+    fn backward(
+        &self,
+        inputs: &[View],
+        _saved: &[View],
+        grads: &[Option<View>],
+    ) -> Vec<Option<Array>> {
+        let x = inputs[0];
+        let mut dx = vec![0.0; x.data.len()];
+        self.0.backward(x.data, only(grads).data, &mut dx);
+        vec![Some(Array::new(x.shape, dx))]
+    }
+}
+
+/// Applies `activation` to every value.
+pub fn activate<const D: usize>(x: Tensor<D>, activation: Activation) -> Tensor<D> {
+    if on_cpu(&x) {
+        return single(Pointwise(activation), [erase(x)]);
+    }
+    match activation {
+        Activation::Silu => x.clone() * composed::sigmoid(x),
+        Activation::Gelu => {
+            let inner = x.clone() * std::f32::consts::FRAC_1_SQRT_2;
+            x * 0.5 * (inner.erf() + 1.0)
+        }
+        Activation::GeluTanh => {
+            let cubic = x.clone() * x.clone() * x.clone() * 0.044_715;
+            let inner = (x.clone() + cubic) * (2.0 / std::f64::consts::PI).sqrt();
+            x * 0.5 * (inner.tanh() + 1.0)
+        }
+        Activation::Relu => composed::relu(x),
+        Activation::Sigmoid => composed::sigmoid(x),
+        Activation::Softplus => composed::log_sigmoid(x.neg()).neg(),
+        Activation::LogSigmoid { temperature } => composed::log_sigmoid(x) / temperature,
+    }
+}
+
+/// `x sigmoid(x)`.
+pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    activate(x, Activation::Silu)
+}
+
+/// `x Phi(x)`, with the exact normal distribution function.
+pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    activate(x, Activation::Gelu)
+}
+
+/// The tanh approximation of [`gelu`] that GPT-2 uses.
+pub fn gelu_tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    activate(x, Activation::GeluTanh)
+}
+
+/// `max(x, 0)`.
+pub fn relu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    activate(x, Activation::Relu)
+}
+
+/// `1 / (1 + e^-x)`.
+pub fn sigmoid<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    activate(x, Activation::Sigmoid)
+}
+
+/// `ln(1 + e^x)`.
+pub fn softplus<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    activate(x, Activation::Softplus)
+}
+
+/// `ln sigmoid(x) / temperature`.
+pub fn log_sigmoid<const D: usize>(x: Tensor<D>, temperature: f32) -> Tensor<D> {
+    activate(x, Activation::LogSigmoid { temperature })
+}
+
+#[derive(Debug)]
+struct GatedUnit(Activation);
+
+impl Kernel for GatedUnit {
+    fn forward(&self, inputs: &[View], _save: bool) -> Forward {
+        let (a, b) = (inputs[0], inputs[1]);
+        let mut y = vec![0.0; a.data.len()];
+        self.0.gated(a.data, b.data, &mut y);
+        output(a.shape, y)
+    }
+
+    fn backward(
+        &self,
+        inputs: &[View],
+        _saved: &[View],
+        grads: &[Option<View>],
+    ) -> Vec<Option<Array>> {
+        let (a, b) = (inputs[0], inputs[1]);
+        let (mut da, mut db) = (vec![0.0; a.data.len()], vec![0.0; a.data.len()]);
+        let dy = only(grads).data;
+        self.0.gated_backward(a.data, b.data, dy, &mut da, &mut db);
+        vec![Some(Array::new(a.shape, da)), Some(Array::new(b.shape, db))]
+    }
+}
+
+/// `activation(a) b`, both of the same shape.
+pub fn gated<const D: usize>(a: Tensor<D>, b: Tensor<D>, activation: Activation) -> Tensor<D> {
+    assert_eq!(a.dims(), b.dims(), "gated unit: shapes differ");
+    if on_cpu(&a) {
+        return single(GatedUnit(activation), [erase(a), erase(b)]);
+    }
+    activate(a, activation) * b
+}
+
+/// `silu(a) b` (Shazeer, 2020).
+pub fn swiglu<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Tensor<D> {
+    gated(a, b, Activation::Silu)
+}
+
+/// `x silu(gate)`: an output gate.
+pub fn mul_silu<const D: usize>(x: Tensor<D>, gate: Tensor<D>) -> Tensor<D> {
+    gated(gate, x, Activation::Silu)
+}
+
+#[derive(Debug)]
+struct Softmax;
+
+impl Kernel for Softmax {
+    fn forward(&self, inputs: &[View], save: bool) -> Forward {
+        let x = inputs[0];
+        let mut y = vec![0.0; x.data.len()];
+        if let Some(dim) = x.shape.last().filter(|_| !x.data.is_empty()) {
+            kernel::softmax(*dim, x.data, &mut y);
+        }
+        let saved = if save {
+            vec![Array::new(x.shape, y.clone())]
+        } else {
+            vec![]
+        };
+        Forward {
+            saved,
+            ..output(x.shape, y)
+        }
+    }
+
+    fn backward(
+        &self,
+        _inputs: &[View],
+        saved: &[View],
+        grads: &[Option<View>],
+    ) -> Vec<Option<Array>> {
+        let y = saved[0];
+        let mut dx = vec![0.0; y.data.len()];
+        if let Some(dim) = y.shape.last().filter(|_| !y.data.is_empty()) {
+            kernel::softmax_backward(*dim, y.data, only(grads).data, &mut dx);
+        }
+        vec![Some(Array::new(y.shape, dx))]
+    }
+}
+
+/// Softmax over the last dimension.
+pub fn softmax<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    if on_cpu(&x) {
+        return single(Softmax, [erase(x)]);
+    }
+    composed::softmax(x, D - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::{agree, values};
+
+    const ALL: [Activation; 7] = [
+        Activation::Silu,
+        Activation::Gelu,
+        Activation::GeluTanh,
+        Activation::Relu,
+        Activation::Sigmoid,
+        Activation::Softplus,
+        Activation::LogSigmoid { temperature: 16.0 },
+    ];
+
+    fn spread(seed: u64, n: usize) -> Vec<f32> {
+        let mut x: Vec<f32> = values(seed, n).iter().map(|v| v * 8.0).collect();
+        x[0] = 0.0;
+        x
+    }
+
+    #[test]
+    fn activations_agree_with_composed() {
+        for activation in ALL {
+            agree(&format!("{activation:?}"), 3e-6, &[spread(1, 105)], |v| {
+                activate(v[0].clone().reshape([3, 5, 7]), activation).reshape([105])
+            });
+        }
+    }
+
+    #[test]
+    fn names_mean_what_they_say() {
+        let pairs: [(fn(Tensor<1>) -> Tensor<1>, Activation); 6] = [
+            (silu, Activation::Silu),
+            (gelu, Activation::Gelu),
+            (gelu_tanh, Activation::GeluTanh),
+            (relu, Activation::Relu),
+            (sigmoid, Activation::Sigmoid),
+            (softplus, Activation::Softplus),
+        ];
+        let x = [spread(2, 31)];
+        for (named, activation) in pairs {
+            let got = agree("named", 3e-6, &x, |v| named(v[0].clone()));
+            let want = agree("enum", 3e-6, &x, |v| activate(v[0].clone(), activation));
+            assert_eq!(got, want);
+        }
+    }
+
+    #[test]
+    fn gated_units_agree_with_composed() {
+        let inputs = [spread(3, 66), values(4, 66)];
+        for activation in ALL {
+            agree("gated", 3e-6, &inputs, |v| {
+                gated(v[0].clone(), v[1].clone(), activation)
+            });
+        }
+        let unit = agree("swiglu", 3e-6, &inputs, |v| {
+            swiglu(v[0].clone(), v[1].clone())
+        });
+        let gate = agree("mul_silu", 3e-6, &inputs, |v| {
+            mul_silu(v[1].clone(), v[0].clone())
+        });
+        assert_eq!(unit, gate);
+    }
+
+    #[test]
+    fn softmax_agrees_with_composed() {
+        let y = agree("softmax", 3e-6, &[spread(5, 4 * 33)], |v| {
+            softmax(v[0].clone().reshape([2, 2, 33])).reshape([4 * 33])
+        });
+        for row in y.chunks(33) {
+            assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-6);
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! Norms over the last dimension.
+
+use anyformer_kernels::norm::{self as kernel, Gate, Rows};
+use burn::tensor::Tensor;
+
+use crate::activation::{only, output, silu, single};
+use crate::adapter::{Array, Forward, Kernel, View, erase, on_cpu};
+
+/// RMS or L2 norm; inputs `x` and, if `weighted`, the weight.
+#[derive(Debug)]
+struct RmsNorm {
+    rows: Rows,
+    weighted: bool,
+}
+
+impl RmsNorm {
+    fn weight<'a>(&self, inputs: &[View<'a>]) -> Option<View<'a>> {
+        self.weighted.then(|| inputs[1])
+    }
+}
+
+impl Kernel for RmsNorm {
+    fn forward(&self, inputs: &[View], _save: bool) -> Forward {
+        let x = inputs[0];
+        let weight = self.weight(inputs).map(|weight| weight.data);
+        let mut y = vec![0.0; x.data.len()];
+        kernel::rms_norm(self.rows, x.data, weight, &mut y);
+        output(x.shape, y)
+    }
+
+    fn backward(
+        &self,
+        inputs: &[View],
+        _saved: &[View],
+        grads: &[Option<View>],
+    ) -> Vec<Option<Array>> {
+        let (x, dy) = (inputs[0], only(grads).data);
+        let mut dx = vec![0.0; x.data.len()];
+        match self.weight(inputs) {
+            Some(weight) => {
+                let mut dw = vec![0.0; weight.data.len()];
+                let data = Some(weight.data);
+                kernel::rms_norm_backward(self.rows, x.data, data, dy, &mut dx, Some(&mut dw));
+                vec![
+                    Some(Array::new(x.shape, dx)),
+                    Some(Array::new(weight.shape, dw)),
+                ]
+            }
+            None => {
+                kernel::rms_norm_backward(self.rows, x.data, None, dy, &mut dx, None);
+                vec![Some(Array::new(x.shape, dx))]
+            }
+        }
+    }
+}
+
+/// `x / sqrt(mean x^2 + eps) weight` over the last dimension (Zhang and Sennrich, 2019).
+pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f32) -> Tensor<D> {
+    let dim = x.dims()[D - 1];
+    assert_eq!(weight.dims()[0], dim, "rms norm: weight");
+    if on_cpu(&x) {
+        let kernel = RmsNorm {
+            rows: Rows::mean(dim, eps),
+            weighted: true,
+        };
+        return single(kernel, [erase(x), erase(weight)]);
+    }
+    let root = (x.clone() * x.clone())
+        .mean_dim(D - 1)
+        .add_scalar(eps)
+        .sqrt();
+    x / root * weight.unsqueeze()
+}
+
+/// `x / sqrt(sum x^2 + eps)` over the last dimension.
+pub fn l2_normalise<const D: usize>(x: Tensor<D>, eps: f32) -> Tensor<D> {
+    if on_cpu(&x) {
+        let kernel = RmsNorm {
+            rows: Rows::length(x.dims()[D - 1], eps),
+            weighted: false,
+        };
+        return single(kernel, [erase(x)]);
+    }
+    let root = (x.clone() * x.clone())
+        .sum_dim(D - 1)
+        .add_scalar(eps)
+        .sqrt();
+    x / root
+}
+
+/// Inputs `x`, the gate and the weight.
+#[derive(Debug)]
+struct GatedRmsNorm {
+    rows: Rows,
+    gate: Gate,
+}
+
+impl Kernel for GatedRmsNorm {
+    fn forward(&self, inputs: &[View], _save: bool) -> Forward {
+        let (x, z, weight) = (inputs[0], inputs[1], inputs[2]);
+        let mut y = vec![0.0; x.data.len()];
+        let weight = Some(weight.data);
+        kernel::gated_rms_norm(self.rows, self.gate, x.data, z.data, weight, &mut y);
+        output(x.shape, y)
+    }
+
+    fn backward(
+        &self,
+        inputs: &[View],
+        _saved: &[View],
+        grads: &[Option<View>],
+    ) -> Vec<Option<Array>> {
+        let (x, z, weight) = (inputs[0], inputs[1], inputs[2]);
+        let (mut dx, mut dz) = (vec![0.0; x.data.len()], vec![0.0; x.data.len()]);
+        let mut dw = vec![0.0; weight.data.len()];
+        kernel::gated_rms_norm_backward(
+            self.rows,
+            self.gate,
+            x.data,
+            z.data,
+            Some(weight.data),
+            only(grads).data,
+            &mut dx,
+            &mut dz,
+            Some(&mut dw),
+        );
+        vec![
+            Some(Array::new(x.shape, dx)),
+            Some(Array::new(z.shape, dz)),
+            Some(Array::new(weight.shape, dw)),
+        ]
+    }
+}
+
+/// RMS norm with a SiLU gate of the shape of `x`: `norm(x silu(gate)) weight` when `gate_first` (Mamba-2), else
+/// `norm(x) weight silu(gate)` (GLA).
+///
+/// `group` values are normalised together; it divides the last dimension. The weight holds one value for each of the
+/// last dimension, or `group` values that all groups share.
+pub fn gated_rms_norm<const D: usize>(
+    x: Tensor<D>,
+    gate: Tensor<D>,
+    weight: Tensor<1>,
+    eps: f32,
+    gate_first: bool,
+    group: usize,
+) -> Tensor<D> {
+    let shape = x.dims();
+    let dim = shape[D - 1];
+    let weights = weight.dims()[0];
+    assert_eq!(shape, gate.dims(), "gated norm: shapes differ");
+    assert!(
+        group > 0 && dim % group == 0 && (weights == dim || weights == group),
+        "gated norm: groups of {group} and a weight of {weights} for a last dimension of {dim}"
+    );
+    if on_cpu(&x) {
+        let kernel = GatedRmsNorm {
+            rows: Rows::mean(group, eps),
+            gate: if gate_first {
+                Gate::BeforeNorm
+            } else {
+                Gate::AfterNorm
+            },
+        };
+        return single(kernel, [erase(x), erase(gate), erase(weight)]);
+    }
+    let rows = shape[..D - 1].iter().product::<usize>();
+    let split = [rows, dim / group, group];
+    let gate = silu(gate).reshape(split);
+    let x = x.reshape(split);
+    let x = if gate_first { x * gate.clone() } else { x };
+    let root = (x.clone() * x.clone()).mean_dim(2).add_scalar(eps).sqrt();
+    let y = x / root * weight.reshape([1, weights / group, group]);
+    let y = if gate_first { y } else { y * gate };
+    y.reshape(shape)
+}
+
+/// Inputs `x`, the weight and, if `biased`, the bias.
+#[derive(Debug)]
+struct LayerNorm {
+    rows: Rows,
+    biased: bool,
+}
+
+impl Kernel for LayerNorm {
+    fn forward(&self, inputs: &[View], _save: bool) -> Forward {
+        let (x, weight) = (inputs[0], inputs[1]);
+        let bias = self.biased.then(|| inputs[2].data);
+        let mut y = vec![0.0; x.data.len()];
+        kernel::layer_norm(self.rows, x.data, Some(weight.data), bias, &mut y);
+        output(x.shape, y)
+    }
+
+    fn backward(
+        &self,
+        inputs: &[View],
+        _saved: &[View],
+        grads: &[Option<View>],
+    ) -> Vec<Option<Array>> {
+        let (x, weight) = (inputs[0], inputs[1]);
+        let mut dx = vec![0.0; x.data.len()];
+        let mut dw = vec![0.0; weight.data.len()];
+        let mut db = vec![0.0; if self.biased { weight.data.len() } else { 0 }];
+        kernel::layer_norm_backward(
+            self.rows,
+            x.data,
+            Some(weight.data),
+            only(grads).data,
+            &mut dx,
+            Some(&mut dw),
+            self.biased.then_some(&mut db),
+        );
+        let mut all = vec![
+            Some(Array::new(x.shape, dx)),
+            Some(Array::new(weight.shape, dw)),
+        ];
+        if self.biased {
+            all.push(Some(Array::new(inputs[2].shape, db)));
+        }
+        all
+    }
+}
+
+/// `(x - mean) / sqrt(var + eps) weight + bias` over the last dimension, with the biased variance (Ba et al., 2016).
+pub fn layer_norm<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<1>,
+    bias: Option<Tensor<1>>,
+    eps: f32,
+) -> Tensor<D> {
+    let dim = x.dims()[D - 1];
+    assert_eq!(weight.dims()[0], dim, "layer norm: weight");
+    if on_cpu(&x) {
+        let kernel = LayerNorm {
+            rows: Rows::mean(dim, eps),
+            biased: bias.is_some(),
+        };
+        return match bias {
+            Some(bias) => single(kernel, [erase(x), erase(weight), erase(bias)]),
+            None => single(kernel, [erase(x), erase(weight)]),
+        };
+    }
+    let centred = x.clone() - x.mean_dim(D - 1);
+    let variance = (centred.clone() * centred.clone()).mean_dim(D - 1);
+    let y = centred / variance.add_scalar(eps).sqrt() * weight.unsqueeze();
+    match bias {
+        Some(bias) => y + bias.unsqueeze(),
+        None => y,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::{agree, values};
+
+    const TOL: f32 = 1e-5;
+
+    #[test]
+    fn rms_and_l2_agree_with_composed() {
+        for (rows, dim) in [(1, 3), (6, 17), (2, 64)] {
+            let inputs = [values(1, rows * dim), values(2, dim)];
+            let y = agree("rms", TOL, &inputs, |v| {
+                let x = v[0].clone().reshape([1, rows, dim]);
+                rms_norm(x, v[1].clone(), 1e-5).reshape([rows * dim])
+            });
+            let ones = [inputs[0].clone(), vec![1.0; dim]];
+            agree("rms of ones", TOL, &ones, |v| {
+                rms_norm(v[0].clone().reshape([rows, dim]), v[1].clone(), 1e-5)
+                    .reshape([rows * dim])
+            });
+            assert_eq!(y.len(), rows * dim);
+            let y = agree("l2", TOL, &inputs[..1], |v| {
+                l2_normalise(v[0].clone().reshape([rows, dim]), 1e-6).reshape([rows * dim])
+            });
+            for row in y.chunks(dim) {
+                let length = row.iter().map(|v| v * v).sum::<f32>().sqrt();
+                assert!((length - 1.0).abs() < 1e-3, "{length}");
+            }
+        }
+    }
+
+    #[test]
+    fn gated_rms_norm_agrees_with_composed() {
+        let (rows, dim) = (5, 24);
+        for gate_first in [false, true] {
+            for (group, weights) in [(24, 24), (8, 24), (8, 8), (1, 24)] {
+                let inputs = [
+                    values(1, rows * dim),
+                    values(2, rows * dim),
+                    values(3, weights),
+                ];
+                // A group of one value has nearly constant output: its gradient is a small difference.
+                let tol = if group == 1 { 1e-3 } else { TOL };
+                agree(&format!("gated {gate_first} {group}"), tol, &inputs, |v| {
+                    let x = v[0].clone().reshape([1, rows, dim]);
+                    let z = v[1].clone().reshape([1, rows, dim]);
+                    gated_rms_norm(x, z, v[2].clone(), 1e-5, gate_first, group)
+                        .reshape([rows * dim])
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn layer_norm_agrees_with_composed() {
+        for (rows, dim) in [(4, 9), (3, 70)] {
+            let inputs = [values(1, rows * dim), values(2, dim), values(3, dim)];
+            agree("layer norm", TOL, &inputs, |v| {
+                let (w, b) = (v[1].clone(), Some(v[2].clone()));
+                layer_norm(v[0].clone().reshape([rows, dim]), w, b, 1e-5).reshape([rows * dim])
+            });
+            agree("layer norm without bias", TOL, &inputs[..2], |v| {
+                let x = v[0].clone().reshape([rows, dim]);
+                layer_norm(x, v[1].clone(), None, 1e-5).reshape([rows * dim])
+            });
+        }
+    }
+}
