@@ -147,7 +147,7 @@ pub fn erf(x: f32) -> f32 {
     let near = x * polynomial(
         z,
         [
-            1.128_379_1,
+            std::f32::consts::FRAC_2_SQRT_PI,
             -0.376_126_26,
             0.112_835_94,
             -0.026_854_211,
@@ -178,7 +178,7 @@ pub fn erf(x: f32) -> f32 {
 /// `e^(-x^2 / 2) / sqrt(2 pi)`, the density of the standard normal distribution.
 #[inline(always)]
 pub fn normal_density(x: f32) -> f32 {
-    const SCALE: f32 = 0.398_942_28;
+    const SCALE: f32 = 0.398_942_3;
     SCALE * exp(-0.5 * x * x)
 }
 

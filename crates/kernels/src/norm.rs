@@ -110,7 +110,7 @@ fn groups(rows: Rows, x: usize, others: &[usize], weight: usize) -> usize {
     assert!(rows.dim > 0, "norm: dim is zero");
     assert_eq!(x % rows.dim, 0, "norm: {x} values in rows of {}", rows.dim);
     assert!(
-        weight > 0 && weight % rows.dim == 0,
+        weight > 0 && weight.is_multiple_of(rows.dim),
         "norm: weight of {weight} values for rows of {}",
         rows.dim
     );

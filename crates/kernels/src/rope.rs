@@ -103,7 +103,7 @@ pub fn rotate(
     }
     let rows = x.len() / width;
     assert!(
-        !rotations.is_empty() && rows % rotations.len() == 0,
+        !rotations.is_empty() && rows.is_multiple_of(rotations.len()),
         "rope: {} positions for {rows} rows",
         rotations.len()
     );

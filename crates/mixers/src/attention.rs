@@ -12,7 +12,7 @@
 use std::sync::Arc;
 
 use anyformer_ops::attention::{AttentionOptions, attention_flops, flash_attention};
-use anyformer_ops::rope::rope;
+use anyformer_ops::rope::{Rotations, rope_by};
 use anyformer_ops::{Builder, Linear, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -157,7 +157,7 @@ pub(crate) struct Attention {
     head_dim: usize,
     causal: bool,
     window: Option<usize>,
-    inv_freq: Option<Arc<Vec<f32>>>,
+    inv_freq: Option<Vec<f32>>,
     slopes: Option<Arc<Vec<f32>>>,
 }
 
@@ -210,7 +210,7 @@ impl Attention {
             let frequency = |pair: usize| {
                 config.rope_base.powf(-2.0 * pair as f64 / head_dim as f64) as f32
             };
-            Arc::new((0..head_dim / 2).map(frequency).collect())
+            (0..head_dim / 2).map(frequency).collect()
         });
         let slopes =
             (config.position == Position::Alibi).then(|| Arc::new(alibi_slopes(large)));
@@ -286,9 +286,10 @@ impl TokenMixer for Attention {
         let mut k = split_heads(self.k_proj.forward(x.clone()), self.kv_heads);
         let mut v = split_heads(self.v_proj.forward(x), self.kv_heads);
         if let Some(inv_freq) = &self.inv_freq {
-            let positions = Arc::new(context.positions(batch, time, state));
-            q = rope(q, positions.clone(), inv_freq.clone());
-            k = rope(k, positions, inv_freq.clone());
+            let positions = context.positions(batch, time, state);
+            let rotations = Arc::new(Rotations::new(&positions, inv_freq));
+            q = rope_by(q, rotations.clone());
+            k = rope_by(k, rotations);
         }
         if self.query_heads < self.kv_heads {
             q = q.repeat_dim(2, self.kv_heads / self.query_heads);

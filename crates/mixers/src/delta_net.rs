@@ -65,9 +65,9 @@ static CARD: Card = Card {
 };
 
 /// Epsilon under the square root of the norm of queries and keys.
-pub(crate) const L2_EPS: f64 = 1e-6;
+pub(crate) const L2_EPS: f32 = 1e-6;
 /// Epsilon of the norm per head.
-pub(crate) const NORM_EPS: f64 = 1e-5;
+pub(crate) const NORM_EPS: f32 = 1e-5;
 
 /// The registered entry.
 pub static ENTRY: TokenEntry = TokenEntry {

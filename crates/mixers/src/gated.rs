@@ -12,7 +12,7 @@ use crate::mixer::{Context, Cost, State};
 use crate::parts::{join_heads, split_heads};
 
 /// Epsilon of the norm per head.
-const NORM_EPS: f64 = 1e-5;
+const NORM_EPS: f32 = 1e-5;
 
 pub(crate) struct Gated {
     pub q_proj: Linear,
@@ -83,7 +83,14 @@ impl Gated {
         let initial = state.map(|state| state.get("recurrent"));
         let (o, last) = linear_recurrence(q, k, v, gate, Write::Additive, initial, &options);
         let gate = split_heads(self.g_proj.forward(x), self.heads);
-        let y = gated_rms_norm(o, gate, self.g_norm.tensor::<1>(), NORM_EPS);
+        let y = gated_rms_norm(
+            o,
+            gate,
+            self.g_norm.tensor::<1>(),
+            NORM_EPS,
+            false,
+            self.value_dim,
+        );
         let y = self.o_proj.forward(join_heads(y));
         let next = context.keep_state.then(|| {
             State::new(context.times_after(batch, time, state)).with("recurrent", last)

@@ -182,7 +182,14 @@ impl TokenMixer for GatedDeltaNet {
             &options,
         );
         let gate = split_heads(self.g_proj.forward(x), heads);
-        let y = gated_rms_norm(o, gate, self.o_norm.tensor::<1>(), NORM_EPS);
+        let y = gated_rms_norm(
+            o,
+            gate,
+            self.o_norm.tensor::<1>(),
+            NORM_EPS,
+            false,
+            self.value_dim,
+        );
         let y = self.o_proj.forward(join_heads(y));
         Ok((y, context.keep_state.then(|| next.with("recurrent", last))))
     }

@@ -82,7 +82,7 @@ pub static ENTRY: TokenEntry = TokenEntry {
         Ok(Box::new(Gla {
             gate_down: Linear::new(&gate, "0", dim, rank, false),
             gate_up: Linear::new(&gate, "1", rank, keys, true),
-            normalizer: config.gate_logit_normalizer,
+            normalizer: config.gate_logit_normalizer as f32,
             gated,
         }))
     },
@@ -92,7 +92,7 @@ struct Gla {
     gated: Gated,
     gate_down: Linear,
     gate_up: Linear,
-    normalizer: f64,
+    normalizer: f32,
 }
 
 impl TokenMixer for Gla {
@@ -104,7 +104,7 @@ impl TokenMixer for Gla {
     ) -> Result<(Tensor<3>, Option<State>), StateError> {
         let (q, k) = self.gated.queries_keys(&x);
         let logits = self.gate_up.forward(self.gate_down.forward(x.clone()));
-        let log_decay = log_sigmoid(logits).div_scalar(self.normalizer);
+        let log_decay = log_sigmoid(logits, self.normalizer);
         let gate = Gate::Vector(split_heads(log_decay, self.gated.heads));
         Ok(self.gated.finish(x, [q, k], gate, context, state))
     }

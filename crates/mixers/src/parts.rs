@@ -23,12 +23,12 @@ pub fn join_heads(x: Tensor<4>) -> Tensor<3> {
 /// RMS norm over each head's features with one weight `[head_dim]` shared by all heads.
 pub struct HeadNorm {
     weight: Param,
-    eps: f64,
+    eps: f32,
 }
 
 impl HeadNorm {
     /// `{name}.weight`, ones, without weight decay.
-    pub fn new(builder: &Builder, name: &str, head_dim: usize, eps: f64) -> Self {
+    pub fn new(builder: &Builder, name: &str, head_dim: usize, eps: f32) -> Self {
         HeadNorm {
             weight: builder
                 .at(name)

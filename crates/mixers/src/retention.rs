@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyformer_ops::Tensor;
 use anyformer_ops::recurrence::Gate;
-use anyformer_ops::rope::rope;
+use anyformer_ops::rope::{Rotations, rope_by};
 use serde::{Deserialize, Serialize};
 
 use crate::card::{Card, ConfigError, Direction, Knob, TokenEntry, read, resolve};
@@ -77,14 +77,14 @@ pub static ENTRY: TokenEntry = TokenEntry {
         let frequency = |pair: usize| {
             config.rope_base.powf(-2.0 * pair as f64 / gated.key_dim as f64) as f32
         };
-        let inv_freq = Arc::new((0..gated.key_dim / 2).map(frequency).collect());
+        let inv_freq = (0..gated.key_dim / 2).map(frequency).collect();
         Ok(Box::new(Retention { gated, inv_freq }))
     },
 };
 
 struct Retention {
     gated: Gated,
-    inv_freq: Arc<Vec<f32>>,
+    inv_freq: Vec<f32>,
 }
 
 impl TokenMixer for Retention {
@@ -96,10 +96,11 @@ impl TokenMixer for Retention {
     ) -> Result<(Tensor<3>, Option<State>), StateError> {
         let [batch, time, _] = x.dims();
         let heads = self.gated.heads;
-        let positions = Arc::new(context.positions(batch, time, state));
+        let positions = context.positions(batch, time, state);
+        let rotations = Arc::new(Rotations::new(&positions, &self.inv_freq));
         let (q, k) = self.gated.queries_keys(&x);
-        let q = rope(q, positions.clone(), self.inv_freq.clone());
-        let k = rope(k, positions, self.inv_freq.clone());
+        let q = rope_by(q, rotations.clone());
+        let k = rope_by(k, rotations);
         let log_decay: Vec<f32> = (0..heads)
             .map(|head| (-(2f64.powi(-5 - head as i32))).ln_1p() as f32)
             .collect();

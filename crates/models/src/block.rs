@@ -13,7 +13,7 @@ use crate::config::{ModelConfig, ModelError, NormKind, Wiring};
 pub(crate) struct Norm {
     weight: Param,
     bias: Option<Param>,
-    eps: f64,
+    eps: f32,
 }
 
 impl Norm {
@@ -24,7 +24,7 @@ impl Norm {
             weight: at.param_no_decay("weight", &dim, Init::Ones),
             bias: (config.norm == NormKind::Layer)
                 .then(|| at.param_no_decay("bias", &dim, Init::Zeros)),
-            eps: config.norm_eps,
+            eps: config.norm_eps as f32,
         }
     }
 

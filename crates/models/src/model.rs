@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyformer_mixers::{Context, Cost, State};
-use anyformer_ops::embedding::{embedding, gather_rows};
+use anyformer_ops::embedding::embedding;
 use anyformer_ops::loss::cross_entropy;
 use anyformer_ops::{Builder, Device, Init, Linear, LinearInit, Param, ParamStore, Tensor, meter};
 
@@ -261,8 +261,8 @@ impl Model {
                 sinusoids(rows, dim, &x.device())
             }
         };
-        let ids: Vec<u32> = positions.iter().map(|position| *position as u32).collect();
-        Ok(x + embedding(table, &ids, batch, time))
+        let ids = positions.iter().map(|position| *position as u32).collect();
+        Ok(x + embedding(table, Arc::new(ids), [batch, time]))
     }
 
     fn embed_tokens(&self, ids: &[u32], batch: usize) -> Result<Tensor<3>, ModelError> {
@@ -282,7 +282,8 @@ impl Model {
                 "token id {id} is not below the vocabulary of {vocab}"
             )));
         }
-        Ok(embedding(weight.tensor::<2>(), ids, batch, ids.len() / batch))
+        let time = ids.len() / batch;
+        Ok(embedding(weight.tensor::<2>(), Arc::new(ids.to_vec()), [batch, time]))
     }
 
     fn embed_pixels(&self, values: &[f32], batch: usize) -> Result<Tensor<3>, ModelError> {
@@ -354,7 +355,7 @@ impl Model {
         let flat = x.reshape([total, dim]);
         let pick = |index: &dyn Fn(&[usize]) -> usize, flat: Tensor<2>| {
             let ids: Vec<u32> = offsets.windows(2).map(|pair| index(pair) as u32).collect();
-            gather_rows(flat, &ids)
+            gather_rows(flat, ids)
         };
         match pool {
             Pool::First => pick(&|pair| pair[0], flat),
@@ -419,7 +420,7 @@ impl Model {
                 let (ids, wanted): (Vec<u32>, Vec<i64>) = places.into_iter().unzip();
                 let rows = match ids.len() == total {
                     true => flat,
-                    false => gather_rows(flat, &ids),
+                    false => gather_rows(flat, ids),
                 };
                 (rows, wanted)
             }
@@ -436,11 +437,11 @@ impl Model {
                 "target {wrong} is not below the {classes} scores"
             )));
         }
-        let (loss, counted, correct) = cross_entropy(scores, &wanted);
+        let scored = cross_entropy(scores, Arc::new(wanted));
         Ok(Scored {
-            loss,
-            correct,
-            counted,
+            loss: scored.loss,
+            correct: scored.correct,
+            counted: scored.counted,
         })
     }
 
@@ -525,6 +526,12 @@ fn places(
         return Err(ModelError::Input("no target is scored".into()));
     }
     Ok(places)
+}
+
+/// Rows `ids` of `[rows, dim]`.
+fn gather_rows(x: Tensor<2>, ids: Vec<u32>) -> Tensor<2> {
+    let (count, dim) = (ids.len(), x.dims()[1]);
+    embedding(x, Arc::new(ids), [1, count]).reshape([count, dim])
 }
 
 fn sinusoids(rows: usize, dim: usize, device: &Device) -> Tensor<2> {

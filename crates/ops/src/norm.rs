@@ -150,7 +150,7 @@ pub fn gated_rms_norm<const D: usize>(
     let weights = weight.dims()[0];
     assert_eq!(shape, gate.dims(), "gated norm: shapes differ");
     assert!(
-        group > 0 && dim % group == 0 && (weights == dim || weights == group),
+        group > 0 && dim.is_multiple_of(group) && (weights == dim || weights == group),
         "gated norm: groups of {group} and a weight of {weights} for a last dimension of {dim}"
     );
     if on_cpu(&x) {

@@ -1,0 +1,265 @@
+//! Exact softmax attention as an op; see [`anyformer_kernels::attention`] for the algorithm and its papers.
+
+use std::sync::Arc;
+
+use anyformer_kernels::attention as kernel;
+use anyformer_kernels::attention::{Attention, Mask, Output};
+use burn::tensor::{Bool, Tensor, TensorData};
+
+use crate::activation::{single, softmax};
+use crate::adapter::{Array, Forward, Kernel, View, erase, on_cpu};
+use crate::meter;
+
+/// Arguments that are not tensors.
+#[derive(Clone, Debug, Default)]
+pub struct AttentionOptions {
+    /// Look at keys at or before the query only.
+    pub causal: bool,
+    /// Look at keys nearer than this only, the token itself counted.
+    pub window: Option<usize>,
+    /// Slopes of linear biases, one per query head.
+    pub alibi: Option<Arc<Vec<f32>>>,
+    /// Factor of the dot products; `1/sqrt(head_dim)` when absent.
+    pub scale: Option<f32>,
+    /// Cumulative query counts of packed sequences; the batch is 1 then.
+    pub q_offsets: Option<Arc<Vec<usize>>>,
+    /// Cumulative key counts of packed sequences; the batch is 1 then.
+    pub k_offsets: Option<Arc<Vec<usize>>>,
+}
+
+/// Operations of one attention, two per multiply-add of the pairs that the mask allows.
+pub fn attention_flops(
+    q_offsets: &[usize],
+    k_offsets: &[usize],
+    heads: usize,
+    head_dim: usize,
+    causal: bool,
+    window: Option<usize>,
+) -> u64 {
+    let mask = Mask { causal, window };
+    kernel::flops(q_offsets, k_offsets, heads, head_dim, head_dim, mask)
+}
+
+/// `softmax(scale q kᵀ + bias) v` per head, for q `[batch, time, heads, head_dim]` and k, v
+/// `[batch, time_k, kv_heads, head_dim]`; query head `h` reads key head `h / (heads / kv_heads)`. The last query of a
+/// sequence stands at its last key. A query that may see no key gives zero.
+pub fn flash_attention(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    options: &AttentionOptions,
+) -> Tensor<4> {
+    let [batch, time, heads, head_dim] = q.dims();
+    let [_, time_k, kv_heads, _] = k.dims();
+    let value_dim = v.dims()[3];
+    let even = |length: usize| Arc::new((0..=batch).map(|row| row * length).collect::<Vec<_>>());
+    let q_offsets = options.q_offsets.clone().unwrap_or_else(|| even(time));
+    let k_offsets = options.k_offsets.clone().unwrap_or_else(|| even(time_k));
+    let mask = Mask {
+        causal: options.causal,
+        window: options.window,
+    };
+    meter::add(kernel::flops(
+        &q_offsets, &k_offsets, heads, head_dim, value_dim, mask,
+    ));
+    let flash = Flash {
+        q_offsets,
+        k_offsets,
+        mask,
+        alibi: options.alibi.clone(),
+        scale: options.scale.unwrap_or((head_dim as f32).powf(-0.5)),
+        heads,
+        kv_heads,
+    };
+    match on_cpu(&q) {
+        true => single(flash, [erase(q), erase(k), erase(v)]),
+        false => flash.composed(q, k, v),
+    }
+}
+
+#[derive(Debug)]
+struct Flash {
+    q_offsets: Arc<Vec<usize>>,
+    k_offsets: Arc<Vec<usize>>,
+    mask: Mask,
+    alibi: Option<Arc<Vec<f32>>>,
+    scale: f32,
+    heads: usize,
+    kv_heads: usize,
+}
+
+impl Flash {
+    fn arguments<'a>(&'a self, inputs: &[View<'a>]) -> Attention<'a> {
+        Attention {
+            q: inputs[0].data,
+            k: inputs[1].data,
+            v: inputs[2].data,
+            q_offsets: &self.q_offsets,
+            k_offsets: &self.k_offsets,
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: inputs[0].shape[3],
+            value_dim: inputs[2].shape[3],
+            mask: self.mask,
+            alibi: self.alibi.as_ref().map(|slopes| slopes.as_slice()),
+            scale: self.scale,
+        }
+    }
+
+    /// The whole matrix of scores, sequence by sequence: the portable form.
+    fn composed(&self, q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
+        let [batch, time, heads, _] = q.dims();
+        let value_dim = v.dims()[3];
+        let rows = |x: Tensor<4>| {
+            let [batch, time, heads, width] = x.dims();
+            x.reshape([batch * time, heads, width])
+        };
+        let (q, k, v) = (rows(q), rows(k), rows(v));
+        let pairs = self.q_offsets.windows(2).zip(self.k_offsets.windows(2));
+        let mut outputs = Vec::new();
+        for (queries, keys) in pairs {
+            let (count, held) = (queries[1] - queries[0], keys[1] - keys[0]);
+            if count == 0 {
+                continue;
+            }
+            if held == 0 {
+                outputs.push(Tensor::zeros([count, heads, value_dim], &v.device()));
+                continue;
+            }
+            let spread = |x: &Tensor<3>| {
+                let [_, kv_heads, width] = x.dims();
+                x.clone()
+                    .slice([keys[0]..keys[1]])
+                    .reshape([held, kv_heads, 1, width])
+                    .repeat_dim(2, heads / kv_heads)
+                    .reshape([held, heads, width])
+                    .swap_dims(0, 1)
+            };
+            let q = q.clone().slice([queries[0]..queries[1]]).swap_dims(0, 1);
+            let mut scores = q.matmul(spread(&k).swap_dims(1, 2)).mul_scalar(self.scale);
+            let (distance, forbidden, empty) = self.geometry(count, held);
+            let device = scores.device();
+            if let Some(slopes) = &self.alibi {
+                let distance = Tensor::<1>::from_data(distance.as_slice(), &device);
+                let slopes = Tensor::<1>::from_data(slopes.as_slice(), &device);
+                let bias = slopes.reshape([heads, 1, 1]) * distance.reshape([1, count, held]);
+                scores = scores - bias;
+            }
+            let forbidden = TensorData::new(forbidden, [1, count, held]);
+            let forbidden = Tensor::<3, Bool>::from_data(forbidden, &device);
+            let scores = scores.mask_fill(forbidden.expand([heads, count, held]), -1e30);
+            let seen = Tensor::<1>::from_data(empty.as_slice(), &device).reshape([1, count, 1]);
+            outputs.push((softmax(scores).matmul(spread(&v)) * seen).swap_dims(0, 1));
+        }
+        match outputs.is_empty() {
+            true => Tensor::zeros([batch, time, heads, value_dim], &v.device()),
+            false => Tensor::cat(outputs, 0).reshape([batch, time, heads, value_dim]),
+        }
+    }
+
+    /// Distances, forbidden pairs, and per query one, or zero where it may see nothing.
+    fn geometry(&self, queries: usize, keys: usize) -> (Vec<f32>, Vec<bool>, Vec<f32>) {
+        let (mut distances, mut forbidden) = (Vec::new(), Vec::new());
+        let mut seen = vec![0.0; queries];
+        for query in 0..queries {
+            let at = (keys + query) as isize - queries as isize;
+            for key in 0..keys {
+                let distance = at - key as isize;
+                distances.push(distance.unsigned_abs() as f32);
+                let late = self.mask.causal && distance < 0;
+                let far = self
+                    .mask
+                    .window
+                    .is_some_and(|window| distance.unsigned_abs() >= window);
+                forbidden.push(late || far);
+                if !late && !far {
+                    seen[query] = 1.0;
+                }
+            }
+        }
+        (distances, forbidden, seen)
+    }
+}
+
+impl Kernel for Flash {
+    fn forward(&self, inputs: &[View], save: bool) -> Forward {
+        let attention = self.arguments(inputs);
+        let Output { o, lse } = kernel::forward(&attention);
+        let shape = [
+            inputs[0].shape[0],
+            inputs[0].shape[1],
+            self.heads,
+            attention.value_dim,
+        ];
+        let count = lse.len();
+        Forward {
+            saved: match save {
+                true => vec![Array::new(shape, o.clone()), Array::new([count], lse)],
+                false => vec![],
+            },
+            outputs: vec![Array::new(shape, o)],
+        }
+    }
+
+    fn backward(
+        &self,
+        inputs: &[View],
+        saved: &[View],
+        grads: &[Option<View>],
+    ) -> Vec<Option<Array>> {
+        let output = Output {
+            o: saved[0].data.to_vec(),
+            lse: saved[1].data.to_vec(),
+        };
+        let d_o = crate::activation::only(grads).data;
+        let got = kernel::backward(&self.arguments(inputs), &output, d_o, None);
+        vec![
+            Some(Array::new(inputs[0].shape, got.q)),
+            Some(Array::new(inputs[1].shape, got.k)),
+            Some(Array::new(inputs[2].shape, got.v)),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::{agree, values};
+
+    #[test]
+    fn kernel_equals_the_matrix_form() {
+        let (heads, kv_heads, head_dim) = (4, 2, 6);
+        let (q_offsets, k_offsets) = (vec![0, 3, 3, 12], vec![0, 7, 7, 16]);
+        let (queries, keys) = (12, 16);
+        let inputs = [
+            values(1, queries * heads * head_dim),
+            values(2, keys * kv_heads * head_dim),
+            values(3, keys * kv_heads * head_dim),
+        ];
+        for causal in [true, false] {
+            for window in [None, Some(3)] {
+                for alibi in [None, Some(Arc::new(vec![0.5, 0.25, 0.125, 0.1]))] {
+                    let options = AttentionOptions {
+                        causal,
+                        window,
+                        alibi: alibi.clone(),
+                        scale: None,
+                        q_offsets: Some(Arc::new(q_offsets.clone())),
+                        k_offsets: Some(Arc::new(k_offsets.clone())),
+                    };
+                    let name = format!("causal {causal} window {window:?} alibi {alibi:?}");
+                    agree(&name, 1e-4, &inputs, |x| {
+                        let keys = [1, keys, kv_heads, head_dim];
+                        let o = flash_attention(
+                            x[0].clone().reshape([1, queries, heads, head_dim]),
+                            x[1].clone().reshape(keys),
+                            x[2].clone().reshape(keys),
+                            &options,
+                        );
+                        o.reshape([queries * heads * head_dim])
+                    });
+                }
+            }
+        }
+    }
+}

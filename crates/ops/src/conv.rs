@@ -1,0 +1,204 @@
+//! Causal depthwise convolution over time as an op; see [`anyformer_kernels::conv`].
+
+use std::sync::Arc;
+
+use anyformer_kernels::conv as kernel;
+use burn::tensor::Tensor;
+
+use crate::activation::silu;
+use crate::adapter::{Array, Erased, Forward, Kernel, View, apply, erase, on_cpu};
+use crate::meter;
+
+pub use anyformer_kernels::conv::flops as conv_flops;
+
+/// `y[t, c] = bias[c] + sum_j weight[c, j] x[t - width + 1 + j, c]`, with SiLU where `activation` is set, for x
+/// `[batch, time, channels]`, weight `[channels, width]`. `initial` is the last inputs before each sequence
+/// `[sequences, channels, width - 1]`, oldest first, zero when absent; `offsets` are cumulative lengths of packed sequences
+/// (the batch is 1 then). Returns y and the last inputs at the end.
+pub fn causal_conv1d(
+    x: Tensor<3>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    activation: bool,
+    initial: Option<Tensor<3>>,
+    offsets: Option<Arc<Vec<usize>>>,
+) -> (Tensor<3>, Tensor<3>) {
+    let [batch, time, channels] = x.dims();
+    let width = weight.dims()[1];
+    let offsets =
+        offsets.unwrap_or_else(|| Arc::new((0..=batch).map(|row| row * time).collect()));
+    meter::add(conv_flops(batch * time, channels, width));
+    let initial = initial.unwrap_or_else(|| {
+        Tensor::zeros([offsets.len() - 1, channels, width - 1], &x.device())
+    });
+    if !on_cpu(&x) {
+        return composed(x, weight, bias, activation, initial, &offsets);
+    }
+    let conv = Conv {
+        offsets,
+        activation,
+        biased: bias.is_some(),
+    };
+    let outputs: Vec<Erased> = match bias {
+        None => apply(conv, [erase(x), erase(weight), erase(initial)]),
+        Some(bias) => apply(conv, [erase(x), erase(weight), erase(initial), erase(bias)]),
+    };
+    let mut outputs = outputs.into_iter();
+    match (outputs.next(), outputs.next()) {
+        (Some(y), Some(last)) => (y.into_tensor(), last.into_tensor()),
+        _ => panic!("the convolution gives an output and a state"),
+    }
+}
+
+#[derive(Debug)]
+struct Conv {
+    offsets: Arc<Vec<usize>>,
+    activation: bool,
+    biased: bool,
+}
+
+impl Conv {
+    fn arguments<'a>(&'a self, inputs: &[View<'a>]) -> kernel::Conv<'a> {
+        kernel::Conv {
+            x: inputs[0].data,
+            weight: inputs[1].data,
+            bias: self.biased.then(|| inputs[3].data),
+            initial: Some(inputs[2].data),
+            offsets: &self.offsets,
+            channels: inputs[1].shape[0],
+            width: inputs[1].shape[1],
+            silu: self.activation,
+        }
+    }
+}
+
+impl Kernel for Conv {
+    fn forward(&self, inputs: &[View], _save: bool) -> Forward {
+        let (y, last) = kernel::forward(&self.arguments(inputs));
+        Forward {
+            outputs: vec![
+                Array::new(inputs[0].shape, y),
+                Array::new(inputs[2].shape, last),
+            ],
+            saved: vec![],
+        }
+    }
+
+    fn backward(
+        &self,
+        inputs: &[View],
+        _saved: &[View],
+        grads: &[Option<View>],
+    ) -> Vec<Option<Array>> {
+        let zeros;
+        let dy = match grads[0] {
+            Some(grad) => grad.data,
+            None => {
+                zeros = vec![0.0; inputs[0].data.len()];
+                &zeros
+            }
+        };
+        let dlast = grads[1].map(|grad| grad.data);
+        let got = kernel::backward(&self.arguments(inputs), dy, dlast);
+        let mut all = vec![
+            Some(Array::new(inputs[0].shape, got.x)),
+            Some(Array::new(inputs[1].shape, got.weight)),
+            Some(Array::new(inputs[2].shape, got.initial)),
+        ];
+        if self.biased {
+            all.push(Some(Array::new(inputs[3].shape, got.bias)));
+        }
+        all
+    }
+}
+
+/// Shifted copies times taps, sequence by sequence: the portable form.
+fn composed(
+    x: Tensor<3>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    activation: bool,
+    initial: Tensor<3>,
+    offsets: &[usize],
+) -> (Tensor<3>, Tensor<3>) {
+    let [batch, time, channels] = x.dims();
+    let width = weight.dims()[1];
+    let x = x.reshape([batch * time, channels]);
+    let (mut outputs, mut states) = (Vec::new(), Vec::new());
+    for (row, pair) in offsets.windows(2).enumerate() {
+        let count = pair[1] - pair[0];
+        let before = initial
+            .clone()
+            .slice([row..row + 1])
+            .reshape([channels, width - 1])
+            .transpose();
+        let mut parts = Vec::new();
+        if width > 1 {
+            parts.push(before);
+        }
+        if count > 0 {
+            parts.push(x.clone().slice([pair[0]..pair[1]]));
+        }
+        let seen = match parts.is_empty() {
+            true => Tensor::zeros([0, channels], &x.device()),
+            false => Tensor::cat(parts, 0),
+        };
+        if count > 0 {
+            let tap = |j: usize| {
+                let weight = weight.clone().slice([0..channels, j..j + 1]).reshape([1, channels]);
+                seen.clone().slice([j..j + count]) * weight
+            };
+            let sum = (1..width).fold(tap(0), |sum, j| sum + tap(j));
+            outputs.push(sum);
+        }
+        let last = seen.slice([count..count + width - 1]).transpose();
+        states.push(last.reshape([1, channels, width - 1]));
+    }
+    let mut y = match outputs.is_empty() {
+        true => x,
+        false => Tensor::cat(outputs, 0),
+    };
+    if let Some(bias) = bias {
+        y = y + bias.reshape([1, channels]);
+    }
+    if activation {
+        y = silu(y);
+    }
+    (y.reshape([batch, time, channels]), Tensor::cat(states, 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::{agree, values};
+
+    #[test]
+    fn kernel_equals_the_shifted_copies() {
+        let (total, channels, width) = (14, 5, 4);
+        let offsets = Arc::new(vec![0, 2, 2, 14]);
+        let inputs = [
+            values(1, total * channels),
+            values(2, channels * width),
+            values(3, 3 * channels * (width - 1)),
+            values(4, channels),
+        ];
+        for activation in [false, true] {
+            for biased in [false, true] {
+                let used = &inputs[..if biased { 4 } else { 3 }];
+                let name = format!("activation {activation} bias {biased}");
+                agree(&name, 1e-4, used, |x| {
+                    let (y, last) = causal_conv1d(
+                        x[0].clone().reshape([1, total, channels]),
+                        x[1].clone().reshape([channels, width]),
+                        biased.then(|| x[3].clone()),
+                        activation,
+                        Some(x[2].clone().reshape([3, channels, width - 1])),
+                        Some(offsets.clone()),
+                    );
+                    let y = y.reshape([total * channels]);
+                    Tensor::cat(vec![y, last.reshape([3 * channels * (width - 1)])], 0)
+                });
+            }
+        }
+    }
+}
