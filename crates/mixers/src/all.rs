@@ -2,7 +2,8 @@
 
 use crate::card::{ChannelEntry, ConfigError, TokenEntry, nearest_name};
 use crate::{
-    attention, delta_net, gated_delta_net, gla, linear_attention, local, mlp, none, retention, swiglu,
+    attention, delta_net, gated_delta_net, gla, linear_attention, linformer, local, mamba, mamba2, mlp,
+    none, performer, pool, retention, swiglu,
 };
 
 /// Every token mixer, sorted by name.
@@ -12,7 +13,12 @@ static TOKEN: &[&TokenEntry] = &[
     &gated_delta_net::ENTRY,
     &gla::ENTRY,
     &linear_attention::ENTRY,
+    &linformer::ENTRY,
     &local::ENTRY,
+    &mamba::ENTRY,
+    &mamba2::ENTRY,
+    &performer::ENTRY,
+    &pool::ENTRY,
     &retention::ENTRY,
 ];
 

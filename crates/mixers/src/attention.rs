@@ -17,7 +17,7 @@ use anyformer_ops::{Builder, Linear, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::card::{Card, ConfigError, Direction, Knob, Preset, TokenEntry, head_dim, read, resolve};
-use crate::mixer::{Context, Cost, State, StateError, TokenMixer};
+use crate::mixer::{Context, Cost, State, RunError, TokenMixer};
 use crate::parts::{join_heads, split_heads};
 
 /// How attention knows positions.
@@ -277,14 +277,14 @@ impl TokenMixer for Attention {
         x: Tensor<3>,
         context: &Context,
         state: Option<&State>,
-    ) -> Result<(Tensor<3>, Option<State>), StateError> {
+    ) -> Result<(Tensor<3>, Option<State>), RunError> {
         if state.is_some() && !self.causal {
-            return Err(StateError::CannotStream("bidirectional attention"));
+            return Err(RunError::CannotStream("bidirectional attention"));
         }
         let [batch, time, _] = x.dims();
         let mut q = split_heads(self.q_proj.forward(x.clone()), self.query_heads);
         let mut k = split_heads(self.k_proj.forward(x.clone()), self.kv_heads);
-        let mut v = split_heads(self.v_proj.forward(x), self.kv_heads);
+        let v = split_heads(self.v_proj.forward(x), self.kv_heads);
         if let Some(inv_freq) = &self.inv_freq {
             let positions = context.positions(batch, time, state);
             let rotations = Arc::new(Rotations::new(&positions, inv_freq));

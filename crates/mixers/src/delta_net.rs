@@ -12,7 +12,7 @@ use anyformer_ops::{Linear, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::card::{Card, Direction, Knob, Preset, TokenEntry, head_dim, read, resolve};
-use crate::mixer::{Context, Cost, State, StateError, TokenMixer};
+use crate::mixer::{Context, Cost, State, RunError, TokenMixer};
 use crate::parts::{HeadNorm, join_heads, split_heads};
 use crate::short::ShortProjection;
 
@@ -107,7 +107,7 @@ impl TokenMixer for DeltaNet {
         x: Tensor<3>,
         context: &Context,
         state: Option<&State>,
-    ) -> Result<(Tensor<3>, Option<State>), StateError> {
+    ) -> Result<(Tensor<3>, Option<State>), RunError> {
         let [batch, time, _] = x.dims();
         let heads = self.config.heads;
         let mut next = State::new(context.times_after(batch, time, state));

@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::card::{Card, ConfigError, Direction, Knob, Preset, TokenEntry, head_dim, read, resolve};
 use crate::delta_net::{L2_EPS, NORM_EPS};
-use crate::mixer::{Context, Cost, State, StateError, TokenMixer};
+use crate::mamba::step_bias;
+use crate::mixer::{Context, Cost, State, RunError, TokenMixer};
 use crate::parts::{join_heads, split_heads};
 use crate::short::ShortProjection;
 
@@ -97,13 +98,7 @@ pub static ENTRY: TokenEntry = TokenEntry {
                 .map(|_| (rng.random::<f32>() * 16.0).max(1e-4).ln())
                 .collect()
         }));
-        let dt_bias = Init::With(Box::new(move |rng, count| {
-            let (low, high) = (1e-3f32.ln(), 0.1f32.ln());
-            (0..count)
-                .map(|_| (low + rng.random::<f32>() * (high - low)).exp().max(1e-4))
-                .map(|dt| dt + (-(-dt).exp_m1()).ln())
-                .collect()
-        }));
+        let dt_bias = Init::With(Box::new(|rng, count| step_bias(rng, count, 1e-3, 0.1)));
         Ok(Box::new(GatedDeltaNet {
             q: short("q", keys),
             k: short("k", keys),
@@ -146,7 +141,7 @@ impl TokenMixer for GatedDeltaNet {
         x: Tensor<3>,
         context: &Context,
         state: Option<&State>,
-    ) -> Result<(Tensor<3>, Option<State>), StateError> {
+    ) -> Result<(Tensor<3>, Option<State>), RunError> {
         let [batch, time, _] = x.dims();
         let heads = self.config.heads;
         let mut next = State::new(context.times_after(batch, time, state));

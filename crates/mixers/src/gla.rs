@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::card::{Card, Direction, Knob, Preset, TokenEntry, read, resolve};
 use crate::gated::Gated;
-use crate::mixer::{Context, Cost, State, StateError, TokenMixer};
+use crate::mixer::{Context, Cost, State, RunError, TokenMixer};
 use crate::parts::split_heads;
 
 /// Knobs.
@@ -101,7 +101,7 @@ impl TokenMixer for Gla {
         x: Tensor<3>,
         context: &Context,
         state: Option<&State>,
-    ) -> Result<(Tensor<3>, Option<State>), StateError> {
+    ) -> Result<(Tensor<3>, Option<State>), RunError> {
         let (q, k) = self.gated.queries_keys(&x);
         let logits = self.gate_up.forward(self.gate_down.forward(x.clone()));
         let log_decay = log_sigmoid(logits, self.normalizer);

@@ -16,9 +16,14 @@ pub mod delta_net;
 pub mod gated_delta_net;
 pub mod gla;
 pub mod linear_attention;
+pub mod linformer;
 pub mod local;
+pub mod mamba;
+pub mod mamba2;
 pub mod mlp;
 pub mod none;
+pub mod performer;
+pub mod pool;
 pub mod retention;
 pub mod swiglu;
 
@@ -26,4 +31,4 @@ pub use all::{channel_mixer, channel_mixers, token_mixer, token_mixers};
 pub use card::{
     Card, ChannelEntry, ConfigError, Direction, Entry, Knob, MixerSpec, Options, Preset, TokenEntry,
 };
-pub use mixer::{ChannelMixer, Context, Cost, State, StateError, StateTensor, TokenMixer};
+pub use mixer::{ChannelMixer, Context, Cost, State, RunError, StateTensor, TokenMixer};

@@ -12,7 +12,7 @@ use anyformer_ops::{Linear, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::card::{Card, Direction, Knob, TokenEntry, head_dim, read, resolve};
-use crate::mixer::{Context, Cost, State, StateError, TokenMixer};
+use crate::mixer::{Context, Cost, State, RunError, TokenMixer};
 use crate::parts::{both_ways, both_ways_flops, join_heads, split_heads};
 
 /// The function applied to queries and keys.
@@ -121,14 +121,14 @@ impl TokenMixer for LinearAttention {
         x: Tensor<3>,
         context: &Context,
         state: Option<&State>,
-    ) -> Result<(Tensor<3>, Option<State>), StateError> {
+    ) -> Result<(Tensor<3>, Option<State>), RunError> {
         let [batch, time, dim] = x.dims();
         let q = self.features(self.q_proj.forward(x.clone()));
         let k = self.features(self.k_proj.forward(x.clone()));
         let v = split_heads(self.v_proj.forward(x), self.config.heads);
         if !self.config.causal {
             if state.is_some() {
-                return Err(StateError::CannotStream("bidirectional linear attention"));
+                return Err(RunError::CannotStream("bidirectional linear attention"));
             }
             let offsets = context.offsets.as_ref().map(|offsets| offsets.as_slice());
             let o = both_ways(q, k, v, self.config.normalise, offsets);

@@ -5,12 +5,32 @@ use std::sync::Arc;
 use anyformer_ops::Tensor;
 use serde::{Deserialize, Serialize};
 
-/// A state that cannot be used.
+/// An input or a state that a mixer cannot run on.
 #[derive(Debug, thiserror::Error)]
-pub enum StateError {
+pub enum RunError {
     /// The mixer carries no state.
     #[error("carry a state through {0}: it cannot stream (see its card)")]
     CannotStream(&'static str),
+    /// A sequence longer than the mixer was built for.
+    #[error("run {mixer}: expected at most {limit} tokens, got {got}; raise its max_time")]
+    TooLong {
+        /// The mixer.
+        mixer: &'static str,
+        /// The longest sequence it can take.
+        limit: usize,
+        /// What was asked.
+        got: usize,
+    },
+    /// The mixer looks at rows and columns, and the tokens are a plain sequence or do not fill the grid.
+    #[error("run {mixer}: expected tokens that fill a grid, got {got} tokens and the grid {grid:?}; use it on pictures")]
+    NoGrid {
+        /// The mixer.
+        mixer: &'static str,
+        /// Tokens of a sequence.
+        got: usize,
+        /// Rows and columns, where the model has them.
+        grid: Option<[usize; 2]>,
+    },
 }
 
 /// What a model tells its mixers about one forward pass.
@@ -165,20 +185,20 @@ pub trait TokenMixer: Send + Sync {
     /// Runs over all of `x`, `[batch, time, dim]`, going on from `state` where one is given. The returned state is
     /// `Some` exactly when `context.keep_state` is set and the mixer can stream.
     ///
-    /// A mixer whose card says that it cannot stream refuses a state with [`StateError`].
+    /// A mixer whose card says that it cannot stream refuses a state with [`RunError`].
     fn forward(
         &self,
         x: Tensor<3>,
         context: &Context,
         state: Option<&State>,
-    ) -> Result<(Tensor<3>, Option<State>), StateError>;
+    ) -> Result<(Tensor<3>, Option<State>), RunError>;
 
     /// One more token for each sequence of `state`: `x` is `[sequences, 1, dim]`.
-    fn step(&self, x: Tensor<3>, state: &State) -> Result<(Tensor<3>, State), StateError> {
+    fn step(&self, x: Tensor<3>, state: &State) -> Result<(Tensor<3>, State), RunError> {
         let (y, next) = self.forward(x, &Context::with_state(), Some(state))?;
         match next {
             Some(next) => Ok((y, next)),
-            None => Err(StateError::CannotStream("this mixer")),
+            None => Err(RunError::CannotStream("this mixer")),
         }
     }
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::card::{Card, ConfigError, Direction, Knob, TokenEntry, read, resolve};
 use crate::gated::Gated;
-use crate::mixer::{Context, Cost, State, StateError, TokenMixer};
+use crate::mixer::{Context, Cost, State, RunError, TokenMixer};
 
 /// Knobs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -93,7 +93,7 @@ impl TokenMixer for Retention {
         x: Tensor<3>,
         context: &Context,
         state: Option<&State>,
-    ) -> Result<(Tensor<3>, Option<State>), StateError> {
+    ) -> Result<(Tensor<3>, Option<State>), RunError> {
         let [batch, time, _] = x.dims();
         let heads = self.gated.heads;
         let positions = context.positions(batch, time, state);

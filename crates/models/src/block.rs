@@ -1,7 +1,7 @@
 //! The one block: a token mixer and a channel mixer on a residual stream.
 
 use anyformer_mixers::{
-    ChannelMixer, Context, Cost, MixerSpec, State, StateError, TokenMixer, channel_mixer,
+    ChannelMixer, Context, Cost, MixerSpec, State, RunError, TokenMixer, channel_mixer,
     token_mixer,
 };
 use anyformer_ops::norm::{layer_norm, rms_norm};
@@ -89,7 +89,7 @@ impl Block {
         x: Tensor<3>,
         context: &Context,
         state: Option<&State>,
-    ) -> Result<(Tensor<3>, Option<State>), StateError> {
+    ) -> Result<(Tensor<3>, Option<State>), RunError> {
         let mix = |x: Tensor<3>| match (state, context.keep_state && x.dims()[1] == 1) {
             (Some(state), true) if context.offsets.is_none() => self
                 .mixer

@@ -170,7 +170,7 @@ pub enum ModelError {
     Input(String),
     /// A state was asked of a mixer that has none.
     #[error(transparent)]
-    State(#[from] anyformer_mixers::StateError),
+    State(#[from] anyformer_mixers::RunError),
 }
 
 impl ModelConfig {

@@ -1,0 +1,304 @@
+//! Performer: softmax attention estimated by positive random features.
+//!
+//! Choromanski et al. (2021), arXiv 2009.14794. With `x' = x / head_dim^(1/4)` and W `[features, head_dim]` of orthogonal
+//! rows, `phi(x) = features^(-1/2) (exp(W x' - |x'|²/2 - c) + eps)`; then `o = phi(q) (sum phi(k)ᵀ v) / (phi(q) . sum phi(k))`.
+//!
+//! The stabiliser `c` of a query is its own largest `W q'`. That of the keys is the largest over the sequence in the
+//! bidirectional form; in the causal form it is zero, since a maximum over positions would look ahead. It cancels in the
+//! quotient except through eps. State: `kv [sequences, heads, features, head_dim]` and `z [sequences, heads, features]`.
+
+use anyformer_ops::recurrence::{Gate, RecurrenceOptions, Write, linear_recurrence, recurrence_flops};
+use anyformer_ops::activation::relu;
+use anyformer_ops::param::normal;
+use anyformer_ops::{Init, Linear, Param, Tensor, meter};
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use crate::card::{Card, ConfigError, Direction, Knob, TokenEntry, head_dim, read, resolve};
+use crate::mixer::{Context, Cost, RunError, State, TokenMixer};
+use crate::parts::{both_ways, both_ways_flops, join_heads, split_heads};
+
+/// The kernel that the features estimate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kernel {
+    /// `exp(q . k / sqrt(head_dim))`.
+    #[default]
+    Softmax,
+    /// `phi(x) = max(W x, 0) + 0.001`: the generalised kernel of the paper.
+    Relu,
+}
+
+/// Knobs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PerformerConfig {
+    /// Heads; divides `dim`.
+    pub heads: usize,
+    /// Random features; 0 takes `head_dim ln(head_dim)`.
+    pub nb_features: usize,
+    /// The kernel that the features estimate.
+    pub kernel: Kernel,
+    /// Look back only.
+    pub causal: bool,
+    /// Added to each feature of the softmax kernel.
+    pub eps: f64,
+}
+
+impl Default for PerformerConfig {
+    fn default() -> Self {
+        PerformerConfig {
+            heads: 4,
+            nb_features: 0,
+            kernel: Kernel::Softmax,
+            causal: true,
+            eps: 1e-4,
+        }
+    }
+}
+
+static CARD: Card = Card {
+    name: "performer",
+    title: "Performer (FAVOR+)",
+    paper: "Choromanski et al.: Rethinking Attention with Performers (ICLR 2021), arXiv 2009.14794",
+    equation: "phi(x) = m^(-1/2) (exp(W x' - |x'|^2 / 2 - c) + eps), x' = x / head_dim^(1/4)\no_i = phi(q_i) sum_j phi(k_j)^T v_j / (phi(q_i) . sum_j phi(k_j))",
+    direction: Direction::Either,
+    streams: true,
+    state: "constant",
+    notes: "The random matrix is drawn once and saved as a buffer; it is not redrawn during training. The causal form has no stabiliser on the keys, because a maximum over positions looks ahead; released implementations have one and so peek at the future through eps.",
+    knobs: &[
+        Knob { name: "heads", doc: "heads; divides dim" },
+        Knob { name: "nb_features", doc: "random features; 0 takes head_dim ln(head_dim)" },
+        Knob { name: "kernel", doc: "softmax, or relu (the generalised kernel)" },
+        Knob { name: "causal", doc: "look back only" },
+        Knob { name: "eps", doc: "added to each feature of the softmax kernel" },
+    ],
+    presets: &[],
+};
+
+/// The registered entry.
+pub static ENTRY: TokenEntry = TokenEntry {
+    card: &CARD,
+    resolve: |options| resolve::<PerformerConfig>(&CARD, options),
+    build: |dim, options, builder| {
+        let config: PerformerConfig = read(&CARD, options)?;
+        let head_dim = head_dim(&CARD, dim, config.heads)?;
+        if !(config.eps >= 0.0 && config.eps.is_finite()) {
+            return Err(ConfigError::Impossible {
+                mixer: CARD.name,
+                message: format!("eps must be at least 0, got {}", config.eps),
+            });
+        }
+        let features = match config.nb_features {
+            0 => ((head_dim as f64 * (head_dim as f64).ln()) as usize).max(1),
+            given => given,
+        };
+        let linear = |name: &str| Linear::new(builder, name, dim, dim, false);
+        Ok(Box::new(Performer {
+            q_proj: linear("q_proj"),
+            k_proj: linear("k_proj"),
+            v_proj: linear("v_proj"),
+            o_proj: Linear::residual(builder, "o_proj", dim, dim, false),
+            projection: builder.buffer(
+                "projection_matrix",
+                &[features, head_dim],
+                Init::With(Box::new(move |rng, _| orthogonal_rows(rng, features, head_dim))),
+            ),
+            dim,
+            head_dim,
+            features,
+            config,
+        }))
+    },
+};
+
+/// Rows in blocks of `dim` orthogonal directions, each as long as a fresh normal vector.
+fn orthogonal_rows(rng: &mut ChaCha8Rng, rows: usize, dim: usize) -> Vec<f32> {
+    let mut all: Vec<f32> = Vec::with_capacity(rows * dim);
+    let mut block: Vec<Vec<f64>> = Vec::new();
+    while all.len() < rows * dim {
+        if block.len() == dim {
+            block.clear();
+        }
+        let mut row: Vec<f64> = (0..dim).map(|_| f64::from(normal(rng))).collect();
+        // Gram and Schmidt, twice for accuracy.
+        for _ in 0..2 {
+            for held in &block {
+                let dot: f64 = row.iter().zip(held).map(|(a, b)| a * b).sum();
+                row.iter_mut().zip(held).for_each(|(a, b)| *a -= dot * b);
+            }
+        }
+        let length = row.iter().map(|v| v * v).sum::<f64>().sqrt();
+        row.iter_mut().for_each(|v| *v /= length);
+        let fresh = (0..dim).map(|_| f64::from(normal(rng)).powi(2)).sum::<f64>().sqrt();
+        all.extend(row.iter().map(|v| (v * fresh) as f32));
+        block.push(row);
+    }
+    all
+}
+
+struct Performer {
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    o_proj: Linear,
+    projection: Param,
+    dim: usize,
+    head_dim: usize,
+    features: usize,
+    config: PerformerConfig,
+}
+
+impl Performer {
+    /// `[batch, time, heads, features]` of heads, with what is subtracted from the exponents chosen by `stabiliser`.
+    fn features(
+        &self,
+        x: Tensor<4>,
+        stabiliser: impl Fn(Tensor<4>) -> Option<Tensor<4>>,
+    ) -> Tensor<4> {
+        let [batch, time, heads, head_dim] = x.dims();
+        let rows = batch * time * heads;
+        meter::add(2 * (rows * head_dim * self.features) as u64);
+        let project = |x: Tensor<4>| {
+            x.reshape([rows, head_dim])
+                .matmul(self.projection.tensor::<2>().transpose())
+                .reshape([batch, time, heads, self.features])
+        };
+        match self.config.kernel {
+            Kernel::Relu => relu(project(x)).add_scalar(1e-3),
+            Kernel::Softmax => {
+                let x = x.mul_scalar((head_dim as f32).powf(-0.25));
+                let projected = project(x.clone());
+                let half = x.powi_scalar(2).sum_dim(3).mul_scalar(0.5);
+                let mut exponent = projected.clone() - half;
+                if let Some(most) = stabiliser(projected.detach()) {
+                    exponent = exponent - most;
+                }
+                let factor = (self.features as f32).powf(-0.5);
+                exponent.exp().add_scalar(self.config.eps as f32).mul_scalar(factor)
+            }
+        }
+    }
+
+    /// The largest exponent of each sequence and head, repeated over its tokens.
+    fn over_sequence(x: Tensor<4>, offsets: Option<&[usize]>) -> Tensor<4> {
+        let [batch, time, heads, _] = x.dims();
+        let most = x.max_dim(3);
+        match offsets {
+            None => most.max_dim(1).expand([batch, time, heads, 1]),
+            Some(offsets) => {
+                let pairs = offsets.windows(2).filter(|pair| pair[1] > pair[0]);
+                let rows = pairs.map(|pair| {
+                    let piece = most.clone().slice([0..1, pair[0]..pair[1]]);
+                    piece.max_dim(1).expand([1, pair[1] - pair[0], heads, 1])
+                });
+                Tensor::cat(rows.collect(), 1)
+            }
+        }
+    }
+}
+
+impl TokenMixer for Performer {
+    fn forward(
+        &self,
+        x: Tensor<3>,
+        context: &Context,
+        state: Option<&State>,
+    ) -> Result<(Tensor<3>, Option<State>), RunError> {
+        let [batch, time, _] = x.dims();
+        let heads = self.config.heads;
+        let project = |linear: &Linear| split_heads(linear.forward(x.clone()), heads);
+        let q = self.features(project(&self.q_proj), |x| Some(x.max_dim(3)));
+        let keys = project(&self.k_proj);
+        let v = project(&self.v_proj);
+        let offsets = context.offsets.as_ref().map(|offsets| offsets.as_slice());
+        if !self.config.causal {
+            if state.is_some() {
+                return Err(RunError::CannotStream("bidirectional performer"));
+            }
+            let k = self.features(keys, |x| Some(Self::over_sequence(x, offsets)));
+            let o = both_ways(q, k, v, true, offsets);
+            return Ok((self.o_proj.forward(join_heads(o)), None));
+        }
+        let k = self.features(keys, |_| None);
+        let options = RecurrenceOptions {
+            offsets: context.offsets.clone(),
+            normaliser: true,
+            ..RecurrenceOptions::default()
+        };
+        let initial = state.map(|state| {
+            let z: Tensor<3> = state.get("z");
+            Tensor::cat(vec![state.get::<4>("kv"), z.unsqueeze_dim(3)], 3)
+        });
+        let (o, last) =
+            linear_recurrence(q, k, v, Gate::None, Write::Additive, initial, &options);
+        let y = self.o_proj.forward(join_heads(o));
+        let next = context.keep_state.then(|| {
+            let parts = last.split_with_sizes(vec![self.head_dim, 1], 3);
+            let z: Tensor<3> = parts[1].clone().squeeze_dim(3);
+            State::new(context.times_after(batch, time, state))
+                .with("kv", parts[0].clone())
+                .with("z", z)
+        });
+        Ok((y, next))
+    }
+
+    fn cost(&self, time: usize) -> Cost {
+        let (heads, width) = (self.config.heads, self.head_dim + 1);
+        let weights = 4 * self.dim * self.dim;
+        let features = 4 * (time * heads * self.head_dim * self.features) as u64;
+        let (mixing, state) = match self.config.causal {
+            true => (
+                recurrence_flops(time, heads, self.features, width, false),
+                heads * self.features * width,
+            ),
+            false => (both_ways_flops(time, heads, self.features, width), 0),
+        };
+        Cost {
+            params: weights as u64,
+            flops: 2 * (weights * time) as u64 + features + mixing,
+            state_bytes: 4 * state as u64,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::SeedableRng;
+
+    #[test]
+    fn rows_of_a_block_are_orthogonal() {
+        let rows = orthogonal_rows(&mut ChaCha8Rng::seed_from_u64(1), 8, 5);
+        let dot = |a: usize, b: usize| -> f32 {
+            (0..5).map(|i| rows[a * 5 + i] * rows[b * 5 + i]).sum()
+        };
+        assert!(dot(0, 4).abs() < 1e-5 && dot(5, 7).abs() < 1e-5);
+        assert!(dot(0, 0) > 0.0);
+    }
+
+    /// The mean over many draws of `phi(q) . phi(k)` is `exp(q . k / sqrt(d))`, and more features come closer.
+    #[test]
+    fn features_estimate_the_softmax_kernel() {
+        let (q, k) = ([0.3f64, -0.5, 0.8, 0.1], [0.2f64, 0.4, 0.5, -0.7]);
+        let scale = 4f64.powf(-0.25);
+        let exact = q.iter().zip(&k).map(|(a, b)| a * b).sum::<f64>() / 2.0;
+        let estimate = |features: usize, seed: u64| {
+            let rows = orthogonal_rows(&mut ChaCha8Rng::seed_from_u64(seed), features, 4);
+            let phi = |x: &[f64; 4], row: &[f32]| {
+                let dot: f64 = x.iter().zip(row).map(|(a, b)| a * scale * f64::from(*b)).sum();
+                let half = x.iter().map(|a| (a * scale).powi(2)).sum::<f64>() / 2.0;
+                (dot - half).exp()
+            };
+            let sum: f64 = rows.chunks(4).map(|row| phi(&q, row) * phi(&k, row)).sum();
+            sum / features as f64
+        };
+        let spread = |features| {
+            let errors = (0..200).map(|seed| (estimate(features, seed) - exact.exp()).powi(2));
+            (errors.sum::<f64>() / 200.0).sqrt()
+        };
+        assert!(spread(64) < 0.6 * spread(8), "{} {}", spread(64), spread(8));
+        let mean = (0..400).map(|seed| estimate(16, seed)).sum::<f64>() / 400.0;
+        assert!((mean - exact.exp()).abs() < 0.05);
+    }
+}
