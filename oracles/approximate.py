@@ -114,7 +114,6 @@ def bidirectional_linear(name, time, dim=32, heads=4):
 
 if __name__ == "__main__":
     performer("performer_bidirectional", 37, causal=False)
-    performer("performer_causal", 37, causal=True)
     performer_exact("performer_causal_eps0", 130)
     linformer("linformer", 37)
     linformer("linformer_full_length", 40, heads=2)

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use anyformer_mixers::card::nearest_name;
-use anyformer_models::{Gives, ModelConfig, Reads};
+use anyformer_models::ModelConfig;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -111,7 +111,8 @@ fn known(root: &Map<String, Value>, place: &str) -> Result<(), Failure> {
     check_keys(root, TABLES, place, "table")
 }
 
-fn check_keys<'a>(
+/// Refuses keys that are not among `keys`, with the nearest.
+pub(crate) fn check_keys<'a>(
     map: &Map<String, Value>,
     keys: impl IntoIterator<Item = &'a str> + Clone,
     place: &str,
@@ -164,10 +165,10 @@ pub fn expand_mixers(model: &mut Map<String, Value>) {
 /// other it is an error.
 pub fn model_config(
     mut model: Map<String, Value>,
-    reads: &Reads,
-    gives: &Gives,
+    own: &ModelConfig,
 ) -> Result<ModelConfig, Failure> {
-    for (key, own) in [("reads", json!(reads)), ("gives", json!(gives))] {
+    model.entry("max_time").or_insert_with(|| json!(own.max_time));
+    for (key, own) in [("reads", json!(own.reads)), ("gives", json!(own.gives))] {
         let given = model.remove(key).unwrap_or_else(|| json!({}));
         let given = given.as_object().ok_or_else(|| bad_input(format!("read [model]: {key} must be a table, is {given}")))?;
         let merged = fill(key, &own, given)?;
@@ -210,7 +211,7 @@ fn fill(key: &str, own: &Value, given: &Map<String, Value>) -> Result<Value, Fai
 #[cfg(test)]
 mod tests {
     use super::*;
-    use anyformer_models::Pool;
+    use anyformer_models::{Gives, Pool, Reads};
 
     fn tables(file: &str, changes: &[&str]) -> Result<Tables, String> {
         let root: Map<String, Value> = toml::from_str(file).expect("TOML");
@@ -248,9 +249,10 @@ mod tests {
     fn the_task_fills_in_and_contradictions_are_refused() {
         let reads = Reads::Tokens { vocab: 50 };
         let gives = Gives::Class { classes: 10, pool: Pool::Mean };
+        let own = ModelConfig { reads, gives, ..ModelConfig::default() };
         let config = |model: Value| {
             let Value::Object(model) = model else { panic!("a table") };
-            model_config(model, &reads, &gives).map_err(|failure| format!("{failure:?}"))
+            model_config(model, &own).map_err(|failure| format!("{failure:?}"))
         };
         assert_eq!(config(json!({})).map(|config| config.reads), Ok(reads));
         let last = config(json!({"gives": {"class": {"pool": "last"}}})).map(|config| config.gives);

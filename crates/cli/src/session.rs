@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use anyformer_data::{Split, Task};
+use anyformer_data::{Split, Task, TaskSpec, Tokenizer};
 use anyformer_hub::{Extra, HubError, ModelFolder};
 use anyformer_models::{Gives, Model, ModelConfig};
 use anyformer_train::{
@@ -40,11 +40,18 @@ pub(crate) fn train_failure(error: TrainError) -> Failure {
     }
 }
 
-/// The task of a table `[task]`.
+/// The task of a table `[task]`: its name and its options.
 pub(crate) fn task(table: &Map<String, Value>) -> Result<Box<dyn Task>, Failure> {
     let mut options = table.clone();
-    match options.remove("name") {
-        Some(Value::String(name)) => anyformer_data::task(&name, &options).input(),
+    let name = options.remove("name");
+    // A run is found again from any folder.
+    if let Some(Value::String(path)) = options.get_mut("path")
+        && let Ok(whole) = std::path::absolute(&*path)
+    {
+        *path = whole.display().to_string();
+    }
+    match name {
+        Some(Value::String(name)) => anyformer_data::task(&name, &Value::Object(options)).input(),
         Some(other) => Err(bad_input(format!("read [task]: name must be a text, is {other}"))),
         None => {
             let names: Vec<&str> = anyformer_data::tasks().iter().map(|task| task.name).collect();
@@ -52,6 +59,19 @@ pub(crate) fn task(table: &Map<String, Value>) -> Result<Box<dyn Task>, Failure>
             Err(bad_input(format!("read [task]: no name; say task.name=NAME, one of {names}")))
         }
     }
+}
+
+/// The table `[task]` that makes this task again.
+pub(crate) fn task_table(spec: &TaskSpec) -> Map<String, Value> {
+    let mut table = Map::new();
+    table.insert("name".into(), json!(spec.name));
+    table.extend(spec.options.clone());
+    table
+}
+
+/// What the task alone makes of a model: what it reads and gives, and how long it is.
+pub(crate) fn task_defaults(spec: &TaskSpec) -> Result<ModelConfig, Failure> {
+    anyformer_lab::compare::task_model(&Map::new(), &Map::new(), spec).input()
 }
 
 impl Plan {
@@ -62,7 +82,7 @@ impl Plan {
         let name = device_name(global, tables.run.device.as_deref());
         device(&name)?;
         let task = task(&tables.task)?;
-        let model = model_config(tables.model, &task.reads(), &task.gives())?;
+        let model = model_config(tables.model, &task_defaults(task.spec())?)?;
         // Heads that do not divide the width are found here, without allocating.
         Model::shapes(&model).input()?;
         Ok(Plan {
@@ -90,7 +110,7 @@ impl Plan {
     /// The resolved options, as `run.toml` holds them.
     pub(crate) fn options(&self) -> Value {
         json!({
-            "task": self.task.spec(),
+            "task": task_table(self.task.spec()),
             "model": self.model.to_json(),
             "train": self.train.to_json(),
             "run": self.place,
@@ -164,11 +184,12 @@ impl Plan {
 
     /// What goes into every model folder: the tokenizer, and the task for `eval` to find.
     fn extra(&self) -> Result<Extra, Failure> {
+        let tokenizer = self.task.tokenizer().map(Tokenizer::to_json).transpose().broken()?;
         let mut info = Map::new();
-        info.insert("task".into(), json!(self.task.spec()));
+        info.insert("task".into(), Value::Object(task_table(self.task.spec())));
         info.insert("written_by".into(), json!(concat!("anyformer ", env!("CARGO_PKG_VERSION"))));
         Ok(Extra {
-            tokenizer: self.task.tokenizer(),
+            tokenizer,
             info,
         })
     }

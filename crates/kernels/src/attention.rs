@@ -19,7 +19,6 @@ mod decode;
 mod forward;
 mod merge;
 pub mod naive;
-mod product;
 #[cfg(test)]
 mod tests;
 

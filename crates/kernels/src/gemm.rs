@@ -1,24 +1,51 @@
-//! Matrix products of blocks, on one thread.
+//! Products of strided matrices inside slices, on the calling thread: a bounds-checked wrapper over the `gemm` crate.
 #![allow(unsafe_code)]
 
 /// A matrix within a slice: element `(i, j)` is at `i * strides.0 + j * strides.1`.
-#[derive(Clone, Copy)]
-pub(crate) struct Matrix<'a> {
-    pub(crate) data: &'a [f32],
-    pub(crate) strides: (usize, usize),
+#[derive(Clone, Copy, Debug)]
+pub struct Matrix<'a> {
+    /// Holds every element, maybe among others.
+    pub data: &'a [f32],
+    /// From row to row, from column to column.
+    pub strides: (usize, usize),
 }
 
-fn span(rows: usize, cols: usize, strides: (usize, usize)) -> usize {
-    if rows == 0 || cols == 0 {
-        0
-    } else {
-        (rows - 1) * strides.0 + (cols - 1) * strides.1 + 1
+impl<'a> Matrix<'a> {
+    /// Contiguous rows of `columns` values.
+    #[inline(always)]
+    pub fn rows(data: &'a [f32], columns: usize) -> Self {
+        Matrix {
+            data,
+            strides: (columns, 1),
+        }
+    }
+
+    /// The same matrix with rows and columns exchanged.
+    #[inline(always)]
+    pub fn transposed(self) -> Self {
+        Matrix {
+            data: self.data,
+            strides: (self.strides.1, self.strides.0),
+        }
     }
 }
 
-/// `out = a b`, or `out += a b` where `add`; a is `[m, k]`, b `[k, n]`, out `[m, n]` with the given strides.
-pub(crate) fn product(
+/// Values from the first element to the last.
+fn span(rows: usize, columns: usize, strides: (usize, usize)) -> usize {
+    if rows == 0 || columns == 0 {
+        0
+    } else {
+        (rows - 1) * strides.0 + (columns - 1) * strides.1 + 1
+    }
+}
+
+/// `out = alpha a b`, or `out += alpha a b` where `add`; `a` is `[m, k]`, `b` `[k, n]`, `out` `[m, n]` with the given
+/// strides, which must keep its elements apart.
+///
+/// Panics when an operand reaches past its slice.
+pub fn product(
     [m, k, n]: [usize; 3],
+    alpha: f32,
     a: Matrix,
     b: Matrix,
     out: &mut [f32],
@@ -49,11 +76,48 @@ pub(crate) fn product(
             b.strides.1 as isize,
             b.strides.0 as isize,
             1.0f32,
-            1.0f32,
+            alpha,
             false,
             false,
             false,
             gemm::Parallelism::None,
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{assert_close, rand_vec};
+
+    #[test]
+    fn strided_products_match_the_sum() {
+        for [m, k, n] in [[1, 1, 1], [3, 5, 2], [16, 33, 17], [4, 0, 3]] {
+            let (a, b) = (rand_vec(1, m * (k + 2)), rand_vec(2, n * (k + 1)));
+            for (alpha, add) in [(1.0, false), (-0.5, true)] {
+                let before = rand_vec(3, m * (n + 3));
+                let (mut got, mut want) = (before.clone(), before);
+                let left = Matrix::rows(&a, k + 2);
+                let right = Matrix::rows(&b, k + 1).transposed();
+                product([m, k, n], alpha, left, right, &mut got, (n + 3, 1), add);
+                for i in 0..m {
+                    for j in 0..n {
+                        let at = i * (n + 3) + j;
+                        let sum: f32 = (0..k)
+                            .map(|c| a[i * (k + 2) + c] * b[j * (k + 1) + c])
+                            .sum();
+                        want[at] = alpha * sum + if add { want[at] } else { 0.0 };
+                    }
+                }
+                assert_close("product", &got, &want, 1e-5);
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "reaches past")]
+    fn short_operands_are_refused() {
+        let row = Matrix::rows(&[1.0, 2.0, 3.0], 2);
+        product([2, 2, 1], 1.0, row, row, &mut [0.0; 2], (1, 1), false);
     }
 }

@@ -8,6 +8,7 @@
 
 mod atomic;
 pub mod canonical;
+pub mod compare;
 pub mod export;
 mod float;
 mod frame;

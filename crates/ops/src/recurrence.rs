@@ -1,5 +1,9 @@
 //! The chunkwise linear recurrence as an op; see [`anyformer_kernels::recurrence`] for the equation and its papers.
 
+mod composed;
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use anyformer_kernels::recurrence as kernel;
@@ -8,11 +12,13 @@ use burn::tensor::Tensor;
 
 use crate::adapter::{Array, Erased, Forward, Kernel, View, apply, erase, on_cpu};
 use crate::meter;
+use composed::composed;
 
 pub use anyformer_kernels::recurrence::flops as recurrence_flops;
 
 /// The decay of the state, as a logarithm of at most zero.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant)]
 pub enum Gate {
     /// None.
     None,
@@ -24,6 +30,7 @@ pub enum Gate {
 
 /// How a token is written into the state.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant)]
 pub enum Write {
     /// Its value is added.
     Additive,
@@ -41,7 +48,7 @@ pub struct RecurrenceOptions {
     /// Cumulative lengths of packed sequences; the batch is 1 then.
     pub offsets: Option<Arc<Vec<usize>>>,
     /// Divide the output by `scale q . sum of decayed keys`: one more value column of ones, which the state then holds as
-    /// its last. A divisor nearer to zero than [`SMALLEST_DIVISOR`] is replaced by it.
+    /// its last. A divisor nearer to zero than [`SMALLEST_DIVISOR`] is replaced by it and gets no gradient.
     pub normaliser: bool,
 }
 
@@ -57,7 +64,7 @@ impl Default for RecurrenceOptions {
 }
 
 /// See [`RecurrenceOptions::normaliser`].
-pub const SMALLEST_DIVISOR: f32 = 1e-10;
+pub const SMALLEST_DIVISOR: f32 = 1e-6;
 
 /// Runs the recurrence over `q`, `k` `[batch, time, key_heads, key_dim]` and `v` `[batch, time, heads, value_dim]`, where
 /// `key_heads` divides `heads`. `initial` is the state before, `[sequences, heads, key_dim, value_dim]` (one more column
@@ -80,26 +87,63 @@ pub fn linear_recurrence(
             ..options.clone()
         };
         let (o, last) = linear_recurrence(q, k, v, gate, write, initial, &options);
-        let divisor = o.clone().slice([0..batch, 0..time, 0..heads, value_dim..value_dim + 1]);
+        let divisor = o.clone().narrow(3, value_dim, 1);
         let small = divisor.clone().abs().lower_elem(SMALLEST_DIVISOR);
         let divisor = divisor.mask_fill(small, SMALLEST_DIVISOR);
-        let o = o.slice([0..batch, 0..time, 0..heads, 0..value_dim]) / divisor;
-        return (o, last);
+        return (o.narrow(3, 0, value_dim) / divisor, last);
     }
     let [_, _, key_heads, key_dim] = k.dims();
     let offsets = match &options.offsets {
         Some(offsets) => offsets.clone(),
         None => Arc::new((0..=batch).map(|row| row * time).collect()),
     };
-    let delta = matches!(write, Write::Delta(_));
-    meter::add(recurrence_flops(batch * time, heads, key_dim, value_dim, delta));
     let sequences = offsets.len() - 1;
+    assert_eq!(q.dims(), k.dims(), "recurrence: queries and keys");
+    assert_eq!(
+        [k.dims()[0], k.dims()[1]],
+        [batch, time],
+        "recurrence: keys and values"
+    );
+    assert!(
+        key_heads > 0 && heads % key_heads == 0,
+        "recurrence: key heads {key_heads} divide heads {heads}"
+    );
+    assert_eq!(
+        offsets.last(),
+        Some(&(batch * time)),
+        "recurrence: offsets end at batch * time"
+    );
+    match &gate {
+        Gate::None => {}
+        Gate::Scalar(gate) => assert_eq!(gate.dims(), [batch, time, heads], "recurrence: gate"),
+        Gate::Vector(gate) => {
+            assert_eq!(
+                gate.dims(),
+                [batch, time, heads, key_dim],
+                "recurrence: gate"
+            );
+        }
+    }
+    if let Write::Delta(beta) = &write {
+        assert_eq!(beta.dims(), [batch, time, heads], "recurrence: beta");
+    }
+    if let Some(initial) = &initial {
+        let want = [sequences, heads, key_dim, value_dim];
+        assert_eq!(initial.dims(), want, "recurrence: initial state");
+    }
+    let delta = matches!(write, Write::Delta(_));
+    meter::add(recurrence_flops(
+        batch * time,
+        heads,
+        key_dim,
+        value_dim,
+        delta,
+    ));
     if !on_cpu(&v) {
         return composed(q, k, v, gate, write, initial, options.scale, &offsets);
     }
-    let initial = initial.unwrap_or_else(|| {
-        Tensor::zeros([sequences, heads, key_dim, value_dim], &v.device())
-    });
+    let initial = initial
+        .unwrap_or_else(|| Tensor::zeros([sequences, heads, key_dim, value_dim], &v.device()));
     let recurrence = Recurrence {
         offsets,
         heads,
@@ -186,7 +230,16 @@ impl Kernel for Recurrence {
         let (gate, write) = self.arguments(inputs);
         let initial_data = Some(initial.data);
         let problem = self.problem();
-        let out = kernel::forward(&problem, q.data, k.data, v.data, gate, write, initial_data, save);
+        let out = kernel::forward(
+            &problem,
+            q.data,
+            k.data,
+            v.data,
+            gate,
+            write,
+            initial_data,
+            save,
+        );
         let states = out.chunk_states.len();
         Forward {
             outputs: vec![
@@ -241,156 +294,5 @@ impl Kernel for Recurrence {
             all.push(like(inputs[inputs.len() - 1], beta));
         }
         all
-    }
-}
-
-/// The equation over time with tensor ops: the portable form.
-#[allow(clippy::too_many_arguments)]
-fn composed(
-    q: Tensor<4>,
-    k: Tensor<4>,
-    v: Tensor<4>,
-    gate: Gate,
-    write: Write,
-    initial: Option<Tensor<4>>,
-    scale: f32,
-    offsets: &[usize],
-) -> (Tensor<4>, Tensor<4>) {
-    let [batch, time, heads, value_dim] = v.dims();
-    let [_, _, key_heads, key_dim] = k.dims();
-    let total = batch * time;
-    // Every query and key head stands once for each head that it serves.
-    let spread = |x: Tensor<4>| {
-        x.reshape([total, key_heads, 1, key_dim])
-            .repeat_dim(2, heads / key_heads)
-            .reshape([total, heads, key_dim])
-    };
-    let (q, k) = (spread(q).mul_scalar(scale), spread(k));
-    let v = v.reshape([total, heads, value_dim]);
-    let decay: Option<Tensor<3>> = match gate {
-        Gate::None => None,
-        Gate::Scalar(gate) => Some(gate.reshape([total, heads, 1]).exp()),
-        Gate::Vector(gate) => Some(gate.reshape([total, heads, key_dim]).exp()),
-    };
-    let beta = match write {
-        Write::Additive => None,
-        Write::Delta(beta) => Some(beta.reshape([total, heads, 1])),
-    };
-    let at = |x: &Tensor<3>, t: usize| {
-        let [_, heads, width] = x.dims();
-        x.clone().slice([t..t + 1]).reshape([heads, width])
-    };
-    let (mut outputs, mut states) = (Vec::new(), Vec::new());
-    for (row, pair) in offsets.windows(2).enumerate() {
-        let mut state: Tensor<3> = match &initial {
-            Some(initial) => initial
-                .clone()
-                .slice([row..row + 1])
-                .reshape([heads, key_dim, value_dim]),
-            None => Tensor::zeros([heads, key_dim, value_dim], &v.device()),
-        };
-        for t in pair[0]..pair[1] {
-            if let Some(decay) = &decay {
-                state = state * at(decay, t).unsqueeze_dim(2);
-            }
-            let key: Tensor<3> = at(&k, t).unsqueeze_dim(2);
-            let mut value = at(&v, t);
-            if let Some(beta) = &beta {
-                let held = (state.clone() * key.clone()).sum_dim(1).squeeze_dim(1);
-                value = (value - held) * at(beta, t);
-            }
-            state = state + key * value.unsqueeze_dim(1);
-            let query: Tensor<3> = at(&q, t).unsqueeze_dim(2);
-            outputs.push((state.clone() * query).sum_dim(1));
-        }
-        states.push(state.unsqueeze::<4>());
-    }
-    let o = match outputs.is_empty() {
-        true => v,
-        false => Tensor::cat(outputs, 1).swap_dims(0, 1),
-    };
-    (
-        o.reshape([batch, time, heads, value_dim]),
-        Tensor::cat(states, 0),
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::check::{agree, values};
-
-    /// Every gate and write, keys shared by heads, packed sequences: kernel and loop agree in the output, the final state
-    /// and every gradient.
-    #[test]
-    fn kernel_equals_the_loop() {
-        let (total, heads, key_heads, key_dim, value_dim) = (23, 4, 2, 3, 5);
-        let offsets = Arc::new(vec![0, 9, 9, 23]);
-        let states = 3 * heads * key_dim * value_dim;
-        let positive = |seed, n| values(seed, n).iter().map(|v| v.abs()).collect::<Vec<f32>>();
-        let negative = |seed, n| values(seed, n).iter().map(|v| -v.abs()).collect::<Vec<f32>>();
-        for gate in 0..3 {
-            for delta in [false, true] {
-                let gates = [1, total * heads, total * heads * key_dim][gate];
-                let inputs = [
-                    values(1, total * key_heads * key_dim),
-                    values(2, total * key_heads * key_dim),
-                    values(3, total * heads * value_dim),
-                    values(4, states),
-                    negative(5, gates),
-                    positive(6, total * heads),
-                ];
-                let used: Vec<Vec<f32>> = match (gate, delta) {
-                    (0, false) => inputs[..4].to_vec(),
-                    (0, true) => [&inputs[..4], &inputs[5..]].concat(),
-                    (_, false) => inputs[..5].to_vec(),
-                    (_, true) => inputs.to_vec(),
-                };
-                agree(&format!("gate {gate} delta {delta}"), 1e-4, &used, |x| {
-                    let keys = [1, total, key_heads, key_dim];
-                    let last = x[x.len() - 1].clone();
-                    let options = RecurrenceOptions {
-                        scale: 0.7,
-                        chunk_len: 8,
-                        offsets: Some(offsets.clone()),
-                        normaliser: false,
-                    };
-                    let (o, state) = linear_recurrence(
-                        x[0].clone().reshape(keys),
-                        x[1].clone().reshape(keys),
-                        x[2].clone().reshape([1, total, heads, value_dim]),
-                        match gate {
-                            0 => Gate::None,
-                            1 => Gate::Scalar(x[4].clone().reshape([1, total, heads])),
-                            _ => Gate::Vector(x[4].clone().reshape([1, total, heads, key_dim])),
-                        },
-                        match delta {
-                            false => Write::Additive,
-                            true => Write::Delta(last.reshape([1, total, heads])),
-                        },
-                        Some(x[3].clone().reshape([3, heads, key_dim, value_dim])),
-                        &options,
-                    );
-                    let o = o.reshape([total * heads * value_dim]);
-                    Tensor::cat(vec![o, state.reshape([states])], 0)
-                });
-            }
-        }
-    }
-
-    /// With positive features the normalised output is a weighted mean of values.
-    #[test]
-    fn the_normaliser_makes_a_mean() {
-        let device = burn::tensor::Device::flex();
-        let q = Tensor::<4>::ones([1, 3, 1, 2], &device);
-        let v = Tensor::<1>::from_data([3.0f32, 6.0, 0.0], &device).reshape([1, 3, 1, 1]);
-        let options = RecurrenceOptions {
-            normaliser: true,
-            ..RecurrenceOptions::default()
-        };
-        let (o, state) =
-            linear_recurrence(q.clone(), q, v, Gate::None, Write::Additive, None, &options);
-        assert_eq!(crate::tensor_values(o), [3.0, 4.5, 3.0]);
-        assert_eq!(state.dims(), [1, 1, 2, 2]);
     }
 }

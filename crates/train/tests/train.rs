@@ -326,12 +326,12 @@ fn another_config_is_refused_by_key_and_some_keys_may_change() {
         "{text}"
     );
     assert_eq!(fs::read(path.join("run.toml")).unwrap(), before);
-    let longer_task = Successor { examples: 99 };
+    let longer_task = Successor::new(99);
     let error = trainer(&longer_task, &config)
         .with_folder(RunFolder::open(&path).unwrap().0)
         .err()
         .unwrap();
-    assert!(error.to_string().contains("task.examples"), "{error}");
+    assert!(error.to_string().contains("task.options.examples"), "{error}");
     let allowed = TrainConfig {
         keep: 7,
         log_every: 3,
@@ -489,6 +489,6 @@ fn the_resolved_options_build_the_run_again() {
     assert_eq!(TrainConfig::from_json(&options["train"]).unwrap(), config);
     let model = anyformer_models::ModelConfig::from_json(&options["model"]).unwrap();
     assert_eq!(model, *tiny_model(&config).config());
-    assert_eq!(options["task"], json!({"examples": 40}));
+    assert_eq!(options["task"]["options"], json!({"examples": 40}));
     let _ = training_device(&anyformer_ops::Device::flex(), &config);
 }

@@ -163,9 +163,8 @@ fn measure(config: &ModelConfig, length: usize, args: &Args, device: &Device) ->
     })?;
     let peak_bytes = memory::peak().saturating_sub(held);
     model.params().set_tracking(false);
-    let streams = token_mixer(&config.mixers[0].name).input()?.card.streams;
     let (mut prefill_s, mut step_s, mut state_bytes) = (None, None, None);
-    if streams {
+    if config.streams() {
         let mut kept = None;
         prefill_s = Some(median(args.runs, || {
             let (scores, state) = model.prefill(&ids, batch, None, None).broken()?;

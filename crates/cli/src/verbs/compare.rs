@@ -1,10 +1,24 @@
 //! `anyformer compare`.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 
+use anyformer_lab::compare::{self, CompareError, Event, Plan, TaskPlan, Where, parse_mixer};
+use anyformer_lab::units::{bytes, count, grouped};
+use anyformer_mixers::{MixerSpec, token_mixers};
+use anyformer_train::StopFlag;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Value, json};
+
 use crate::args::Global;
-use crate::exit::{Failure, bad_input};
+use crate::exit::{Failure, Kind, bad_input};
+use crate::overrides;
+use crate::progress::quoted;
+use crate::run_file::check_keys;
 use crate::say::Say;
+use crate::session::train_failure;
+use crate::setup::{cores, device, device_name, start_threads, stop_on_signal};
+use crate::verbs::doctor;
 
 /// Flags.
 #[derive(Debug, clap::Args)]
@@ -38,4 +52,267 @@ pub struct Args {
     pub changes: Vec<String>,
 }
 
-pub fn run(_args: &Args, _global: &Global, _say: &Say) -> Result<(), Failure> { todo!() }
+/// Plans, runs what is not done yet, prints the table.
+pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
+    let plan = plan(args)?;
+    plan.check().map_err(failure)?;
+    let device = device(&device_name(global, None))?;
+    let threads = start_threads(global, None)?;
+    let place = Where {
+        folder: args.out.clone(),
+        commit: env!("ANYFORMER_COMMIT").to_string(),
+        machine: machine(threads),
+        command: command(),
+        device,
+    };
+    let stop = StopFlag::default();
+    let asked = stop.clone();
+    stop_on_signal(move || asked.request())?;
+    say.note(format!("{} trials in {}", plan.trials(), args.out.display()));
+    let mut show = Show::new(say, plan.trials());
+    let outcome = compare::run(&plan, &place, &stop, &mut |event| show.event(event));
+    drop(show);
+    let comparison = match outcome {
+        Err(CompareError::Stopped) => {
+            return Err(Failure::Interrupted(format!(
+                "interrupted; finished trials are kept, the same command goes on: {}",
+                place.command
+            )));
+        }
+        other => other.map_err(failure)?,
+    };
+    let value = json!({
+        "report": comparison.report, "exports": comparison.exports, "table": args.out.join("table.md"),
+        "trials": comparison.records,
+    });
+    say.result(&value, || {
+        let exports = comparison.exports.iter().map(|path| path.display().to_string());
+        let exports: Vec<String> = exports.collect();
+        format!(
+            "{}\nreport: {}\ndata:   {}",
+            comparison.table.to_text(width()),
+            comparison.report.display(),
+            exports.join(", ")
+        )
+    });
+    Ok(())
+}
+
+/// Columns of the terminal; wide where there is none.
+fn width() -> usize {
+    match std::io::stdout().is_terminal() {
+        true => terminal_size::terminal_size().map_or(100, |(width, _)| usize::from(width.0)),
+        false => 160,
+    }
+}
+
+/// The whole command line, to be typed again.
+fn command() -> String {
+    let words: Vec<String> = std::env::args().skip(1).map(|word| quoted(word.as_ref())).collect();
+    format!("anyformer {}", words.join(" "))
+}
+
+fn machine(threads: usize) -> String {
+    let processor = doctor::processor().unwrap_or(std::env::consts::ARCH.to_string());
+    let memory = doctor::memory()[0].map_or(String::new(), |total| format!(", {}", bytes(total as f64)));
+    format!("{processor}, {} cores, {threads} threads, {}{memory}", cores(), doctor::simd())
+}
+
+/// The preset under the flags under the overrides.
+fn plan(args: &Args) -> Result<Plan, Failure> {
+    let mut plan = match args.preset.as_str() {
+        "full" => full(),
+        _ => Plan::quick(),
+    };
+    if !args.tasks.is_empty() {
+        let plans = args.tasks.iter().map(|name| {
+            // Unknown names are refused before anything else is looked at.
+            anyformer_data::task(name, &Value::Null).input()?;
+            let held = plan.tasks.iter().find(|task| task.name == *name).cloned();
+            Ok(held.or_else(|| TaskPlan::preset(name)).unwrap_or_else(|| TaskPlan::named(name)))
+        });
+        plan.tasks = plans.collect::<Result<_, Failure>>()?;
+    }
+    if let Some(names) = &args.mixers {
+        let mixers = split(names).into_iter().map(|name| parse_mixer(name).map_err(failure));
+        plan.mixers = mixers.collect::<Result<_, Failure>>()?;
+    }
+    if let Some(name) = &args.budget {
+        plan.budget = name.parse().input()?;
+    }
+    if let Some(text) = &args.tolerance {
+        plan.tolerance = percent(text)?;
+    }
+    if let Some(seeds) = args.seeds {
+        plan.seeds = (0..u64::from(seeds)).collect();
+    }
+    if let Some(steps) = args.steps {
+        for task in &mut plan.tasks {
+            task.train.insert("steps".into(), json!(steps));
+            let warmup = task.train.get("warmup").and_then(Value::as_u64).unwrap_or(0);
+            task.train.insert("warmup".into(), json!(warmup.min(steps / 10)));
+        }
+    }
+    overridden(plan, &args.changes)
+}
+
+/// Every token mixer that looks back only, three seeds, five times the training, the learning rate tuned for each.
+fn full() -> Plan {
+    let mut plan = Plan::quick();
+    let causal = token_mixers().iter().filter(|entry| entry.causal(&Default::default()));
+    plan.mixers = causal.map(|entry| MixerSpec::named(entry.card.name)).collect();
+    plan.seeds = vec![0, 1, 2];
+    plan.learning_rates = vec![1e-3, 3e-3, 1e-2];
+    for task in &mut plan.tasks {
+        let steps = task.train.get("steps").and_then(Value::as_u64).unwrap_or(200);
+        task.train.insert("steps".into(), json!(5 * steps));
+    }
+    plan
+}
+
+fn overridden(plan: Plan, changes: &[String]) -> Result<Plan, Failure> {
+    if changes.is_empty() {
+        return Ok(plan);
+    }
+    let table = serde_json::to_value(&plan).broken()?;
+    let Value::Object(mut table) = table else {
+        return Err(bad_input("plan the comparison: the plan is not a table"));
+    };
+    let known: Vec<String> = table.keys().cloned().collect();
+    for text in changes {
+        let change = overrides::parse(text)?;
+        overrides::apply(&mut table, &change)?;
+        // One rate that is given is the rate of all, and nothing is tuned.
+        if change.path == ["train", "lr"] {
+            table.insert("learning_rates".into(), json!([change.value]));
+        }
+    }
+    check_keys(&table, known.iter().map(String::as_str), "the overrides", "key of the plan")?;
+    serde_json::from_value(Value::Object(table)).map_err(|error| bad_input(format!("read the overrides: {error}")))
+}
+
+/// `gla,attention(heads=8,variant=sqa)` at the commas outside of brackets.
+fn split(names: &str) -> Vec<&str> {
+    let mut depth = 0_i32;
+    let parts = names.split(|c| {
+        depth += i32::from(c == '(') - i32::from(c == ')');
+        c == ',' && depth == 0
+    });
+    parts.map(str::trim).filter(|part| !part.is_empty()).collect()
+}
+
+/// `2%` or `0.02`.
+fn percent(text: &str) -> Result<f64, Failure> {
+    let (number, scale) = match text.strip_suffix('%') {
+        Some(number) => (number, 0.01),
+        None => (text, 1.0),
+    };
+    let value: f64 = number.trim().parse().map_err(|_| {
+        bad_input(format!("read the tolerance {text:?}: expected a number as 2% or 0.02"))
+    })?;
+    Ok(value * scale)
+}
+
+/// Which side a failure is on.
+fn failure(error: CompareError) -> Failure {
+    match error {
+        CompareError::Train(error) => train_failure(error),
+        CompareError::Folder { .. } | CompareError::Export(_) | CompareError::Report(_) | CompareError::Stopped => {
+            Failure::Broken(error.into())
+        }
+        other => Failure::Input(other.into()),
+    }
+}
+
+/// Progress: one bar over all trials on a terminal, a line a trial elsewhere.
+struct Show<'a> {
+    say: &'a Say,
+    bar: Option<ProgressBar>,
+    now: String,
+}
+
+impl<'a> Show<'a> {
+    fn new(say: &'a Say, trials: usize) -> Self {
+        let bar = say.can_redraw().then(|| {
+            let target = ProgressDrawTarget::stderr_with_hz(8);
+            let bar = ProgressBar::with_draw_target(Some(trials as u64), target);
+            if let Ok(style) = ProgressStyle::with_template("{bar:20} {pos}/{len}  {msg}  {elapsed} gone, {eta} left") {
+                bar.set_style(style);
+            }
+            bar
+        });
+        Show { say, bar, now: String::new() }
+    }
+
+    fn line(&self, text: String) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| self.say.note(text)),
+            None => self.say.note(text),
+        }
+    }
+
+    fn event(&mut self, event: &Event) {
+        match event {
+            Event::Sized { task, mixer, dim, params, mismatch } => {
+                let params = grouped(*params);
+                self.line(format!("{task}: {mixer} at dim {dim}, {params} parameters, {:+.2} % off", 100.0 * mismatch));
+            }
+            Event::Started { task, mixer, seed, .. } => self.now = format!("{task} {mixer} seed {seed}"),
+            Event::Step { step, steps, loss, tokens_per_second } => {
+                if let Some(bar) = &self.bar {
+                    let speed = count(*tokens_per_second);
+                    bar.set_message(format!("{}  step {step}/{steps}  loss {loss:.3}  {speed} tokens/s", self.now));
+                }
+            }
+            Event::Finished { done, total, record, earlier } => {
+                if let Some(bar) = &self.bar {
+                    bar.set_position(*done as u64);
+                }
+                let key = &record.key;
+                let how = match (&record.result, earlier) {
+                    (None, _) => "failed".to_string(),
+                    (Some(result), earlier) => {
+                        let value = result.metric.unit.scale(result.metric.value);
+                        let kept = if *earlier { ", kept from before" } else { "" };
+                        format!("{} {value:.3}{kept}", result.metric.name)
+                    }
+                };
+                self.line(format!("{done}/{total}  {} {} seed {}: {how}", key.task, key.mixer, key.seed));
+            }
+        }
+    }
+}
+
+impl Drop for Show<'_> {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contenders_split_outside_of_brackets() {
+        assert_eq!(split("gla, attention(heads=8,variant=sqa),mamba"), ["gla", "attention(heads=8,variant=sqa)", "mamba"]);
+        assert!(percent("2%").is_ok_and(|value| (value - 0.02).abs() < 1e-12));
+        assert!(percent("0.02").is_ok_and(|value| (value - 0.02).abs() < 1e-12));
+        assert!(percent("two").is_err());
+    }
+
+    #[test]
+    fn overrides_change_the_plan_and_unknown_keys_are_refused() {
+        let plan = |words: &[&str]| overridden(Plan::quick(), &words.iter().map(ToString::to_string).collect::<Vec<_>>());
+        let changed = plan(&["model.dim=96", "train.lr=0.01", "tasks.0.train.steps=7"]);
+        assert!(changed.is_ok_and(|plan| {
+            plan.model["dim"] == 96 && plan.learning_rates == [0.01] && plan.tasks[0].train["steps"] == 7
+        }));
+        for wrong in ["modle.dim=3", "seeds=three", "tasks.0.nmae=x"] {
+            assert!(matches!(plan(&[wrong]), Err(Failure::Input(_))), "{wrong}");
+        }
+        assert!(full().check().is_ok());
+    }
+}

@@ -88,7 +88,7 @@ fn field(file: &str, key: &str) -> Option<String> {
     Some(line.split_once(':')?.1.trim().to_string())
 }
 
-fn processor() -> Option<String> {
+pub(crate) fn processor() -> Option<String> {
     field("/proc/cpuinfo", "model name")
 }
 

@@ -13,7 +13,7 @@ use crate::overrides;
 use crate::progress::score;
 use crate::run_file::model_config;
 use crate::say::Say;
-use crate::session::{gives_tokens, open_model, task};
+use crate::session::{gives_tokens, open_model, task, task_defaults, task_table};
 use crate::setup::{device, device_name, start_threads};
 
 /// Flags.
@@ -56,7 +56,7 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
     let found = evaluate(&model, &*task, split, batch, batches).broken()?;
     let perplexity = gives_tokens(&opened.config).then(|| found.loss.exp());
     let value = json!({
-        "model": opened.path, "task": task.spec(), "split": args.split,
+        "model": opened.path, "task": task_table(task.spec()), "split": args.split,
         "loss": found.loss, "accuracy": found.accuracy, "perplexity": perplexity, "counted": found.counted,
     });
     say.result(&value, || {
@@ -97,5 +97,5 @@ fn fits(config: &ModelConfig, task: &dyn Task) -> Result<(), Failure> {
     let mut table = Map::new();
     table.insert("reads".into(), json!(config.reads));
     table.insert("gives".into(), json!(config.gives));
-    model_config(table, &task.reads(), &task.gives()).map(|_| ())
+    model_config(table, &task_defaults(task.spec())?).map(|_| ())
 }

@@ -60,7 +60,7 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
     let opened = open_model(&args.folder)?;
     can_generate(&opened)?;
     let tokenizer = tokenizer(&opened)?;
-    let ids = tokenizer.encode(&prompt);
+    let ids = tokenizer.encode(&prompt).input()?;
     if ids.is_empty() {
         return Err(bad_input("read the prompt: it is empty; give at least one character"));
     }
@@ -127,7 +127,7 @@ fn can_generate(opened: &ModelFolder) -> Result<(), Failure> {
         return Err(bad_input(format!("generate with {path}: it is a classifier; `anyformer eval` scores it")));
     }
     for spec in &opened.config.mixers {
-        if !token_mixer(&spec.name).input()?.card.streams {
+        if !token_mixer(&spec.name).input()?.streams(&spec.options) {
             return Err(bad_input(format!(
                 "generate with {path}: its mixer {} cannot stream, so it has no state to go on from (see `anyformer info {}`)",
                 spec.name, spec.name
@@ -141,7 +141,7 @@ fn can_generate(opened: &ModelFolder) -> Result<(), Failure> {
 fn tokenizer(opened: &ModelFolder) -> Result<Tokenizer, Failure> {
     match (opened.tokenizer().input()?, opened.config.reads) {
         (Some(text), _) => Tokenizer::from_json(&text).with_context(|| format!("read the tokenizer of {}", opened.path.display())).input(),
-        (None, Reads::Tokens { vocab: 256 }) => Ok(Tokenizer::bytes()),
+        (None, Reads::Tokens { vocab: 256 }) => Ok(Tokenizer::Bytes),
         (None, _) => Err(bad_input(format!(
             "generate with {}: it has no tokenizer.json, so its tokens are no text",
             opened.path.display()

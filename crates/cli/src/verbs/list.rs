@@ -20,7 +20,7 @@ pub fn run(_: &Args, say: &Say) -> Result<(), Failure> {
     let value = json!({
         "token_mixers": cards(&tokens),
         "channel_mixers": cards(&channels),
-        "tasks": tasks.iter().map(|task| json!({"name": task.name, "title": task.about})).collect::<Vec<_>>(),
+        "tasks": tasks.iter().map(|task| json!({"name": task.name, "about": task.doc, "options": task.defaults()})).collect::<Vec<_>>(),
     });
     say.result(&value, || {
         let text = |text: &str| text.to_string();
@@ -38,7 +38,7 @@ pub fn run(_: &Args, say: &Say) -> Result<(), Failure> {
         let rows = channels.iter().map(|card| vec![text(card.name), text(card.title)]);
         out += "\nChannel mixers\n";
         out += &table(&["name", "architecture"], &[], &rows.collect::<Vec<_>>());
-        let rows = tasks.iter().map(|task| vec![text(task.name), text(task.about)]);
+        let rows = tasks.iter().map(|task| vec![text(task.name), text(task.doc)]);
         out += "\nTasks\n";
         out += &table(&["name", "what it is"], &[], &rows.collect::<Vec<_>>());
         out += "\n`anyformer info NAME` tells more about a mixer.\n";

@@ -6,9 +6,9 @@
 use rayon::prelude::*;
 
 use super::block::{Block, gather, gather_transposed, soften_back};
-use super::product::{Matrix, product};
 use super::{Attention, Group, KEYS, Output, ROWS};
 use crate::disjoint::Disjoint;
+use crate::gemm::{Matrix, product};
 
 /// Gradients in the shapes of the arguments.
 #[derive(Clone, Debug)]
@@ -128,6 +128,7 @@ fn run(
             };
             product(
                 [width, head_dim, keys],
+                1.0,
                 turned(&q),
                 k_turned,
                 scores,
@@ -136,6 +137,7 @@ fn run(
             );
             product(
                 [width, value_dim, keys],
+                1.0,
                 turned(&g),
                 v_turned,
                 dp,
@@ -150,6 +152,7 @@ fn run(
             };
             product(
                 [width, keys, head_dim],
+                1.0,
                 ds,
                 k,
                 &mut dq_here,
@@ -164,6 +167,7 @@ fn run(
             let dv_here = &mut dv_here[from * value_dim..];
             product(
                 [value_dim, width, keys],
+                1.0,
                 g,
                 p,
                 dv_here,
@@ -175,7 +179,15 @@ fn run(
                 strides: (1, head_dim),
             };
             let dk_here = &mut dk_here[from * head_dim..];
-            product([head_dim, width, keys], q, ds, dk_here, (1, head_dim), true);
+            product(
+                [head_dim, width, keys],
+                1.0,
+                q,
+                ds,
+                dk_here,
+                (1, head_dim),
+                true,
+            );
         }
         for lane in 0..block.rows {
             for (row, dq) in row.iter_mut().zip(dq_here[lane..].iter().step_by(ROWS)) {

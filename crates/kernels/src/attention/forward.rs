@@ -3,9 +3,9 @@
 use rayon::prelude::*;
 
 use super::block::{Block, Running, gather_transposed, soften};
-use super::product::{Matrix, product};
 use super::{Attention, Group, KEYS, ROWS, decode, flops};
 use crate::disjoint::Disjoint;
+use crate::gemm::{Matrix, product};
 
 /// What [`forward`] gives.
 #[derive(Clone, Debug)]
@@ -154,6 +154,7 @@ fn run(
         };
         product(
             [block.width, head_dim, keys],
+            1.0,
             q,
             k,
             scores,
@@ -169,7 +170,15 @@ fn run(
             data: v,
             strides: (v_stride, 1),
         };
-        product([block.width, keys, value_dim], p, v, o, (1, ROWS), true);
+        product(
+            [block.width, keys, value_dim],
+            1.0,
+            p,
+            v,
+            o,
+            (1, ROWS),
+            true,
+        );
     }
     for lane in 0..rows {
         let sum = running.sum[lane];

@@ -1,6 +1,12 @@
-//! One head's chunk, gathered into contiguous scratch: queries, keys, values, cumulative log decay, beta.
+//! One head's chunk, gathered into contiguous scratch, with the products of its decays.
+//!
+//! Decays are multiplied, never divided, and logarithms are never summed: a product of factors of at most one cannot
+//! overflow and keeps its relative precision after a token that forgets everything, where the difference of two large
+//! cumulative logarithms would not. Products below the smallest normal number become zero, because arithmetic on subnormal
+//! numbers is slow.
 
 use super::{Gate, Problem, Write};
+use crate::math::exp;
 
 /// What kind of decay the chunk has.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -8,25 +14,6 @@ pub(super) enum Kind {
     None,
     Scalar,
     Vector,
-}
-
-/// The gathered inputs of a chunk of `len` tokens of one head.
-pub(super) struct Chunk {
-    pub(super) len: usize,
-    pub(super) key_dim: usize,
-    pub(super) value_dim: usize,
-    pub(super) kind: Kind,
-    pub(super) delta: bool,
-    /// `[len, key_dim]`, already multiplied by the scale.
-    pub(super) q: Vec<f32>,
-    /// `[len, key_dim]`.
-    pub(super) k: Vec<f32>,
-    /// `[len, value_dim]`.
-    pub(super) v: Vec<f32>,
-    /// Inclusive cumulative log decay: `[len]` or `[len, key_dim]`.
-    pub(super) g: Vec<f32>,
-    /// `[len]`.
-    pub(super) beta: Vec<f32>,
 }
 
 /// The inputs of a problem.
@@ -39,32 +26,111 @@ pub(super) struct Inputs<'a> {
     pub(super) write: Write<'a>,
 }
 
+impl Inputs<'_> {
+    fn kind(&self) -> Kind {
+        match self.gate {
+            Gate::None => Kind::None,
+            Gate::Scalar(_) => Kind::Scalar,
+            Gate::Vector(_) => Kind::Vector,
+        }
+    }
+}
+
+/// Scratch without a promise about its content.
+pub(super) fn room(slots: usize) -> Vec<f32> {
+    vec![0.0; slots]
+}
+
+/// The gathered inputs of a chunk of `len` tokens of one head. Decays have a width of one value per token with a scalar
+/// gate, of `key_dim` with a vector gate, and of nothing without one.
+pub(super) struct Chunk {
+    pub(super) len: usize,
+    pub(super) key_dim: usize,
+    pub(super) value_dim: usize,
+    pub(super) kind: Kind,
+    pub(super) delta: bool,
+    /// `[len, key_dim]`, already multiplied by the scale.
+    pub(super) q: Vec<f32>,
+    /// `[len, key_dim]`.
+    pub(super) k: Vec<f32>,
+    /// `[len, value_dim]`.
+    pub(super) v: Vec<f32>,
+    /// `[len]`; one without the delta rule.
+    pub(super) beta: Vec<f32>,
+    /// Decay of each token, `[len, width]`.
+    pub(super) decay: Vec<f32>,
+    /// Decay from the chunk's start to after each token, `[len, width]`.
+    pub(super) from_start: Vec<f32>,
+    /// Decay from after each token to the chunk's end, `[len, width]`.
+    pub(super) to_end: Vec<f32>,
+    width: usize,
+}
+
+/// Zero for subnormal numbers.
+#[inline(always)]
+pub(super) fn flush(x: f32) -> f32 {
+    if x.abs() < f32::MIN_POSITIVE { 0.0 } else { x }
+}
+
+/// Row by row of `width` values, `products[t] = products[t - 1] * factors[t]` from first to last.
+#[inline(always)]
+pub(super) fn running(factors: &[f32], width: usize, products: &mut [f32]) {
+    let (first, rest) = products.split_at_mut(width);
+    first.copy_from_slice(&factors[..width]);
+    let mut before: &[f32] = first;
+    for (row, factors) in rest
+        .chunks_exact_mut(width)
+        .zip(factors[width..].chunks_exact(width))
+    {
+        for ((to, from), factor) in row.iter_mut().zip(before).zip(factors) {
+            *to = flush(from * factor);
+        }
+        before = row;
+    }
+}
+
+/// `products[t] = products[t + 1] * factors[t + 1]` from last to first, the last one being one.
+#[inline(always)]
+pub(super) fn running_back(factors: &[f32], width: usize, products: &mut [f32]) {
+    let split = products.len() - width;
+    let (rest, last) = products.split_at_mut(split);
+    last.fill(1.0);
+    let mut after: &[f32] = last;
+    let factors = factors[width..].chunks_exact(width).rev();
+    for (row, factors) in rest.chunks_exact_mut(width).rev().zip(factors) {
+        for ((to, from), factor) in row.iter_mut().zip(after).zip(factors) {
+            *to = flush(from * factor);
+        }
+        after = row;
+    }
+}
+
 impl Chunk {
-    pub(super) fn new(problem: &Problem, inputs: &Inputs) -> Self {
-        let (keys, values) = (
-            problem.chunk_len * problem.key_dim,
-            problem.chunk_len * problem.value_dim,
-        );
-        let (kind, gates) = match inputs.gate {
-            Gate::None => (Kind::None, 0),
-            Gate::Scalar(_) => (Kind::Scalar, problem.chunk_len),
-            Gate::Vector(_) => (Kind::Vector, keys),
+    pub(super) fn new(problem: &Problem, inputs: &Inputs, slots: usize) -> Self {
+        let width = match inputs.kind() {
+            Kind::None => 0,
+            Kind::Scalar => 1,
+            Kind::Vector => problem.key_dim,
         };
+        let (keys, values) = (slots * problem.key_dim, slots * problem.value_dim);
         Chunk {
             len: 0,
             key_dim: problem.key_dim,
             value_dim: problem.value_dim,
-            kind,
+            kind: inputs.kind(),
             delta: matches!(inputs.write, Write::Delta(_)),
-            q: vec![0.0; keys],
-            k: vec![0.0; keys],
-            v: vec![0.0; values],
-            g: vec![0.0; gates],
-            beta: vec![0.0; problem.chunk_len],
+            q: room(keys),
+            k: room(keys),
+            v: room(values),
+            beta: vec![1.0; slots],
+            decay: room(slots * width),
+            from_start: room(slots * width),
+            to_end: room(slots * width),
+            width,
         }
     }
 
-    /// Gathers tokens `start..start + len` of `head`.
+    /// Gathers tokens `start..start + len` of `head` and multiplies their decays.
     #[inline(always)]
     pub(super) fn load(
         &mut self,
@@ -90,97 +156,76 @@ impl Chunk {
                 self.beta[t] = beta[(start + t) * heads + head];
             }
         }
-        match inputs.gate {
-            Gate::None => {}
-            Gate::Scalar(gate) => {
-                let mut sum = 0.0;
-                for t in 0..len {
-                    sum += gate[(start + t) * heads + head];
-                    self.g[t] = sum;
-                }
+        let (Gate::Scalar(gate) | Gate::Vector(gate)) = inputs.gate else {
+            return;
+        };
+        let width = self.width;
+        for t in 0..len {
+            let row = ((start + t) * heads + head) * width;
+            let to = &mut self.decay[t * width..(t + 1) * width];
+            for (to, from) in to.iter_mut().zip(&gate[row..row + width]) {
+                *to = exp(*from);
             }
-            Gate::Vector(gate) => {
-                for t in 0..len {
-                    let row = ((start + t) * heads + head) * kd;
-                    for i in 0..kd {
-                        let before = if t == 0 { 0.0 } else { self.g[(t - 1) * kd + i] };
-                        self.g[t * kd + i] = before + gate[row + i];
+        }
+        let all = len * width;
+        running(&self.decay[..all], width, &mut self.from_start[..all]);
+        running_back(&self.decay[..all], width, &mut self.to_end[..all]);
+    }
+
+    /// Decay of the whole chunk: of key feature `i`.
+    #[inline(always)]
+    pub(super) fn whole(&self, i: usize) -> f32 {
+        let last = self.len - 1;
+        match self.kind {
+            Kind::None => 1.0,
+            Kind::Scalar => self.from_start[last],
+            Kind::Vector => self.from_start[last * self.key_dim + i],
+        }
+    }
+
+    /// `to[t, :] = from[t, :] * factors[t]` for `from_start` or `to_end` as factors.
+    #[inline(always)]
+    pub(super) fn scaled(&self, factors: &[f32], from: &[f32], to: &mut [f32]) {
+        let all = self.len * self.key_dim;
+        match self.kind {
+            Kind::None => to[..all].copy_from_slice(&from[..all]),
+            Kind::Scalar => {
+                let rows = from[..all].chunks_exact(self.key_dim);
+                let rows = to[..all].chunks_exact_mut(self.key_dim).zip(rows);
+                for ((to, from), factor) in rows.zip(factors) {
+                    for (to, from) in to.iter_mut().zip(from) {
+                        *to = from * factor;
                     }
                 }
             }
+            Kind::Vector => {
+                let (from, factors) = (&from[..all], &factors[..all]);
+                for ((to, from), factor) in to[..all].iter_mut().zip(from).zip(factors) {
+                    *to = from * factor;
+                }
+            }
         }
     }
 
-    /// Log decay of key feature `i` from the chunk's start to token `t`, inclusive.
+    /// `values[t, :] *= factors[t]`.
     #[inline(always)]
-    pub(super) fn log_decay(&self, t: usize, i: usize) -> f32 {
+    pub(super) fn scale(&self, factors: &[f32], values: &mut [f32]) {
+        let all = self.len * self.key_dim;
         match self.kind {
-            Kind::None => 0.0,
-            Kind::Scalar => self.g[t],
-            Kind::Vector => self.g[t * self.key_dim + i],
-        }
-    }
-}
-
-/// `to[t, :] = from[t, :] * exp(g_t)`.
-#[inline(always)]
-pub(super) fn decayed(chunk: &Chunk, from: &[f32], to: &mut [f32]) {
-    let kd = chunk.key_dim;
-    for t in 0..chunk.len {
-        let row = t * kd..(t + 1) * kd;
-        let (from, to) = (&from[row.clone()], &mut to[row.clone()]);
-        match chunk.kind {
-            Kind::None => to.copy_from_slice(from),
+            Kind::None => {}
             Kind::Scalar => {
-                let factor = crate::math::exp(chunk.g[t]);
-                for (to, from) in to.iter_mut().zip(from) {
-                    *to = from * factor;
+                let rows = values[..all].chunks_exact_mut(self.key_dim);
+                for (row, factor) in rows.zip(factors) {
+                    for value in row {
+                        *value *= factor;
+                    }
                 }
             }
             Kind::Vector => {
-                for ((to, from), g) in to.iter_mut().zip(from).zip(&chunk.g[row]) {
-                    *to = from * crate::math::exp(*g);
+                for (value, factor) in values[..all].iter_mut().zip(&factors[..all]) {
+                    *value *= factor;
                 }
             }
-        }
-    }
-}
-
-/// `to[t, :] = from[t, :] * exp(g_end - g_t)`.
-#[inline(always)]
-pub(super) fn to_end(chunk: &Chunk, from: &[f32], to: &mut [f32]) {
-    let (kd, last) = (chunk.key_dim, chunk.len - 1);
-    for t in 0..chunk.len {
-        let row = t * kd..(t + 1) * kd;
-        let (from, to) = (&from[row.clone()], &mut to[row.clone()]);
-        match chunk.kind {
-            Kind::None => to.copy_from_slice(from),
-            Kind::Scalar => {
-                let factor = crate::math::exp(chunk.g[last] - chunk.g[t]);
-                for (to, from) in to.iter_mut().zip(from) {
-                    *to = from * factor;
-                }
-            }
-            Kind::Vector => {
-                let end = &chunk.g[last * kd..(last + 1) * kd];
-                for (((to, from), g), end) in to.iter_mut().zip(from).zip(&chunk.g[row]).zip(end) {
-                    *to = from * crate::math::exp(end - g);
-                }
-            }
-        }
-    }
-}
-
-/// `state[i, :] *= exp(g_end_i)`.
-#[inline(always)]
-pub(super) fn decay_state(chunk: &Chunk, state: &mut [f32]) {
-    if chunk.kind == Kind::None {
-        return;
-    }
-    for (i, row) in state.chunks_exact_mut(chunk.value_dim).enumerate() {
-        let factor = crate::math::exp(chunk.log_decay(chunk.len - 1, i));
-        for value in row {
-            *value *= factor;
         }
     }
 }

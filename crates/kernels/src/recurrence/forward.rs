@@ -3,15 +3,16 @@
 
 use rayon::prelude::*;
 
-use super::chunk::{Chunk, Inputs, decay_state, decayed, to_end};
-use super::gram::{Scaled, gram};
+use super::chunk::Inputs;
+use super::solve::Scratch;
+use super::step::{STEPS, steps};
 use super::{Gate, Problem, Write};
 use crate::disjoint::Disjoint;
 use crate::gemm::{Matrix, product};
 use crate::simd::dispatched;
 
 /// What the forward pass gives.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Output {
     /// `[total, heads, value_dim]`.
     pub o: Vec<f32>,
@@ -22,94 +23,13 @@ pub struct Output {
     pub chunk_states: Vec<f32>,
 }
 
-/// Scratch of one head.
-pub(super) struct Scratch {
-    pub(super) chunk: Chunk,
-    pub(super) scaled: Scaled,
-    /// `[len, key_dim]`.
-    pub(super) a: Vec<f32>,
-    /// Gram of queries and keys, `[len, len]`.
-    pub(super) p: Vec<f32>,
-    /// Gram of keys, `[len, len]`.
-    pub(super) m: Vec<f32>,
-    /// `[len, value_dim]`.
-    pub(super) u: Vec<f32>,
-    /// `v - (k exp(g)) S`, `[len, value_dim]`.
-    pub(super) e: Vec<f32>,
-    /// `[len, value_dim]`.
-    pub(super) o: Vec<f32>,
-}
+/// Below this many operations the threads cost more than they bring.
+pub(super) const PARALLEL_FLOPS: u64 = 400_000;
 
-impl Scratch {
-    pub(super) fn new(problem: &Problem, inputs: &Inputs) -> Self {
-        let chunk = problem.chunk_len;
-        let (keys, values) = (chunk * problem.key_dim, chunk * problem.value_dim);
-        Scratch {
-            chunk: Chunk::new(problem, inputs),
-            scaled: Scaled::new(chunk, problem.key_dim),
-            a: vec![0.0; keys],
-            p: vec![0.0; chunk * chunk],
-            m: vec![0.0; chunk * chunk],
-            u: vec![0.0; values],
-            e: vec![0.0; values],
-            o: vec![0.0; values],
-        }
-    }
-
-    /// Fills `p`, `u` and, for the delta rule, `m` and `e`, for the loaded chunk and the state before it.
-    #[inline(always)]
-    pub(super) fn solve(&mut self, state: &[f32]) {
-        let (len, kd, vd) = (self.chunk.len, self.chunk.key_dim, self.chunk.value_dim);
-        gram(&self.chunk, &self.chunk.q, &self.chunk.k, &mut self.p, &mut self.scaled);
-        if !self.chunk.delta {
-            self.u[..len * vd].copy_from_slice(&self.chunk.v[..len * vd]);
-            return;
-        }
-        gram(&self.chunk, &self.chunk.k, &self.chunk.k, &mut self.m, &mut self.scaled);
-        decayed(&self.chunk, &self.chunk.k, &mut self.a);
-        product(
-            [len, kd, vd],
-            Matrix { data: &self.a, strides: (kd, 1) },
-            Matrix { data: state, strides: (vd, 1) },
-            &mut self.e,
-            (vd, 1),
-            false,
-        );
-        for (e, v) in self.e[..len * vd].iter_mut().zip(&self.chunk.v[..len * vd]) {
-            *e = v - *e;
-        }
-        for i in 0..len {
-            let beta = self.chunk.beta[i];
-            let (before, rest) = self.u.split_at_mut(i * vd);
-            let row = &mut rest[..vd];
-            row.copy_from_slice(&self.e[i * vd..(i + 1) * vd]);
-            for j in 0..i {
-                let weight = self.m[i * len + j];
-                for (to, from) in row.iter_mut().zip(&before[j * vd..(j + 1) * vd]) {
-                    *to -= weight * from;
-                }
-            }
-            for value in row {
-                *value *= beta;
-            }
-        }
-    }
-
-    /// Adds the chunk's writes to the state, which becomes the one after it.
-    #[inline(always)]
-    pub(super) fn advance(&mut self, state: &mut [f32]) {
-        let (len, kd, vd) = (self.chunk.len, self.chunk.key_dim, self.chunk.value_dim);
-        to_end(&self.chunk, &self.chunk.k, &mut self.a);
-        decay_state(&self.chunk, state);
-        product(
-            [kd, len, vd],
-            Matrix { data: &self.a, strides: (1, kd) },
-            Matrix { data: &self.u, strides: (vd, 1) },
-            state,
-            (vd, 1),
-            true,
-        );
-    }
+/// Where the heads write.
+struct Targets<'a> {
+    o: Disjoint<'a>,
+    chunk_states: Option<Disjoint<'a>>,
 }
 
 /// Runs the recurrence. `initial` is `[sequences, heads, key_dim, value_dim]`, zero when absent; `save` keeps the states
@@ -125,29 +45,58 @@ pub fn forward(
     save: bool,
 ) -> Output {
     problem.check(q, k, v, gate, write);
-    let inputs = Inputs { q, k, v, gate, write };
-    let (heads, size, vd) = (problem.heads, problem.state(), problem.value_dim);
+    let inputs = Inputs {
+        q,
+        k,
+        v,
+        gate,
+        write,
+    };
+    let (heads, size) = (problem.heads, problem.state());
     let chunks = problem.chunks();
-    let mut o = vec![0.0; problem.total() * heads * vd];
+    let mut o = vec![0.0; v.len()];
+    let states = problem.sequences() * heads * size;
     let mut final_state = match initial {
         Some(initial) => {
-            assert_eq!(initial.len(), problem.sequences() * heads * size, "initial state");
+            assert_eq!(initial.len(), states, "initial state");
             initial.to_vec()
         }
-        None => vec![0.0; problem.sequences() * heads * size],
+        None => vec![0.0; states],
     };
-    let saved = if save { chunks[chunks.len() - 1] * heads * size } else { 0 };
+    let saved = usize::from(save) * chunks[chunks.len() - 1] * heads * size;
     let mut chunk_states = vec![0.0; saved];
-    let (outputs, border) = (Disjoint::new(&mut o), Disjoint::new(&mut chunk_states));
-    final_state
-        .par_chunks_exact_mut(size.max(1))
-        .enumerate()
-        .for_each(|(task, state)| {
-            let (sequence, head) = (task / heads, task % heads);
-            let pair = &problem.offsets[sequence..sequence + 2];
-            let first = save.then_some(chunks[sequence]);
-            run_head(problem, &inputs, pair, head, first, state, &outputs, &border);
-        });
+    let targets = Targets {
+        o: Disjoint::new(&mut o),
+        chunk_states: save.then(|| Disjoint::new(&mut chunk_states)),
+    };
+    let slots = problem.slots();
+    let work = |scratch: &mut Option<Scratch>, (task, state): (usize, &mut [f32])| {
+        let (sequence, head) = (task / heads, task % heads);
+        let [from, to] = [problem.offsets[sequence], problem.offsets[sequence + 1]];
+        if to - from <= STEPS.min(problem.chunk_len) {
+            if let (Some(target), true) = (&targets.chunk_states, to > from) {
+                let at = (chunks[sequence] * heads + head) * size;
+                // SAFETY: this chunk of this head is this task's alone.
+                unsafe { target.part(at, size) }.copy_from_slice(state);
+            }
+            steps(problem, &inputs, [from, to], head, state, &targets.o);
+            return;
+        }
+        let scratch = scratch.get_or_insert_with(|| Scratch::new(problem, &inputs, slots));
+        let first = chunks[sequence];
+        run_head(
+            problem,
+            &inputs,
+            [from, to],
+            head,
+            first,
+            state,
+            &targets,
+            scratch,
+        );
+    };
+    let parallel = problem.work(write) >= PARALLEL_FLOPS;
+    each_state(&mut final_state, size, parallel, work);
     Output {
         o,
         final_state,
@@ -155,41 +104,60 @@ pub fn forward(
     }
 }
 
+/// Runs `work` for each state of `size` values with its index, on the pool if `parallel`; each thread keeps its scratch
+/// from state to state.
+pub(super) fn each_state<S>(
+    states: &mut [f32],
+    size: usize,
+    parallel: bool,
+    work: impl Fn(&mut Option<S>, (usize, &mut [f32])) + Send + Sync,
+) {
+    if parallel {
+        states
+            .par_chunks_exact_mut(size)
+            .enumerate()
+            .for_each_init(|| None, work);
+    } else {
+        let mut scratch = None;
+        states
+            .chunks_exact_mut(size)
+            .enumerate()
+            .for_each(|task| work(&mut scratch, task));
+    }
+}
+
 dispatched! {
     fn run_head<'a>(
         problem: &'a Problem<'a>,
         inputs: &'a Inputs<'a>,
-        pair: &'a [usize],
+        range: [usize; 2],
         head: usize,
-        first: Option<usize>,
+        first: usize,
         state: &'a mut [f32],
-        outputs: &'a Disjoint<'a>,
-        border: &'a Disjoint<'a>,
+        targets: &'a Targets<'a>,
+        s: &'a mut Scratch,
     ) {
         let (heads, size) = (problem.heads, problem.state());
         let (kd, vd) = (problem.key_dim, problem.value_dim);
-        if pair[1] == pair[0] {
-            return;
-        }
-        let mut s = Scratch::new(problem, inputs);
-        for (index, start) in (pair[0]..pair[1]).step_by(problem.chunk_len).enumerate() {
-            let len = problem.chunk_len.min(pair[1] - start);
-            if let Some(first) = first {
+        let [from, to] = range;
+        for (index, start) in (from..to).step_by(problem.chunk_len).enumerate() {
+            let len = problem.chunk_len.min(to - start);
+            if let Some(target) = &targets.chunk_states {
                 let at = ((first + index) * heads + head) * size;
                 // SAFETY: this chunk of this head is this task's alone.
-                unsafe { border.part(at, size) }.copy_from_slice(state);
+                unsafe { target.part(at, size) }.copy_from_slice(state);
             }
             s.chunk.load(problem, inputs, head, start, len);
             s.solve(state);
-            decayed(&s.chunk, &s.chunk.q, &mut s.a);
-            let (a, b) = (Matrix { data: &s.a, strides: (kd, 1) }, Matrix { data: state, strides: (vd, 1) });
-            product([len, kd, vd], a, b, &mut s.o, (vd, 1), false);
-            let (a, b) = (Matrix { data: &s.p, strides: (len, 1) }, Matrix { data: &s.u, strides: (vd, 1) });
-            product([len, len, vd], a, b, &mut s.o, (vd, 1), true);
+            s.chunk.scaled(&s.chunk.from_start, &s.chunk.q, &mut s.a);
+            let (a, b) = (Matrix::rows(&s.a, kd), Matrix::rows(state, vd));
+            product([len, kd, vd], 1.0, a, b, &mut s.o, (vd, 1), false);
+            let (a, b) = (Matrix::rows(&s.p, len), Matrix::rows(&s.u, vd));
+            product([len, len, vd], 1.0, a, b, &mut s.o, (vd, 1), true);
             for t in 0..len {
                 let at = ((start + t) * heads + head) * vd;
                 // SAFETY: this token of this head is this task's alone.
-                unsafe { outputs.part(at, vd) }.copy_from_slice(&s.o[t * vd..(t + 1) * vd]);
+                unsafe { targets.o.part(at, vd) }.copy_from_slice(&s.o[t * vd..(t + 1) * vd]);
             }
             s.advance(state);
         }

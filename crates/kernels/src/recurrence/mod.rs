@@ -11,22 +11,29 @@
 //! Yang et al. 2024, arXiv 2312.06635 (gates, chunks, two levels) and arXiv 2406.06484 (delta rule in chunks);
 //! Yang, Kautz, Hatamizadeh 2025, arXiv 2412.06464 (both).
 //!
-//! In a chunk of `C` tokens with `g` the inclusive cumulative log decay from the chunk's start and
-//! `gram(X, Y)_ij = sum_k X_ik Y_jk exp(g_ik - g_jk)` for `j <= i`:
+//! In a chunk of `C` tokens with `D_ij` the product of the decays of tokens `j+1..=i` (per key feature or one number) and
+//! `gram(X, Y)_ij = sum_c X_ic Y_jc D_ijc` for `j <= i`:
 //! ```text
 //! P = gram(scale Q, K),  M = gram(K, K) below the diagonal
-//! U = V, or (I + diag(beta) M) U = diag(beta) (V - (K exp(g)) S)
-//! O = (scale Q exp(g)) S + P U
-//! S <- exp(g_C) S + (K exp(g_C - g))^T U
+//! U = V, or (I + diag(beta) M) U = diag(beta) (V - (K D_i0) S)
+//! O = (scale Q D_i0) S + P U
+//! S <- D_C0 S + (K D_Ci)^T U
 //! ```
-//! Every exponent is at most zero. Chunks of a head follow each other; heads and sequences run in parallel.
+//! Nothing is divided by a decay and every factor is at most one, so that no decay is too strong. Chunks of a head follow
+//! each other; heads and sequences run in parallel. Sequences of a few tokens go token by token. The backward pass keeps
+//! the states at chunk borders and computes the rest again.
 
 mod backward;
 mod chunk;
+mod chunk_backward;
 mod forward;
 mod gram;
 #[cfg(test)]
-pub(crate) mod naive;
+mod known;
+#[cfg(test)]
+mod naive;
+mod solve;
+mod step;
 #[cfg(test)]
 mod tests;
 
@@ -76,20 +83,20 @@ pub struct Problem<'a> {
 pub const CHUNK_LEN: usize = 64;
 
 impl Problem<'_> {
-    pub(crate) fn total(&self) -> usize {
+    fn total(&self) -> usize {
         self.offsets[self.offsets.len() - 1]
     }
 
-    pub(crate) fn sequences(&self) -> usize {
+    fn sequences(&self) -> usize {
         self.offsets.len() - 1
     }
 
-    pub(crate) fn state(&self) -> usize {
+    fn state(&self) -> usize {
         self.key_dim * self.value_dim
     }
 
     /// Chunks before each sequence, and of all.
-    pub(crate) fn chunks(&self) -> Vec<usize> {
+    fn chunks(&self) -> Vec<usize> {
         let mut all = vec![0];
         for pair in self.offsets.windows(2) {
             all.push(all[all.len() - 1] + (pair[1] - pair[0]).div_ceil(self.chunk_len));
@@ -97,9 +104,39 @@ impl Problem<'_> {
         all
     }
 
-    pub(crate) fn check(&self, q: &[f32], k: &[f32], v: &[f32], gate: Gate, write: Write) {
+    /// Tokens of the longest chunk.
+    fn slots(&self) -> usize {
+        let longest = self.offsets.windows(2).map(|pair| pair[1] - pair[0]).max();
+        longest.unwrap_or(0).min(self.chunk_len)
+    }
+
+    /// Operations of the forward pass over all sequences.
+    fn work(&self, write: Write) -> u64 {
+        let delta = matches!(write, Write::Delta(_));
+        flops(
+            self.total(),
+            self.heads,
+            self.key_dim,
+            self.value_dim,
+            delta,
+        )
+    }
+
+    fn check(&self, q: &[f32], k: &[f32], v: &[f32], gate: Gate, write: Write) {
         let (total, heads) = (self.total(), self.heads);
-        assert!(self.chunk_len > 0 && self.key_heads > 0 && heads.is_multiple_of(self.key_heads));
+        assert!(
+            self.chunk_len > 0 && self.key_dim > 0 && self.value_dim > 0,
+            "chunk_len, key_dim and value_dim are positive"
+        );
+        assert!(
+            self.key_heads > 0 && heads > 0 && heads.is_multiple_of(self.key_heads),
+            "key_heads {} divides heads {heads}",
+            self.key_heads
+        );
+        assert!(
+            self.offsets[0] == 0 && self.offsets.is_sorted(),
+            "offsets start at 0 and grow"
+        );
         assert_eq!(q.len(), total * self.key_heads * self.key_dim, "queries");
         assert_eq!(k.len(), q.len(), "keys");
         assert_eq!(v.len(), total * heads * self.value_dim, "values");
@@ -116,8 +153,8 @@ impl Problem<'_> {
 
 /// Operations of a forward pass over one sequence of `time` tokens, in the recurrent form of the equation: reading and
 /// writing a rank-one update of the state, `4 key_dim value_dim` per token and head, and as much half again for the
-/// delta rule's read. One multiply-add is two operations. (The chunked form that is run trades a few more for matrix
-/// products; this count is the same whatever the chunk.)
+/// delta rule's read. One multiply-add is two operations. The chunked form that is run trades a few more for matrix
+/// products; decays are not counted. This count is the same whatever the chunk and the gate.
 pub fn flops(time: usize, heads: usize, key_dim: usize, value_dim: usize, delta: bool) -> u64 {
     let per_token = if delta { 6 } else { 4 };
     (per_token * time * heads * key_dim * value_dim) as u64

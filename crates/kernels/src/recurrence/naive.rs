@@ -1,42 +1,44 @@
-//! The equation as a loop, in f64, with the gradient of the loop.
+//! The equation as a loop, in f64, for the tests.
 
 use super::{Gate, Problem, Write};
 
-pub(crate) struct Run {
-    pub(crate) o: Vec<f64>,
-    pub(crate) last: Vec<f64>,
+/// `o [total, heads, value_dim]` and the final state.
+pub(super) struct Run {
+    pub(super) o: Vec<f64>,
+    pub(super) last: Vec<f64>,
 }
 
 /// Everything in f64, so that finite differences are exact enough.
 #[derive(Clone)]
-pub(crate) struct Wide {
-    pub(crate) q: Vec<f64>,
-    pub(crate) k: Vec<f64>,
-    pub(crate) v: Vec<f64>,
-    pub(crate) gate: Vec<f64>,
-    pub(crate) beta: Vec<f64>,
-    pub(crate) initial: Vec<f64>,
+pub(super) struct Wide {
+    pub(super) q: Vec<f64>,
+    pub(super) k: Vec<f64>,
+    pub(super) v: Vec<f64>,
+    pub(super) gate: Vec<f64>,
+    pub(super) beta: Vec<f64>,
+    pub(super) initial: Vec<f64>,
 }
 
-pub(crate) fn widen(values: &[f32]) -> Vec<f64> {
+pub(super) fn widen(values: &[f32]) -> Vec<f64> {
     values.iter().map(|value| f64::from(*value)).collect()
 }
 
-pub(crate) fn gate_values(gate: Gate) -> Vec<f64> {
+pub(super) fn gate_values(gate: Gate) -> Vec<f64> {
     match gate {
         Gate::None => vec![],
         Gate::Scalar(gate) | Gate::Vector(gate) => widen(gate),
     }
 }
 
-pub(crate) fn beta_values(write: Write) -> Vec<f64> {
+pub(super) fn beta_values(write: Write) -> Vec<f64> {
     match write {
         Write::Additive => vec![],
         Write::Delta(beta) => widen(beta),
     }
 }
 
-pub(crate) fn run(p: &Problem, w: &Wide, gate: Gate, write: Write) -> Run {
+/// The recurrence of [`super`], as it is written there.
+pub(super) fn run(p: &Problem, w: &Wide, gate: Gate, write: Write) -> Run {
     let (h, kd, vd) = (p.heads, p.key_dim, p.value_dim);
     let mut o = vec![0.0; p.total() * h * vd];
     let mut last = w.initial.clone();
@@ -55,7 +57,9 @@ pub(crate) fn run(p: &Problem, w: &Wide, gate: Gate, write: Write) -> Run {
                         Gate::Scalar(_) => w.gate[one].exp(),
                         Gate::Vector(_) => w.gate[one * kd + i].exp(),
                     };
-                    state[i * vd..(i + 1) * vd].iter_mut().for_each(|s| *s *= decay);
+                    state[i * vd..(i + 1) * vd]
+                        .iter_mut()
+                        .for_each(|s| *s *= decay);
                 }
                 for j in 0..vd {
                     let u = match write {

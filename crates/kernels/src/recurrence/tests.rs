@@ -44,19 +44,38 @@ fn check(case: &Case, kind: usize, delta: bool, with_initial: bool, with_final: 
     }
     let v = rand_vec(3, total * h * p.value_dim);
     let decays = |count: usize| -> Vec<f32> {
-        rand_vec(4, count).iter().map(|v| -case.decay * (v + 1.0)).collect()
+        rand_vec(4, count)
+            .iter()
+            .map(|v| -case.decay * (v + 1.0))
+            .collect()
     };
     let (scalar, vector) = (decays(total * h), decays(total * h * p.key_dim));
     let gate = [Gate::None, Gate::Scalar(&scalar), Gate::Vector(&vector)][kind];
-    let beta: Vec<f32> = rand_vec(5, total * h).iter().map(|v| 0.5 + 0.5 * v).collect();
-    let write = if delta { Write::Delta(&beta) } else { Write::Additive };
+    let beta: Vec<f32> = rand_vec(5, total * h)
+        .iter()
+        .map(|v| 0.5 + 0.5 * v)
+        .collect();
+    let write = if delta {
+        Write::Delta(&beta)
+    } else {
+        Write::Additive
+    };
     let states = p.sequences() * h * p.state();
-    let initial = if with_initial { rand_vec(6, states) } else { vec![0.0; states] };
+    let initial = if with_initial {
+        rand_vec(6, states)
+    } else {
+        vec![0.0; states]
+    };
     let given = with_initial.then_some(initial.as_slice());
     let co = rand_vec(7, v.len());
-    let cs = if with_final { rand_vec(8, states) } else { vec![0.0; states] };
+    let cs = if with_final {
+        rand_vec(8, states)
+    } else {
+        vec![0.0; states]
+    };
     let name = format!(
-        "gate {kind} delta {delta} offsets {:?} chunk {} ", case.offsets, case.chunk_len
+        "gate {kind} delta {delta} offsets {:?} chunk {} ",
+        case.offsets, case.chunk_len
     );
     let wide = Wide {
         q: widen(&q),
@@ -69,13 +88,22 @@ fn check(case: &Case, kind: usize, delta: bool, with_initial: bool, with_final: 
     let want = run(&p, &wide, gate, write);
     let got = forward(&p, &q, &k, &v, gate, write, given, true);
     assert_close(&(name.clone() + "o"), &got.o, &narrow(&want.o), 2e-5);
-    assert_close(&(name.clone() + "state"), &got.final_state, &narrow(&want.last), 2e-5);
+    assert_close(
+        &(name.clone() + "state"),
+        &got.final_state,
+        &narrow(&want.last),
+        2e-5,
+    );
     let d_final = with_final.then_some(cs.as_slice());
     let grads = backward(&p, &q, &k, &v, gate, write, &got.chunk_states, &co, d_final);
     // Central differences in f64 for a sample of the entries of every input.
-    let sample = |count: usize| (0..count).step_by((count / 13).max(1)).collect::<Vec<usize>>();
+    let sample = |count: usize| {
+        (0..count)
+            .step_by((count / 13).max(1))
+            .collect::<Vec<usize>>()
+    };
     let eps = 1e-5;
-    let mut against = |what: &str, grad: &[f32], pick: &dyn Fn(&mut Wide) -> &mut Vec<f64>| {
+    let against = |what: &str, grad: &[f32], pick: &dyn Fn(&mut Wide) -> &mut Vec<f64>| {
         let mut w = wide.clone();
         let places = sample(grad.len());
         let mut numeric = Vec::new();
@@ -168,6 +196,36 @@ fn initial_state_and_final_gradient_may_be_absent() {
     check(&case, 0, true, true, false);
 }
 
+/// One, a few (token by token) and a few more tokens, each with its own state.
+#[test]
+fn short_sequences_equal_the_loop() {
+    for offsets in [vec![0, 1], vec![0, 1, 2, 3], vec![0, 2, 5, 9, 14]] {
+        all(&Case {
+            offsets,
+            heads: 2,
+            key_heads: 1,
+            key_dim: 3,
+            value_dim: 35,
+            chunk_len: 16,
+            decay: 0.5,
+        });
+    }
+}
+
+#[test]
+fn a_chunk_of_one_token_equals_the_loop() {
+    all(&Case {
+        offsets: vec![0, 6],
+        heads: 1,
+        key_heads: 1,
+        key_dim: 3,
+        value_dim: 2,
+        chunk_len: 1,
+        decay: 0.5,
+    });
+}
+
+/// Log decays from 0 down to -30: sums over a chunk reach -1000.
 #[test]
 fn strong_decay_stays_finite_and_right() {
     all(&Case {
@@ -181,50 +239,94 @@ fn strong_decay_stays_finite_and_right() {
     });
 }
 
+/// A decay of zero cuts the sequence: what follows is what it would be alone, to the bit of rounding, and gradients stay
+/// finite.
 #[test]
-fn an_overwritten_key_returns_its_last_value() {
-    // beta 1 and one-hot keys: the state is a dictionary; without erasing it sums.
-    let (k, v) = ([1.0, 0.0, 0.0, 1.0, 1.0, 0.0], [1.0, 2.0, 5.0]);
-    let q = [0.0, 0.0, 0.0, 0.0, 1.0, 0.0];
+fn forgetting_everything_is_exact() {
+    let (time, cut) = (40, 21);
     let p = Problem {
-        offsets: &[0, 3],
-        heads: 1,
-        key_heads: 1,
-        key_dim: 2,
-        value_dim: 1,
-        scale: 1.0,
-        chunk_len: 64,
-    };
-    let delta = forward(&p, &q, &k, &v, Gate::None, Write::Delta(&[1.0; 3]), None, false);
-    assert_eq!(delta.o[2], 5.0);
-    let sums = forward(&p, &q, &k, &v, Gate::None, Write::Additive, None, false);
-    assert_eq!(sums.o[2], 6.0);
-}
-
-fn sine(a: f64, count: usize) -> Vec<f32> {
-    (0..count).map(|i| (a * (i + 1) as f64).sin() as f32).collect()
-}
-
-#[test]
-fn published_vectors_of_gla_are_met() {
-    let p = Problem {
-        offsets: &[0, 5],
+        offsets: &[0, time],
         heads: 1,
         key_heads: 1,
         key_dim: 4,
         value_dim: 3,
-        scale: 0.5,
-        chunk_len: 2,
+        scale: 1.0,
+        chunk_len: 32,
     };
-    let (q, k, v) = (sine(0.7, 20), sine(0.5, 20), sine(1.1, 15));
-    let g: Vec<f32> = sine(0.3, 20).iter().map(|s| -(0.1 + 0.2 * (1.0 + s))).collect();
-    let got = forward(&p, &q, &k, &v, Gate::Vector(&g), Write::Additive, None, true);
-    assert_close("o0", &got.o[..3], &[1.0265517, 0.931_279_8, -0.18170195], 1e-5);
-    assert_close("state", &got.final_state[..3], &[-0.295_800_2, -0.373_910_8, -0.04340878], 1e-5);
-    let grads = backward(
-        &p, &q, &k, &v, Gate::Vector(&g), Write::Additive, &got.chunk_states, &[1.0; 15], None,
+    let (q, k, v) = (
+        rand_vec(1, time * 4),
+        rand_vec(2, time * 4),
+        rand_vec(3, time * 3),
     );
-    assert_close("dq", &grads.q[8..12], &[-0.666_542_2, -0.318_364_93, 0.15343237, 0.623_493_5], 1e-5);
-    let gate = grads.gate.expect("a gate");
-    assert_close("dg", &gate[4..8], &[-0.1061995, -0.24236166, -0.21639262, -0.04003338], 1e-4);
+    let decays = |width: usize| -> Vec<f32> {
+        let mut all = vec![-0.01; time * width];
+        all[cut * width..(cut + 1) * width].fill(f32::NEG_INFINITY);
+        all
+    };
+    let (scalar, vector) = (decays(1), decays(4));
+    let beta = vec![0.5; time];
+    let alone = Problem {
+        offsets: &[0, time - cut],
+        ..p
+    };
+    for write in [false, true] {
+        for kind in 0..2 {
+            let gate = [Gate::Scalar(&scalar), Gate::Vector(&vector)][kind];
+            let later = [
+                Gate::Scalar(&scalar[cut..]),
+                Gate::Vector(&vector[cut * 4..]),
+            ][kind];
+            let (write, rest) = match write {
+                false => (Write::Additive, Write::Additive),
+                true => (Write::Delta(&beta), Write::Delta(&beta[cut..])),
+            };
+            let got = forward(&p, &q, &k, &v, gate, write, None, true);
+            let (q2, k2, v2) = (&q[cut * 4..], &k[cut * 4..], &v[cut * 3..]);
+            let want = forward(&alone, q2, k2, v2, later, rest, None, false);
+            assert_close("o", &got.o[cut * 3..], &want.o, 1e-5);
+            assert_close("state", &got.final_state, &want.final_state, 1e-5);
+            let states = &got.chunk_states;
+            let grads = backward(&p, &q, &k, &v, gate, write, states, &v, Some(&[1.0; 12]));
+            for grad in [&grads.q, &grads.k, &grads.v, &grads.initial] {
+                assert!(grad.iter().all(|value| value.is_finite()));
+            }
+            assert!(
+                grads
+                    .gate
+                    .is_some_and(|grad| grad.iter().all(|value| value.is_finite()))
+            );
+        }
+    }
+}
+
+#[test]
+fn threads_do_not_change_a_bit() {
+    let (time, heads, dim) = (200, 4, 16);
+    let p = Problem {
+        offsets: &[0, time, 2 * time],
+        heads,
+        key_heads: 2,
+        key_dim: dim,
+        value_dim: dim,
+        scale: 1.0,
+        chunk_len: 64,
+    };
+    let (q, k) = (
+        rand_vec(1, 2 * time * 2 * dim),
+        rand_vec(2, 2 * time * 2 * dim),
+    );
+    let v = rand_vec(3, 2 * time * heads * dim);
+    let gate: Vec<f32> = rand_vec(4, v.len()).iter().map(|v| -v.abs()).collect();
+    let run = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+        pool.expect("a pool").install(|| {
+            let gate = Gate::Vector(&gate);
+            let y = forward(&p, &q, &k, &v, gate, Write::Additive, None, true);
+            let states = &y.chunk_states;
+            let d = backward(&p, &q, &k, &v, gate, Write::Additive, states, &v, None);
+            (y.o, y.final_state, d.q, d.k, d.v, d.gate, d.initial)
+        })
+    };
+    assert!(p.work(Write::Additive) >= super::forward::PARALLEL_FLOPS);
+    assert!(run(1) == run(3));
 }

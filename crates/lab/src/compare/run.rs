@@ -1,6 +1,7 @@
 //! Running a plan: solve sizes, claim and run trials, write table, exports and report.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -123,7 +124,7 @@ fn contests<'a>(
         _ => Map::new(),
     };
     for (task, data) in plan.tasks.iter().zip(tasks) {
-        let base = task_model(&plan.model, &task.model, &*data.spec())?;
+        let base = task_model(&plan.model, &task.model, data.spec())?;
         let time = data.spec().time;
         let mut train = plan.train.clone();
         train.extend(task.train.clone());
@@ -185,11 +186,7 @@ fn contests<'a>(
         }
     }
     if plan.budget == BudgetKind::Time {
-        let text = Value::Object(measured).to_string();
-        atomic::write(&kept, text.as_bytes()).map_err(|error| CompareError::Folder {
-            path: kept,
-            error,
-        })?;
+        write(&kept, &Value::Object(measured).to_string())?;
     }
     Ok(all)
 }
@@ -517,8 +514,10 @@ fn finish(
 }
 
 fn write(path: &Path, text: &str) -> Result<(), CompareError> {
-    atomic::write(path, text.as_bytes()).map_err(|error| CompareError::Folder {
-        path: path.to_path_buf(),
-        error,
+    atomic::write(path, |file| file.write_all(text.as_bytes())).map_err(|error| {
+        CompareError::Folder {
+            path: path.to_path_buf(),
+            error,
+        }
     })
 }

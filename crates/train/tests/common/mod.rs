@@ -2,22 +2,45 @@
 
 #![allow(dead_code)] // each test file uses its part
 
-use anyformer_data::{Batch, DataError, Loader, Position, Split, Targets, Task};
+use anyformer_data::{
+    Batch, DataError, Loader, Position, Split, Targets, Task, TaskKind, TaskSpec,
+};
 use anyformer_models::{Model, ModelConfig};
 use anyformer_ops::Device;
 use anyformer_train::{TrainConfig, training_device};
-use serde_json::{Value, json};
+use serde_json::json;
 
 pub const VOCAB: u64 = 13;
 pub const TIME: usize = 7;
 
 pub struct Successor {
     pub examples: u64,
+    spec: TaskSpec,
+}
+
+impl Successor {
+    pub fn new(examples: u64) -> Self {
+        let options = json!({"examples": examples});
+        Successor {
+            examples,
+            spec: TaskSpec {
+                name: "successor".into(),
+                description: "the next token is the one after this one".into(),
+                source: "this test".into(),
+                kind: TaskKind::NextToken,
+                time: TIME,
+                vocab: VOCAB as usize,
+                classes: 0,
+                floor: None,
+                options: options.as_object().cloned().unwrap_or_default(),
+            },
+        }
+    }
 }
 
 impl Default for Successor {
     fn default() -> Self {
-        Successor { examples: 40 }
+        Successor::new(40)
     }
 }
 
@@ -69,8 +92,16 @@ impl Loader for Shuffled {
         })
     }
 
+    fn remaining(&self) -> Option<usize> {
+        None
+    }
+
     fn position(&self) -> Position {
-        Position { next: self.next }
+        Position {
+            epoch: 0,
+            next: self.next,
+            seed: self.seed,
+        }
     }
 
     fn seek(&mut self, position: &Position) -> Result<(), DataError> {
@@ -80,8 +111,12 @@ impl Loader for Shuffled {
 }
 
 impl Task for Successor {
-    fn spec(&self) -> Value {
-        json!({"examples": self.examples})
+    fn spec(&self) -> &TaskSpec {
+        &self.spec
+    }
+
+    fn count(&self, _: Split) -> Option<usize> {
+        None
     }
 
     fn loader(
