@@ -8,7 +8,9 @@ fn main() {
         println!("cargo:rerun-if-changed={log}");
     }
     println!("cargo:rerun-if-changed=build.rs");
-    let asked = Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).output();
+    let asked = Command::new("git")
+        .args(["rev-parse", "--short=12", "HEAD"])
+        .output();
     let commit = asked.ok().filter(|said| said.status.success());
     let commit = commit.map(|said| String::from_utf8_lossy(&said.stdout).trim().to_string());
     let commit = commit.unwrap_or("unknown".to_string());

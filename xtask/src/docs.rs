@@ -3,9 +3,7 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use anyformer_mixers::{
-    Card, Direction, Options, channel_mixers, token_mixers,
-};
+use anyformer_mixers::{Card, Direction, Options, channel_mixers, token_mixers};
 use anyformer_models::{Model, ModelConfig};
 
 use crate::generated::Page;
@@ -35,12 +33,20 @@ pub fn pages(root: &Path) -> Result<Vec<Page>, String> {
     list.push_str("\n## Channel mixers\n\n| name | architecture |\n|---|---|\n");
     for entry in channel_mixers() {
         let card = entry.card;
-        let _ = writeln!(list, "| [`{name}`](architectures/{name}.md) | {} |", card.title, name = card.name);
+        let _ = writeln!(
+            list,
+            "| [`{name}`](architectures/{name}.md) | {} |",
+            card.title,
+            name = card.name
+        );
         let defaults = (entry.resolve)(&Options::new()).map_err(|error| error.to_string())?;
         pages.push((page_path(card), page(card, &defaults, false)?));
     }
     pages.push((PathBuf::from("docs/src/architectures.md"), list));
-    pages.push((PathBuf::from("docs/src/commands.md"), format!("{NOTE}{}", anyformer_cli::reference())));
+    pages.push((
+        PathBuf::from("docs/src/commands.md"),
+        format!("{NOTE}{}", anyformer_cli::reference()),
+    ));
     pages.push((PathBuf::from("docs/src/SUMMARY.md"), summary(root)?));
     Ok(pages)
 }
@@ -58,7 +64,10 @@ fn direction(direction: Direction) -> &'static str {
 }
 
 fn page(card: &Card, defaults: &Options, token: bool) -> Result<String, String> {
-    let mut text = format!("{NOTE}# {}\n\n{}\n\n```text\n{}\n```\n\n{}\n", card.title, card.paper, card.equation, card.notes);
+    let mut text = format!(
+        "{NOTE}# {}\n\n{}\n\n```text\n{}\n```\n\n{}\n",
+        card.title, card.paper, card.equation, card.notes
+    );
     if token {
         let _ = write!(
             text,
@@ -70,7 +79,9 @@ fn page(card: &Card, defaults: &Options, token: bool) -> Result<String, String> 
     }
     text.push_str("\n## Knobs\n\n| key | default | meaning |\n|---|---|---|\n");
     for knob in card.knobs {
-        let default = defaults.get(knob.name).map_or(String::new(), ToString::to_string);
+        let default = defaults
+            .get(knob.name)
+            .map_or(String::new(), ToString::to_string);
         let _ = writeln!(text, "| `{}` | `{default}` | {} |", knob.name, knob.doc);
     }
     if card.knobs.is_empty() {
@@ -80,8 +91,10 @@ fn page(card: &Card, defaults: &Options, token: bool) -> Result<String, String> 
         text.push_str("\n## Published sizes\n\nParameters are counted from the built shapes, nothing allocated. Operations (one multiply-add is 2) and state are for one sequence of 2,048 tokens.\n\n| preset | parameters | operations per token | state |\n|---|---|---|---|\n");
         for preset in card.presets {
             let fail = |error: String| format!("preset {} of {}: {error}", preset.name, card.name);
-            let config = serde_json::from_str(preset.model).map_err(|error| fail(error.to_string()))?;
-            let config = ModelConfig::from_json(&config).map_err(|error| fail(error.to_string()))?;
+            let config =
+                serde_json::from_str(preset.model).map_err(|error| fail(error.to_string()))?;
+            let config =
+                ModelConfig::from_json(&config).map_err(|error| fail(error.to_string()))?;
             let model = Model::shapes(&config).map_err(|error| fail(error.to_string()))?;
             let cost = model.cost(2048);
             let _ = writeln!(

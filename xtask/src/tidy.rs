@@ -52,7 +52,11 @@ fn walk(folder: &Path, found: &mut Vec<PathBuf>) -> Result<(), String> {
     let fail = |error: std::io::Error| format!("failed to list {}: {error}", folder.display());
     for entry in std::fs::read_dir(folder).map_err(fail)? {
         let path = entry.map_err(fail)?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().to_string();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .to_string();
         match path.is_dir() {
             true if name == "target" || name.starts_with('.') => {}
             true => walk(&path, found)?,
@@ -76,7 +80,9 @@ fn sources(root: &Path) -> Result<Vec<Source>, String> {
         let text = std::fs::read_to_string(&path)
             .map_err(|error| format!("failed to read {}: {error}", path.display()))?;
         let path = path.strip_prefix(root).unwrap_or(&path).to_path_buf();
-        let mut parts = path.components().map(|part| part.as_os_str().to_string_lossy());
+        let mut parts = path
+            .components()
+            .map(|part| part.as_os_str().to_string_lossy());
         let first = parts.next().unwrap_or_default().to_string();
         let krate = match first.as_str() {
             "crates" => parts.next().unwrap_or_default().to_string(),
@@ -94,7 +100,10 @@ fn check_source(source: &Source, wrong: &mut Vec<String>) {
     };
     let lines = source.text.lines().count();
     if lines > LINES {
-        report(lines, &format!("more than {LINES} lines: one file, one idea"));
+        report(
+            lines,
+            &format!("more than {LINES} lines: one file, one idea"),
+        );
     }
     if !source.text.starts_with("//!") {
         report(1, "a file says first what it is for (//!)");
@@ -125,7 +134,11 @@ fn check_source(source: &Source, wrong: &mut Vec<String>) {
         forbid("todo!(", &[], "no stubs");
         forbid("unimplemented!(", &[], "no stubs");
         forbid("env::var", &[], "no environment variables as settings");
-        forbid("rayon::ThreadPoolBuilder", &["cli", "kernels"], "threads are chosen once, by the binary");
+        forbid(
+            "rayon::ThreadPoolBuilder",
+            &["cli", "kernels"],
+            "threads are chosen once, by the binary",
+        );
         if line.contains("ureq::") && !(krate == "data" && source.path.ends_with("fetch.rs")) {
             report(at, "only data::fetch is an HTTP client");
         }
@@ -153,7 +166,9 @@ fn check_dependencies(root: &Path, wrong: &mut Vec<String>) -> Result<(), String
         let text = std::fs::read_to_string(&path)
             .map_err(|error| format!("failed to read {}: {error}", path.display()))?;
         let Some(own) = ORDER.iter().position(|krate| *krate == name) else {
-            wrong.push(format!("crates/{name}: not in the order of crates in xtask/src/tidy.rs"));
+            wrong.push(format!(
+                "crates/{name}: not in the order of crates in xtask/src/tidy.rs"
+            ));
             continue;
         };
         let mut development = false;
@@ -186,12 +201,18 @@ fn check_registry(root: &Path, wrong: &mut Vec<String>) -> Result<(), String> {
         let mut sorted = entries.clone();
         sorted.sort_unstable();
         if sorted != entries {
-            wrong.push(format!("crates/mixers/src/all.rs: the {what} mixers are not sorted"));
+            wrong.push(format!(
+                "crates/mixers/src/all.rs: the {what} mixers are not sorted"
+            ));
         }
     };
-    let token = anyformer_mixers::token_mixers().iter().map(|entry| entry.card.name);
+    let token = anyformer_mixers::token_mixers()
+        .iter()
+        .map(|entry| entry.card.name);
     names(token.clone().collect(), "token", wrong);
-    let channel = anyformer_mixers::channel_mixers().iter().map(|entry| entry.card.name);
+    let channel = anyformer_mixers::channel_mixers()
+        .iter()
+        .map(|entry| entry.card.name);
     names(channel.clone().collect(), "channel", wrong);
     let listed: Vec<&str> = token.chain(channel).collect();
     let folder = root.join("crates/mixers/src");
@@ -199,9 +220,15 @@ fn check_registry(root: &Path, wrong: &mut Vec<String>) -> Result<(), String> {
     walk(&folder, &mut paths)?;
     for path in paths {
         let text = std::fs::read_to_string(&path).unwrap_or_default();
-        let name = path.file_stem().unwrap_or_default().to_string_lossy().to_string();
+        let name = path
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .to_string();
         if text.contains("pub static ENTRY") && !listed.contains(&name.as_str()) {
-            wrong.push(format!("crates/mixers/src/{name}.rs: not in all.rs under its file name"));
+            wrong.push(format!(
+                "crates/mixers/src/{name}.rs: not in all.rs under its file name"
+            ));
         }
     }
     Ok(())
@@ -216,7 +243,11 @@ fn check_words(root: &Path, wrong: &mut Vec<String>) -> Result<(), String> {
         }
     }
     for path in paths {
-        let ending = path.extension().unwrap_or_default().to_string_lossy().to_string();
+        let ending = path
+            .extension()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .to_string();
         if !["rs", "md", "toml", "py", "sh"].contains(&ending.as_str()) {
             continue;
         }

@@ -100,7 +100,10 @@ mod tests {
     fn chains_say_each_thing_once() {
         let inner: Result<(), _> = Err(anyhow::anyhow!("read a.toml: line 3"));
         let error = inner.context("train").expect_err("an error");
-        assert_eq!(chain(&error), "failed to train\n  because: read a.toml: line 3");
+        assert_eq!(
+            chain(&error),
+            "failed to train\n  because: read a.toml: line 3"
+        );
         let inner: Result<(), _> = Err(anyhow::anyhow!("line 3"));
         let error = inner.context("read a.toml: line 3").expect_err("an error");
         assert_eq!(chain(&error), "failed to read a.toml: line 3");

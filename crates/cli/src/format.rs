@@ -33,7 +33,13 @@ mod tests {
 
     #[test]
     fn columns_line_up() {
-        let rows = [vec!["gla".to_string(), "7".to_string()], vec!["µ".into(), "1,234".into()]];
-        assert_eq!(table(&["name", "n"], &[1], &rows), "name      n\ngla       7\nµ     1,234\n");
+        let rows = [
+            vec!["gla".to_string(), "7".to_string()],
+            vec!["µ".into(), "1,234".into()],
+        ];
+        assert_eq!(
+            table(&["name", "n"], &[1], &rows),
+            "name      n\ngla       7\nµ     1,234\n"
+        );
     }
 }

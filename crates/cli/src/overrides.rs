@@ -15,7 +15,11 @@ pub struct Override {
 
 /// Reads `key=value`. The value is read as TOML; what is no TOML is a string, so `task.name=mqar` needs no quotes.
 pub fn parse(text: &str) -> Result<Override, Failure> {
-    let wrong = |what: &str| bad_input(format!("read the override {text:?}: {what}; write KEY.KEY=VALUE, as train.lr=3e-4"));
+    let wrong = |what: &str| {
+        bad_input(format!(
+            "read the override {text:?}: {what}; write KEY.KEY=VALUE, as train.lr=3e-4"
+        ))
+    };
     let Some((key, value)) = text.split_once('=') else {
         return Err(wrong("no \"=\""));
     };
@@ -52,7 +56,9 @@ pub fn apply(root: &mut Map<String, Value>, change: &Override) -> Result<(), Fai
             Value::Object(map) => Place::Table(map),
             Value::Array(list) => Place::List(list),
             other => {
-                return Err(bad_input(format!("set {name}: {part:?} holds {other}, which has no keys")));
+                return Err(bad_input(format!(
+                    "set {name}: {part:?} holds {other}, which has no keys"
+                )));
             }
         };
     }
@@ -75,7 +81,9 @@ impl<'a> Place<'a> {
                 let length = list.len();
                 let index = key.parse::<usize>().ok().filter(|index| *index <= length);
                 let index = index.ok_or_else(|| {
-                    bad_input(format!("set {name}: expected an index from 0 to {length} for {key:?}"))
+                    bad_input(format!(
+                        "set {name}: expected an index from 0 to {length} for {key:?}"
+                    ))
                 })?;
                 if index == length {
                     list.push(empty());
@@ -94,23 +102,46 @@ mod tests {
     fn set(mut value: Value, changes: &[&str]) -> Result<Value, String> {
         let map = value.as_object_mut().expect("a table");
         for change in changes {
-            parse(change).and_then(|change| apply(map, &change)).map_err(|failure| format!("{failure:?}"))?;
+            parse(change)
+                .and_then(|change| apply(map, &change))
+                .map_err(|failure| format!("{failure:?}"))?;
         }
         Ok(value)
     }
 
     #[test]
     fn values_are_toml_or_else_text() {
-        let got = set(json!({}), &["a.b=3e-4", "a.c=[1, 2]", "a.d=mqar", "a.e=\"7\"", "a.f=true", "a.g=-5", "a.h="]);
+        let got = set(
+            json!({}),
+            &[
+                "a.b=3e-4",
+                "a.c=[1, 2]",
+                "a.d=mqar",
+                "a.e=\"7\"",
+                "a.f=true",
+                "a.g=-5",
+                "a.h=",
+            ],
+        );
         let wanted = json!({"a": {"b": 3e-4, "c": [1, 2], "d": "mqar", "e": "7", "f": true, "g": -5, "h": ""}});
         assert_eq!(got, Ok(wanted));
     }
 
     #[test]
     fn arrays_take_indices() {
-        let got = set(json!({"m": [{"name": "gla"}]}), &["m.0.heads=8", "m.1.name=local"]);
-        assert_eq!(got, Ok(json!({"m": [{"name": "gla", "heads": 8}, {"name": "local"}]})));
-        assert!(set(json!({"m": []}), &["m.1.name=local"]).unwrap_err().contains("0 to 0"));
+        let got = set(
+            json!({"m": [{"name": "gla"}]}),
+            &["m.0.heads=8", "m.1.name=local"],
+        );
+        assert_eq!(
+            got,
+            Ok(json!({"m": [{"name": "gla", "heads": 8}, {"name": "local"}]}))
+        );
+        assert!(
+            set(json!({"m": []}), &["m.1.name=local"])
+                .unwrap_err()
+                .contains("0 to 0")
+        );
     }
 
     #[test]
@@ -122,7 +153,10 @@ mod tests {
             (json!({"a": 1}), "a.b=3"),
         ] {
             let error = set(value, &[change]).unwrap_err();
-            assert!(error.contains("read the override") || error.contains("no keys"), "{error}");
+            assert!(
+                error.contains("read the override") || error.contains("no keys"),
+                "{error}"
+            );
         }
     }
 }

@@ -70,7 +70,10 @@ impl<'a> Progress<'a> {
 /// `loss 1.234  accuracy 45.6 %  perplexity 3.44`.
 pub(crate) fn score(loss: f64, accuracy: f64, perplexity: Option<f64>) -> String {
     let perplexity = perplexity.map_or(String::new(), |value| format!("  perplexity {value:.3}"));
-    format!("loss {loss:.4}  accuracy {:.2} %{perplexity}", 100.0 * accuracy)
+    format!(
+        "loss {loss:.4}  accuracy {:.2} %{perplexity}",
+        100.0 * accuracy
+    )
 }
 
 impl Events for Progress<'_> {
@@ -82,9 +85,15 @@ impl Events for Progress<'_> {
                 params,
                 threads,
             } => {
-                let going_on = if *step > 0 { format!(", going on after step {step}") } else { String::new() };
+                let going_on = if *step > 0 {
+                    format!(", going on after step {step}")
+                } else {
+                    String::new()
+                };
                 let params = grouped(*params as u64);
-                self.line(format!("{params} parameters, {steps} steps, {threads} threads{going_on}"));
+                self.line(format!(
+                    "{params} parameters, {steps} steps, {threads} threads{going_on}"
+                ));
                 self.start(*step, *steps);
             }
             Event::Step {
@@ -94,7 +103,10 @@ impl Events for Progress<'_> {
                 ..
             } => {
                 let speed = count(*tokens_per_second);
-                let text = format!("loss {loss:.4}  {speed} tokens/s  {} left", self.left(*step));
+                let text = format!(
+                    "loss {loss:.4}  {speed} tokens/s  {} left",
+                    self.left(*step)
+                );
                 match &self.bar {
                     Some(bar) => {
                         bar.set_position(*step);
@@ -110,10 +122,15 @@ impl Events for Progress<'_> {
                 perplexity,
                 ..
             } => {
-                self.line(format!("step {step}  held out: {}", score(*loss, *accuracy, *perplexity)));
+                self.line(format!(
+                    "step {step}  held out: {}",
+                    score(*loss, *accuracy, *perplexity)
+                ));
                 self.evaluated = Some(event.clone());
             }
-            Event::Warning { step, message } => self.line(format!("step {step}  warning: {message}")),
+            Event::Warning { step, message } => {
+                self.line(format!("step {step}  warning: {message}"))
+            }
             Event::Checkpoint { .. } => {}
             Event::Stopped { .. } | Event::Finished { .. } => {
                 if let Some(bar) = self.bar.take() {

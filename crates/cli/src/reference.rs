@@ -20,7 +20,10 @@ pub fn reference() -> String {
         let _ = writeln!(text, "{after}\n");
     }
     text.push_str("## Flags of every verb\n\n");
-    flags(&mut text, command.get_arguments().filter(|arg| arg.is_global_set()));
+    flags(
+        &mut text,
+        command.get_arguments().filter(|arg| arg.is_global_set()),
+    );
     for verb in verbs(&command) {
         describe(&mut text, verb, "##");
     }
@@ -28,7 +31,9 @@ pub fn reference() -> String {
 }
 
 fn verbs(command: &Command) -> impl Iterator<Item = &Command> {
-    command.get_subcommands().filter(|verb| verb.get_name() != "help")
+    command
+        .get_subcommands()
+        .filter(|verb| verb.get_name() != "help")
 }
 
 fn describe(text: &mut String, verb: &Command, level: &str) {
@@ -40,7 +45,10 @@ fn describe(text: &mut String, verb: &Command, level: &str) {
     let usage = verb.clone().render_usage().to_string();
     let usage = usage.trim_start_matches("Usage:").trim();
     let _ = writeln!(text, "```text\n{usage}\n```\n");
-    flags(text, verb.get_arguments().filter(|arg| !arg.is_global_set()));
+    flags(
+        text,
+        verb.get_arguments().filter(|arg| !arg.is_global_set()),
+    );
     if let Some(after) = verb.get_after_help() {
         let _ = writeln!(text, "```text\n{}\n```\n", after.to_string().trim_end());
     }
@@ -50,7 +58,8 @@ fn describe(text: &mut String, verb: &Command, level: &str) {
 }
 
 fn flags<'a>(text: &mut String, arguments: impl Iterator<Item = &'a Arg>) {
-    let shown = |arg: &&Arg| !arg.is_hide_set() && !["help", "version"].contains(&arg.get_id().as_str());
+    let shown =
+        |arg: &&Arg| !arg.is_hide_set() && !["help", "version"].contains(&arg.get_id().as_str());
     let mut arguments = arguments.filter(shown).peekable();
     if arguments.peek().is_none() {
         return;
@@ -58,14 +67,21 @@ fn flags<'a>(text: &mut String, arguments: impl Iterator<Item = &'a Arg>) {
     text.push_str("| flag | meaning |\n|---|---|\n");
     for arg in arguments {
         let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
-        let defaults = arg.get_default_values().iter().map(|value| value.to_string_lossy());
+        let defaults = arg
+            .get_default_values()
+            .iter()
+            .map(|value| value.to_string_lossy());
         let defaults: Vec<_> = defaults.collect();
         let default = match defaults.is_empty() || !arg.get_action().takes_values() {
             true => String::new(),
             false => format!(" (default `{}`)", defaults.join(" ")),
         };
         let help = help.replace('|', "\\|");
-        let _ = writeln!(text, "| `{}` | {help}{default} |", spelled(arg).replace('|', "\\|"));
+        let _ = writeln!(
+            text,
+            "| `{}` | {help}{default} |",
+            spelled(arg).replace('|', "\\|")
+        );
     }
     text.push('\n');
 }
@@ -75,7 +91,9 @@ fn spelled(arg: &Arg) -> String {
     if arg.is_positional() {
         return arg.to_string();
     }
-    let short = arg.get_short().map_or(String::new(), |short| format!("-{short}, "));
+    let short = arg
+        .get_short()
+        .map_or(String::new(), |short| format!("-{short}, "));
     format!("{short}{arg}")
 }
 
@@ -99,9 +117,17 @@ mod tests {
         command.build();
         command.clone().debug_assert();
         for verb in verbs(&command) {
-            assert!(verb.get_about().is_some(), "{} has no description", verb.get_name());
+            assert!(
+                verb.get_about().is_some(),
+                "{} has no description",
+                verb.get_name()
+            );
             for arg in verb.get_arguments() {
-                assert!(arg.get_help().is_some(), "{} {arg} has no help", verb.get_name());
+                assert!(
+                    arg.get_help().is_some(),
+                    "{} {arg} has no help",
+                    verb.get_name()
+                );
             }
         }
     }

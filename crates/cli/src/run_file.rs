@@ -5,9 +5,9 @@
 
 use std::path::Path;
 
-use anyhow::Context;
 use anyformer_mixers::card::nearest_name;
 use anyformer_models::ModelConfig;
+use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -57,16 +57,26 @@ pub fn read(file: Option<&Path>, changes: &[String]) -> Result<Tables, Failure> 
         None => Map::new(),
         Some(path) => {
             let text = std::fs::read_to_string(path);
-            let text = text.with_context(|| format!("read {}", path.display())).input()?;
+            let text = text
+                .with_context(|| format!("read {}", path.display()))
+                .input()?;
             let table: Result<Map<String, Value>, _> = toml::from_str(&text);
-            table.with_context(|| format!("read {}", path.display())).input()?
+            table
+                .with_context(|| format!("read {}", path.display()))
+                .input()?
         }
     };
-    let place = file.map_or("the overrides".to_string(), |path| path.display().to_string());
+    let place = file.map_or("the overrides".to_string(), |path| {
+        path.display().to_string()
+    });
     from_root(root, changes, &place)
 }
 
-fn from_root(mut root: Map<String, Value>, changes: &[String], place: &str) -> Result<Tables, Failure> {
+fn from_root(
+    mut root: Map<String, Value>,
+    changes: &[String],
+    place: &str,
+) -> Result<Tables, Failure> {
     known(&root, place)?;
     let defaults = ModelConfig::default().to_json();
     expand(&mut root);
@@ -88,7 +98,9 @@ fn from_root(mut root: Map<String, Value>, changes: &[String], place: &str) -> R
     let mut take = |name: &str| match root.remove(name) {
         None => Ok(Map::new()),
         Some(Value::Object(map)) => Ok(map),
-        Some(other) => Err(bad_input(format!("read {place}: {name} must be a table, is {other}"))),
+        Some(other) => Err(bad_input(format!(
+            "read {place}: {name} must be a table, is {other}"
+        ))),
     };
     let run = take("run")?;
     Ok(Tables {
@@ -103,7 +115,9 @@ fn from_root(mut root: Map<String, Value>, changes: &[String], place: &str) -> R
 pub fn tables_of(options: &Value, place: &str) -> Result<Tables, Failure> {
     match options {
         Value::Object(root) => from_root(root.clone(), &[], place),
-        other => Err(bad_input(format!("read {place}: expected tables, got {other}"))),
+        other => Err(bad_input(format!(
+            "read {place}: expected tables, got {other}"
+        ))),
     }
 }
 
@@ -124,7 +138,9 @@ pub(crate) fn check_keys<'a>(
             let hint = hint.map_or(String::new(), |hint| format!("; did you mean {hint:?}?"));
             let all: Vec<&str> = keys.into_iter().collect();
             let all = all.join(", ");
-            return Err(bad_input(format!("read {place}: unknown {what} {key:?}{hint}; there are {all}")));
+            return Err(bad_input(format!(
+                "read {place}: unknown {what} {key:?}{hint}; there are {all}"
+            )));
         }
     }
     Ok(())
@@ -132,7 +148,9 @@ pub(crate) fn check_keys<'a>(
 
 fn read_place(map: Map<String, Value>, place: &str) -> Result<Place, Failure> {
     check_keys(&map, ["device", "threads"], place, "key of [run]")?;
-    serde_json::from_value(Value::Object(map)).with_context(|| format!("read {place}: [run]")).input()
+    serde_json::from_value(Value::Object(map))
+        .with_context(|| format!("read {place}: [run]"))
+        .input()
 }
 
 fn expand(root: &mut Map<String, Value>) {
@@ -167,10 +185,14 @@ pub fn model_config(
     mut model: Map<String, Value>,
     own: &ModelConfig,
 ) -> Result<ModelConfig, Failure> {
-    model.entry("max_time").or_insert_with(|| json!(own.max_time));
+    model
+        .entry("max_time")
+        .or_insert_with(|| json!(own.max_time));
     for (key, own) in [("reads", json!(own.reads)), ("gives", json!(own.gives))] {
         let given = model.remove(key).unwrap_or_else(|| json!({}));
-        let given = given.as_object().ok_or_else(|| bad_input(format!("read [model]: {key} must be a table, is {given}")))?;
+        let given = given
+            .as_object()
+            .ok_or_else(|| bad_input(format!("read [model]: {key} must be a table, is {given}")))?;
         let merged = fill(key, &own, given)?;
         model.insert(key.to_string(), merged);
     }
@@ -186,10 +208,13 @@ fn fill(key: &str, own: &Value, given: &Map<String, Value>) -> Result<Value, Fai
     };
     let mut merged = own.clone();
     for (kind, values) in given {
-        let wrong = |what: String| bad_input(format!("fit the model to the task: model.{key} {what}"));
+        let wrong =
+            |what: String| bad_input(format!("fit the model to the task: model.{key} {what}"));
         let own_kind = own.keys().next().map_or("", String::as_str);
         let Some(Value::Object(held)) = merged.get_mut(kind) else {
-            return Err(wrong(format!("is {kind:?}, but the task has {own_kind:?}; leave it out")));
+            return Err(wrong(format!(
+                "is {kind:?}, but the task has {own_kind:?}; leave it out"
+            )));
         };
         let Value::Object(values) = values else {
             return Err(wrong(format!("{kind} must be a table, is {values}")));
@@ -197,7 +222,9 @@ fn fill(key: &str, own: &Value, given: &Map<String, Value>) -> Result<Value, Fai
         for (name, value) in values {
             match held.get(name) {
                 Some(data) if !FREE.contains(&name.as_str()) && data != value => {
-                    return Err(wrong(format!("says {name} = {value}, but the task has {data}; leave it out")));
+                    return Err(wrong(format!(
+                        "says {name} = {value}, but the task has {data}; leave it out"
+                    )));
                 }
                 _ => {
                     held.insert(name.clone(), value.clone());
@@ -222,14 +249,23 @@ mod tests {
     #[test]
     fn overrides_reach_defaults_and_short_names() {
         let got = tables("", &["model.mixers.0.heads=8"]).expect("tables");
-        assert_eq!(got.model["mixers"], json!([{"name": "attention", "heads": 8}]));
-        let got = tables("[model]\nmixers = [\"gla\", \"local\"]\nchannel = \"mlp\"", &[
-            "model.mixers.1.window=16",
-            "model.channel.hidden=8",
-            "run.threads=1",
-        ])
+        assert_eq!(
+            got.model["mixers"],
+            json!([{"name": "attention", "heads": 8}])
+        );
+        let got = tables(
+            "[model]\nmixers = [\"gla\", \"local\"]\nchannel = \"mlp\"",
+            &[
+                "model.mixers.1.window=16",
+                "model.channel.hidden=8",
+                "run.threads=1",
+            ],
+        )
         .expect("tables");
-        assert_eq!(got.model["mixers"], json!([{"name": "gla"}, {"name": "local", "window": 16}]));
+        assert_eq!(
+            got.model["mixers"],
+            json!([{"name": "gla"}, {"name": "local", "window": 16}])
+        );
         assert_eq!(got.model["channel"], json!({"name": "mlp", "hidden": 8}));
         assert_eq!(got.run.threads, 1);
         let got = tables("", &["model.mixers=gla"]).expect("tables");
@@ -238,29 +274,71 @@ mod tests {
 
     #[test]
     fn unknown_tables_and_keys_name_the_nearest() {
-        assert!(tables("[modle]\ndim = 3", &[]).unwrap_err().contains("did you mean \\\"model\\\"?"));
-        assert!(tables("", &["trian.lr=3"]).unwrap_err().contains("did you mean \\\"train\\\"?"));
-        assert!(tables("[run]\nthread = 3", &[]).unwrap_err().contains("did you mean \\\"threads\\\"?"));
-        assert!(tables("[run]\nthreads = \"all\"", &[]).unwrap_err().contains("[run]"));
-        assert!(tables("model = 3", &[]).unwrap_err().contains("must be a table"));
+        assert!(
+            tables("[modle]\ndim = 3", &[])
+                .unwrap_err()
+                .contains("did you mean \"model\"?")
+        );
+        assert!(
+            tables("", &["trian.lr=3"])
+                .unwrap_err()
+                .contains("did you mean \"train\"?")
+        );
+        assert!(
+            tables("[run]\nthread = 3", &[])
+                .unwrap_err()
+                .contains("did you mean \"threads\"?")
+        );
+        assert!(
+            tables("[run]\nthreads = \"all\"", &[])
+                .unwrap_err()
+                .contains("[run]")
+        );
+        assert!(
+            tables("model = 3", &[])
+                .unwrap_err()
+                .contains("must be a table")
+        );
     }
 
     #[test]
     fn the_task_fills_in_and_contradictions_are_refused() {
         let reads = Reads::Tokens { vocab: 50 };
-        let gives = Gives::Class { classes: 10, pool: Pool::Mean };
-        let own = ModelConfig { reads, gives, ..ModelConfig::default() };
+        let gives = Gives::Class {
+            classes: 10,
+            pool: Pool::Mean,
+        };
+        let own = ModelConfig {
+            reads,
+            gives,
+            ..ModelConfig::default()
+        };
         let config = |model: Value| {
-            let Value::Object(model) = model else { panic!("a table") };
+            let Value::Object(model) = model else {
+                panic!("a table")
+            };
             model_config(model, &own).map_err(|failure| format!("{failure:?}"))
         };
         assert_eq!(config(json!({})).map(|config| config.reads), Ok(reads));
         let last = config(json!({"gives": {"class": {"pool": "last"}}})).map(|config| config.gives);
-        assert_eq!(last, Ok(Gives::Class { classes: 10, pool: Pool::Last }));
+        assert_eq!(
+            last,
+            Ok(Gives::Class {
+                classes: 10,
+                pool: Pool::Last
+            })
+        );
         let error = config(json!({"reads": {"tokens": {"vocab": 60}}})).unwrap_err();
-        assert!(error.contains("vocab = 60") && error.contains("50"), "{error}");
+        assert!(
+            error.contains("vocab = 60") && error.contains("50"),
+            "{error}"
+        );
         let error = config(json!({"gives": {"next_token": {"tied": true}}})).unwrap_err();
         assert!(error.contains("next_token"), "{error}");
-        assert!(config(json!({"dmi": 3})).unwrap_err().contains("did you mean"));
+        assert!(
+            config(json!({"layrs": 3}))
+                .unwrap_err()
+                .contains("did you mean")
+        );
     }
 }

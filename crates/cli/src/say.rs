@@ -55,7 +55,10 @@ impl Say {
 
     /// True once nobody reads standard output any more.
     pub fn is_gone(&self) -> bool {
-        self.lost.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.lost
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_some()
     }
 
     /// A result, one or more lines.
@@ -98,7 +101,11 @@ impl Say {
 
     /// Tells whether every result could be written.
     pub fn finish(&self) -> Result<(), Failure> {
-        let lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let lost = self
+            .lost
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         match lost {
             Some(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Broken(
                 anyhow::Error::new(error).context("write to standard output"),

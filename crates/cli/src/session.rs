@@ -2,14 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
 use anyformer_data::{Split, Task, TaskSpec, Tokenizer};
 use anyformer_hub::{Extra, HubError, ModelFolder};
 use anyformer_models::{Gives, Model, ModelConfig};
 use anyformer_train::{
-    Event, Fan, JsonlSink, Outcome, RunFolder, StopFlag, TensorBoardSink, TrainConfig, TrainError, Trainer,
-    evaluate, latest_checkpoint, training_device,
+    Event, Fan, JsonlSink, Outcome, RunFolder, StopFlag, TensorBoardSink, TrainConfig, TrainError,
+    Trainer, evaluate, latest_checkpoint, training_device,
 };
+use anyhow::Context;
 use serde_json::{Map, Value, json};
 
 use crate::args::Global;
@@ -52,11 +52,18 @@ pub(crate) fn task(table: &Map<String, Value>) -> Result<Box<dyn Task>, Failure>
     }
     match name {
         Some(Value::String(name)) => anyformer_data::task(&name, &Value::Object(options)).input(),
-        Some(other) => Err(bad_input(format!("read [task]: name must be a text, is {other}"))),
+        Some(other) => Err(bad_input(format!(
+            "read [task]: name must be a text, is {other}"
+        ))),
         None => {
-            let names: Vec<&str> = anyformer_data::tasks().iter().map(|task| task.name).collect();
+            let names: Vec<&str> = anyformer_data::tasks()
+                .iter()
+                .map(|task| task.name)
+                .collect();
             let names = names.join(", ");
-            Err(bad_input(format!("read [task]: no name; say task.name=NAME, one of {names}")))
+            Err(bad_input(format!(
+                "read [task]: no name; say task.name=NAME, one of {names}"
+            )))
         }
     }
 }
@@ -97,7 +104,11 @@ impl Plan {
     }
 
     /// From the options in a run folder.
-    pub(crate) fn from_options(options: &Value, file: &Path, global: &Global) -> Result<Self, Failure> {
+    pub(crate) fn from_options(
+        options: &Value,
+        file: &Path,
+        global: &Global,
+    ) -> Result<Self, Failure> {
         Self::from_tables(tables_of(options, &file.display().to_string())?, global)
     }
 
@@ -138,7 +149,10 @@ impl Plan {
                 .and(JsonlSink::open(&metrics, trainer.step()).broken()?)
                 .and(TensorBoardSink::open(&tensorboard, trainer.step()).broken()?)
                 .and(|event: &Event| anyformer_train::Events::event(&mut progress, event));
-            trainer.run(&mut events, &stop).with_context(|| format!("train {}", run.display())).broken()?
+            trainer
+                .run(&mut events, &stop)
+                .with_context(|| format!("train {}", run.display()))
+                .broken()?
         };
         if outcome == Outcome::Stopped {
             let step = trainer.step();
@@ -162,10 +176,22 @@ impl Plan {
     ) -> Result<(), Failure> {
         let step = trainer.step();
         let (loss, accuracy) = match last {
-            Some(Event::Evaluated { step: at, loss, accuracy, .. }) if at == step => (loss, accuracy),
+            Some(Event::Evaluated {
+                step: at,
+                loss,
+                accuracy,
+                ..
+            }) if at == step => (loss, accuracy),
             _ => {
                 let (batch, batches) = (self.train.batch, self.train.eval_batches);
-                let found = evaluate(trainer.model(), &*self.task, Split::Validation, batch, batches).broken()?;
+                let found = evaluate(
+                    trainer.model(),
+                    &*self.task,
+                    Split::Validation,
+                    batch,
+                    batches,
+                )
+                .broken()?;
                 (found.loss, found.accuracy)
             }
         };
@@ -177,21 +203,29 @@ impl Plan {
         });
         say.result(&value, || {
             let model = model.map_or(String::new(), |path| format!("\nmodel: {}", path.display()));
-            format!("step {step}, held out: {}{model}", score(loss, accuracy, perplexity))
+            format!(
+                "step {step}, held out: {}{model}",
+                score(loss, accuracy, perplexity)
+            )
         });
         Ok(())
     }
 
     /// What goes into every model folder: the tokenizer, and the task for `eval` to find.
     fn extra(&self) -> Result<Extra, Failure> {
-        let tokenizer = self.task.tokenizer().map(Tokenizer::to_json).transpose().broken()?;
+        let tokenizer = self
+            .task
+            .tokenizer()
+            .map(Tokenizer::to_json)
+            .transpose()
+            .broken()?;
         let mut info = Map::new();
         info.insert("task".into(), Value::Object(task_table(self.task.spec())));
-        info.insert("written_by".into(), json!(concat!("anyformer ", env!("CARGO_PKG_VERSION"))));
-        Ok(Extra {
-            tokenizer,
-            info,
-        })
+        info.insert(
+            "written_by".into(),
+            json!(concat!("anyformer ", env!("CARGO_PKG_VERSION"))),
+        );
+        Ok(Extra { tokenizer, info })
     }
 }
 

@@ -3,8 +3,8 @@
 use std::num::NonZero;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::Context;
 use anyformer_ops::Device;
+use anyhow::Context;
 
 use crate::args::Global;
 use crate::exit::{Failure, INTERRUPTED, Kind};
@@ -16,7 +16,11 @@ pub fn cores() -> usize {
 
 /// Starts the worker threads: `--threads`, else what the run says, else all cores. Returns the number.
 pub fn start_threads(global: &Global, run: Option<usize>) -> Result<usize, Failure> {
-    let asked = global.threads.map(usize::from).or(run).filter(|threads| *threads > 0);
+    let asked = global
+        .threads
+        .map(usize::from)
+        .or(run)
+        .filter(|threads| *threads > 0);
     let threads = asked.unwrap_or_else(cores);
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
@@ -28,7 +32,12 @@ pub fn start_threads(global: &Global, run: Option<usize>) -> Result<usize, Failu
 
 /// The name of the device: `--device`, else what the run says, else the CPU.
 pub fn device_name(global: &Global, run: Option<&str>) -> String {
-    global.device.as_deref().or(run).unwrap_or("cpu").to_string()
+    global
+        .device
+        .as_deref()
+        .or(run)
+        .unwrap_or("cpu")
+        .to_string()
 }
 
 /// The device of that name, without autodiff.

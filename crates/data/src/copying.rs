@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::error::DataError;
 use crate::task::{
-    Numbered, Sample, SampleTarget, Samples, Split, Task, TaskKind, TaskSpec, below, read,
+    MAX_TIME, Numbered, Sample, SampleTarget, Samples, Split, Task, TaskKind, TaskSpec, below, read,
 };
 
 const COPY: &str = "selective_copy";
@@ -59,7 +59,14 @@ impl Default for InductionOptions {
     }
 }
 
-fn spec(name: &str, description: String, time: usize, vocab: u32, answers: u32, options: serde_json::Map<String, Value>) -> TaskSpec {
+fn spec(
+    name: &str,
+    description: String,
+    time: usize,
+    vocab: u32,
+    answers: u32,
+    options: serde_json::Map<String, Value>,
+) -> TaskSpec {
     TaskSpec {
         name: name.into(),
         description,
@@ -75,11 +82,11 @@ fn spec(name: &str, description: String, time: usize, vocab: u32, answers: u32, 
 
 pub(crate) fn copy_task(options: &Value) -> Result<Box<dyn Task>, DataError> {
     let (o, resolved): (CopyOptions, _) = read(COPY, options)?;
-    if o.vocab < 3 || o.tokens == 0 || o.time < o.tokens {
+    if o.vocab < 3 || o.tokens == 0 || o.time < o.tokens || o.time > MAX_TIME {
         return Err(DataError::Option {
             task: COPY,
             message: format!(
-                "expected vocab of at least 3 and a time of at least tokens ({}), got vocab {} and time {}",
+                "expected vocab of at least 3 and a time from tokens ({}) to {MAX_TIME}, got vocab {} and time {}",
                 o.tokens, o.vocab, o.time
             ),
         });
@@ -89,7 +96,14 @@ pub(crate) fn copy_task(options: &Value) -> Result<Box<dyn Task>, DataError> {
         o.tokens, o.time
     );
     Ok(Box::new(Numbered {
-        spec: spec(COPY, description, o.time + o.tokens, o.vocab, o.vocab - 2, resolved),
+        spec: spec(
+            COPY,
+            description,
+            o.time + o.tokens,
+            o.vocab,
+            o.vocab - 2,
+            resolved,
+        ),
         samples: Copying(o),
         tokenizer: None,
     }))
@@ -97,11 +111,11 @@ pub(crate) fn copy_task(options: &Value) -> Result<Box<dyn Task>, DataError> {
 
 pub(crate) fn induction_task(options: &Value) -> Result<Box<dyn Task>, DataError> {
     let (o, resolved): (InductionOptions, _) = read(INDUCTION, options)?;
-    if o.vocab < 3 || o.time < 4 {
+    if o.vocab < 3 || o.time < 4 || o.time > MAX_TIME {
         return Err(DataError::Option {
             task: INDUCTION,
             message: format!(
-                "expected vocab of at least 3 and time of at least 4, got {} and {}",
+                "expected vocab of at least 3 and time from 4 to {MAX_TIME}, got {} and {}",
                 o.vocab, o.time
             ),
         });
@@ -111,7 +125,14 @@ pub(crate) fn induction_task(options: &Value) -> Result<Box<dyn Task>, DataError
         o.time
     );
     Ok(Box::new(Numbered {
-        spec: spec(INDUCTION, description, o.time, o.vocab, o.vocab - 1, resolved),
+        spec: spec(
+            INDUCTION,
+            description,
+            o.time,
+            o.vocab,
+            o.vocab - 1,
+            resolved,
+        ),
         samples: Induction(o),
         tokenizer: None,
     }))
@@ -131,7 +152,13 @@ impl Samples for Copying {
         held_out(split)
     }
 
-    fn sample(&self, _: Split, _: usize, _: u64, rng: &mut ChaCha8Rng) -> Result<Sample, DataError> {
+    fn sample(
+        &self,
+        _: Split,
+        _: usize,
+        _: u64,
+        rng: &mut ChaCha8Rng,
+    ) -> Result<Sample, DataError> {
         let o = &self.0;
         let mut tokens = vec![0; o.time + o.tokens];
         let mut targets = vec![-100; tokens.len()];
@@ -158,7 +185,13 @@ impl Samples for Induction {
         held_out(split)
     }
 
-    fn sample(&self, _: Split, _: usize, _: u64, rng: &mut ChaCha8Rng) -> Result<Sample, DataError> {
+    fn sample(
+        &self,
+        _: Split,
+        _: usize,
+        _: u64,
+        rng: &mut ChaCha8Rng,
+    ) -> Result<Sample, DataError> {
         let o = &self.0;
         let special = o.vocab - 1;
         let mut tokens: Vec<u32> = (0..o.time).map(|_| below(rng, special)).collect();
@@ -184,11 +217,19 @@ mod tests {
     #[test]
     fn copies_are_the_data_tokens_in_order() {
         let task = copy_task(&json!({"time": 20, "tokens": 4})).expect("options fit");
-        let batch = task.loader(Split::Test, 8, 0).and_then(|mut loader| loader.next_batch());
+        let batch = task
+            .loader(Split::Test, 8, 0)
+            .and_then(|mut loader| loader.next_batch());
         let batch = batch.expect("a batch");
-        let Targets::Tokens(targets) = &batch.targets else { panic!("tokens") };
+        let Targets::Tokens(targets) = &batch.targets else {
+            panic!("tokens")
+        };
         for (row, wanted) in batch.tokens.chunks(24).zip(targets.chunks(24)) {
-            let data: Vec<i64> = row[..20].iter().filter(|t| **t > 0).map(|t| i64::from(*t)).collect();
+            let data: Vec<i64> = row[..20]
+                .iter()
+                .filter(|t| **t > 0)
+                .map(|t| i64::from(*t))
+                .collect();
             assert_eq!(data, wanted[20..]);
             assert!(row[20..].iter().all(|token| *token == 15));
         }
@@ -196,10 +237,16 @@ mod tests {
 
     #[test]
     fn the_answer_followed_the_special_token() {
+        assert!(induction_task(&json!({"time": 1u64 << 40})).is_err());
+        assert!(copy_task(&json!({"time": 1u64 << 40})).is_err());
         let task = induction_task(&json!({"time": 16})).expect("options fit");
-        let batch = task.loader(Split::Train, 32, 5).and_then(|mut loader| loader.next_batch());
+        let batch = task
+            .loader(Split::Train, 32, 5)
+            .and_then(|mut loader| loader.next_batch());
         let batch = batch.expect("a batch");
-        let Targets::Tokens(targets) = &batch.targets else { panic!("tokens") };
+        let Targets::Tokens(targets) = &batch.targets else {
+            panic!("tokens")
+        };
         for (row, wanted) in batch.tokens.chunks(16).zip(targets.chunks(16)) {
             let first = row.iter().position(|token| *token == 15).expect("special");
             assert_eq!(i64::from(row[first + 1]), wanted[15]);

@@ -69,5 +69,7 @@ pub(crate) fn hint<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>
         .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
         .filter(|(score, _)| *score > 0.7)
         .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map_or(String::new(), |(_, candidate)| format!("; did you mean {candidate:?}?"))
+        .map_or(String::new(), |(_, candidate)| {
+            format!("; did you mean {candidate:?}?")
+        })
 }

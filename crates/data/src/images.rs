@@ -11,9 +11,7 @@ use serde_json::Value;
 
 use crate::error::DataError;
 use crate::pictures::{Pictures, cifar, folder};
-use crate::task::{
-    Numbered, Sample, SampleTarget, Samples, Split, Task, TaskKind, TaskSpec, read,
-};
+use crate::task::{Numbered, Sample, SampleTarget, Samples, Split, Task, TaskKind, TaskSpec, read};
 
 const NAME: &str = "images";
 
@@ -52,7 +50,11 @@ pub(crate) fn task(options: &Value) -> Result<Box<dyn Task>, DataError> {
     let (train, test, source) = match &o.path {
         None => {
             let (train, test) = shipped()?;
-            (train, test, "Fashion-MNIST (MIT licence), a class-balanced subset".to_string())
+            (
+                train,
+                test,
+                "Fashion-MNIST (MIT licence), a class-balanced subset".to_string(),
+            )
         }
         Some(path) => {
             let (train, test) = load(path, o.format)?;
@@ -72,9 +74,16 @@ pub(crate) fn task(options: &Value) -> Result<Box<dyn Task>, DataError> {
             ),
         });
     }
-    let classes = train.labels.iter().chain(&test.labels).max().map_or(0, |most| usize::from(*most) + 1);
+    let classes = train
+        .labels
+        .iter()
+        .chain(&test.labels)
+        .max()
+        .map_or(0, |most| usize::from(*most) + 1);
     let mut counts = vec![0usize; classes];
-    test.labels.iter().for_each(|label| counts[usize::from(*label)] += 1);
+    test.labels
+        .iter()
+        .for_each(|label| counts[usize::from(*label)] += 1);
     let floor = counts.iter().copied().max().unwrap_or(0) as f64 / test.labels.len() as f64;
     let kind = match o.as_sequence {
         true => TaskKind::Classify,
@@ -148,7 +157,10 @@ impl Samples for Images {
         let size: usize = set.shape.iter().product();
         let pixels = &set.pixels[place * size..(place + 1) * size];
         let (tokens, pixels) = match self.as_sequence {
-            true => (pixels.iter().map(|value| u32::from(*value)).collect(), Vec::new()),
+            true => (
+                pixels.iter().map(|value| u32::from(*value)).collect(),
+                Vec::new(),
+            ),
             false => {
                 let scaled = pixels.iter().map(|value| f32::from(*value) / 255.0);
                 (Vec::new(), scaled.collect())
@@ -171,8 +183,14 @@ fn shipped() -> Result<(Pictures, Pictures), DataError> {
             )
         };
     }
-    let train = (file!("train-images-idx3-ubyte"), file!("train-labels-idx1-ubyte"));
-    let test = (file!("t10k-images-idx3-ubyte"), file!("t10k-labels-idx1-ubyte"));
+    let train = (
+        file!("train-images-idx3-ubyte"),
+        file!("train-labels-idx1-ubyte"),
+    );
+    let test = (
+        file!("t10k-images-idx3-ubyte"),
+        file!("t10k-labels-idx1-ubyte"),
+    );
     let pair = |((images, pixels), (labels, classes)): ((&Path, &[u8]), (&Path, &[u8]))| {
         idx_pair(images, pixels.to_vec(), labels, classes.to_vec())
     };
@@ -192,7 +210,11 @@ fn load(path: &Path, format: Format) -> Result<(Pictures, Pictures), DataError> 
         Format::Idx => {
             let read = |name: &str| {
                 let plain = path.join(name);
-                let file = if plain.is_file() { plain } else { path.join(format!("{name}.gz")) };
+                let file = if plain.is_file() {
+                    plain
+                } else {
+                    path.join(format!("{name}.gz"))
+                };
                 let bytes = std::fs::read(&file).map_err(|error| DataError::Read {
                     path: file.clone(),
                     error,
@@ -223,7 +245,10 @@ fn idx_pair(
     if sizes[0] != count[0] {
         return Err(DataError::Format {
             path: labels.to_path_buf(),
-            message: format!("expected {} labels, one per picture, got {}", sizes[0], count[0]),
+            message: format!(
+                "expected {} labels, one per picture, got {}",
+                sizes[0], count[0]
+            ),
         });
     }
     Ok(Pictures {
@@ -260,7 +285,9 @@ fn idx(path: &Path, bytes: Vec<u8>, rank: usize) -> Result<(Vec<usize>, Vec<u8>)
         .chunks(4)
         .map(|b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]) as usize)
         .collect();
-    let size = extents.iter().try_fold(1usize, |size, extent| size.checked_mul(*extent));
+    let size = extents
+        .iter()
+        .try_fold(1usize, |size, extent| size.checked_mul(*extent));
     match size {
         Some(size) if bytes.len() - header == size => Ok((extents, bytes[header..].to_vec())),
         _ => Err(wrong(format!(
@@ -282,7 +309,9 @@ mod tests {
         assert_eq!(made.spec().floor, Some(0.1));
         let counts = [Split::Train, Split::Validation, Split::Test].map(|split| made.count(split));
         assert_eq!(counts, [Some(5400), Some(600), Some(1000)]);
-        let batch = made.loader(Split::Train, 4, 0).and_then(|mut loader| loader.next_batch());
+        let batch = made
+            .loader(Split::Train, 4, 0)
+            .and_then(|mut loader| loader.next_batch());
         let pixels = batch.expect("a batch").pixels.expect("pictures");
         assert_eq!(pixels.len(), 4 * 784);
         assert!(pixels.iter().all(|value| (0.0..=1.0).contains(value)));
@@ -291,7 +320,11 @@ mod tests {
     #[test]
     fn damaged_idx_files_are_named() {
         let folder = tempfile::tempdir().expect("a folder");
-        let images = [&[0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 2][..], &[1, 2, 3, 4]].concat();
+        let images = [
+            &[0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 2][..],
+            &[1, 2, 3, 4],
+        ]
+        .concat();
         let labels = [0, 0, 8, 1, 0, 0, 0, 2, 0, 1];
         let write = |name: &str, bytes: &[u8]| {
             std::fs::write(folder.path().join(name), bytes).expect("written");
@@ -305,7 +338,10 @@ mod tests {
         assert_eq!((made.spec().time, made.spec().classes), (2, 2));
         write("train-images-idx3-ubyte", &images[..18]);
         let error = task(&options).err().expect("truncated").to_string();
-        assert!(error.contains("truncated") && error.contains("train-images"), "{error}");
+        assert!(
+            error.contains("truncated") && error.contains("train-images"),
+            "{error}"
+        );
         write("train-images-idx3-ubyte", &[9; 20]);
         let error = task(&options).err().expect("wrong magic").to_string();
         assert!(error.contains("IDX header"), "{error}");

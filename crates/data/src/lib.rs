@@ -5,6 +5,7 @@
 
 mod copying;
 mod error;
+mod expression;
 pub mod fetch;
 mod images;
 mod list_ops;
@@ -18,8 +19,9 @@ use serde_json::{Map, Value};
 
 pub use copying::{CopyOptions, InductionOptions};
 pub use error::DataError;
+pub use expression::{Expression, Operator, write_tsv};
 pub use images::{Format, ImagesOptions};
-pub use list_ops::{Expression, ListOpsOptions, Operator, write_tsv};
+pub use list_ops::ListOpsOptions;
 pub use mqar::MqarOptions;
 pub use task::{Batch, Loader, Position, Split, Targets, Task, TaskKind, TaskSpec};
 pub use text::TextOptions;
@@ -113,7 +115,9 @@ mod tests {
     fn small(name: &str) -> Value {
         match name {
             "mqar" => json!({"vocab": 64, "time": 32, "pairs": 4, "train_rows": 50}),
-            "list_ops" => json!({"max_depth": 4, "max_args": 4, "min_length": 5, "max_length": 40, "train_rows": 70}),
+            "list_ops" => {
+                json!({"max_depth": 4, "max_args": 4, "min_length": 5, "max_length": 40, "train_rows": 70})
+            }
             "selective_copy" => json!({"time": 20, "tokens": 4}),
             "induction_heads" => json!({"time": 16}),
             "text" => json!({"time": 64}),
@@ -149,22 +153,45 @@ mod tests {
         for entry in tasks() {
             let made = task(entry.name, &small(entry.name)).expect("options fit");
             let first = |split, seed| {
-                let batch = made.loader(split, 8, seed).and_then(|mut loader| loader.next_batch());
+                let batch = made
+                    .loader(split, 8, seed)
+                    .and_then(|mut loader| loader.next_batch());
                 batch.expect("a batch")
             };
-            assert_ne!(first(Split::Train, 0), first(Split::Train, 1), "{}", entry.name);
-            assert_eq!(first(Split::Test, 0), first(Split::Test, 1), "{}", entry.name);
-            assert_ne!(first(Split::Test, 0), first(Split::Validation, 0), "{}", entry.name);
+            assert_ne!(
+                first(Split::Train, 0),
+                first(Split::Train, 1),
+                "{}",
+                entry.name
+            );
+            assert_eq!(
+                first(Split::Test, 0),
+                first(Split::Test, 1),
+                "{}",
+                entry.name
+            );
+            assert_ne!(
+                first(Split::Test, 0),
+                first(Split::Validation, 0),
+                "{}",
+                entry.name
+            );
         }
     }
 
     #[test]
     fn unknown_names_and_options_are_refused_with_the_nearest() {
-        let error = task("list_op", &Value::Null).err().expect("unknown").to_string();
+        let error = task("list_op", &Value::Null)
+            .err()
+            .expect("unknown")
+            .to_string();
         assert!(error.contains("did you mean \"list_ops\""), "{error}");
         for entry in tasks() {
             let options = json!({"tme": 3});
-            let error = task(entry.name, &options).err().expect("unknown").to_string();
+            let error = task(entry.name, &options)
+                .err()
+                .expect("unknown")
+                .to_string();
             assert!(error.contains("tme"), "{error}");
             assert!(!entry.defaults().is_empty());
         }

@@ -5,30 +5,25 @@
 //! deepest level is an operator with probability 0.25, with 2 to `max_args` children. Expressions whose length (an operator
 //! and its bracket count one each) is not strictly between the limits are drawn again.
 //!
-//! A hash of the expression says to which split it belongs, so that no expression is in two splits.
+//! A hash of the expression says to which split it belongs, so that no expression is in two splits. The published set is
+//! distinct within a split too; here two equal rows of one split are possible, though at the published sizes they do not
+//! happen.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::DataError;
+use crate::expression::{Expression, VOCAB, read_tsv};
 use crate::task::{
-    Numbered, Sample, SampleTarget, Samples, Split, Task, TaskKind, TaskSpec, below, read, rng_for,
+    Numbered, Sample, SampleTarget, Samples, Split, Task, TaskKind, TaskSpec, read, rng_for,
 };
 
 const NAME: &str = "list_ops";
-/// Fifteen symbols, 0 for padding, 16 for what is unknown.
-const VOCAB: usize = 17;
 /// Share of the most frequent answer at the published sizes, measured over 43,446 expressions.
 const PUBLISHED_FLOOR: f64 = 0.169;
-/// Symbols in order; the id is one more than the place.
-const SYMBOLS: [&str; 15] = [
-    "0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "[MIN", "[MAX", "[MED", "[SM", "]",
-];
-
 /// Options; the defaults are the published sizes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -61,149 +56,6 @@ impl Default for ListOpsOptions {
             test_rows: 2000,
         }
     }
-}
-
-/// An operator.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operator {
-    /// Smallest.
-    Min,
-    /// Largest.
-    Max,
-    /// Median, the mean of the middle two truncated.
-    Median,
-    /// Sum modulo 10.
-    Sum,
-}
-
-/// An expression.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Expression {
-    /// 0 to 9.
-    Digit(u8),
-    /// An operator with its arguments.
-    Apply(Operator, Vec<Expression>),
-}
-
-impl Expression {
-    /// Draws one; `None` once it is longer than `most`.
-    fn draw(rng: &mut ChaCha8Rng, o: &ListOpsOptions, depth: u32, most: &mut usize) -> Option<Self> {
-        if depth >= o.max_depth || rng.random::<f64>() > 0.25 {
-            *most = most.checked_sub(1)?;
-            return Some(Expression::Digit(below(rng, 10) as u8));
-        }
-        *most = most.checked_sub(2)?;
-        let count = 2 + below(rng, o.max_args - 1);
-        let children = (0..count)
-            .map(|_| Self::draw(rng, o, depth + 1, most))
-            .collect::<Option<Vec<_>>>()?;
-        let operator = [Operator::Min, Operator::Max, Operator::Median, Operator::Sum];
-        Some(Expression::Apply(operator[below(rng, 4) as usize], children))
-    }
-
-    /// Its value, 0 to 9.
-    pub fn value(&self) -> u8 {
-        match self {
-            Expression::Digit(digit) => *digit,
-            Expression::Apply(operator, children) => {
-                let mut values: Vec<u8> = children.iter().map(Expression::value).collect();
-                values.sort_unstable();
-                let count = values.len();
-                match operator {
-                    Operator::Min => values[0],
-                    Operator::Max => values[count - 1],
-                    Operator::Median if count.is_multiple_of(2) => {
-                        (values[count / 2 - 1] + values[count / 2]) / 2
-                    }
-                    Operator::Median => values[count / 2],
-                    Operator::Sum => {
-                        (values.iter().map(|value| u32::from(*value)).sum::<u32>() % 10) as u8
-                    }
-                }
-            }
-        }
-    }
-
-    /// Its symbols, as places in the list of symbols.
-    fn symbols(&self, out: &mut Vec<u8>) {
-        match self {
-            Expression::Digit(digit) => out.push(*digit),
-            Expression::Apply(operator, children) => {
-                out.push(10 + *operator as u8);
-                children.iter().for_each(|child| child.symbols(out));
-                out.push(14);
-            }
-        }
-    }
-
-    /// Its token ids.
-    pub fn tokens(&self) -> Vec<u32> {
-        let mut symbols = Vec::new();
-        self.symbols(&mut symbols);
-        symbols.into_iter().map(|symbol| u32::from(symbol) + 1).collect()
-    }
-
-    /// The published notation: a left-nested tree of binary applications.
-    pub fn source(&self) -> String {
-        match self {
-            Expression::Digit(digit) => digit.to_string(),
-            Expression::Apply(operator, children) => {
-                let mut text = SYMBOLS[10 + *operator as usize].to_string();
-                for child in children {
-                    text = format!("( {text} {} )", child.source());
-                }
-                format!("( {text} ] )")
-            }
-        }
-    }
-}
-
-/// Token ids of the published notation; brackets of the binary tree are dropped.
-fn tokens_of_source(source: &str) -> Vec<u32> {
-    let symbol = |word: &str| {
-        let place = SYMBOLS.iter().position(|symbol| *symbol == word);
-        place.map_or(VOCAB as u32 - 1, |place| place as u32 + 1)
-    };
-    source
-        .split_whitespace()
-        .filter(|word| *word != "(" && *word != ")")
-        .map(symbol)
-        .collect()
-}
-
-/// Writes expressions in the published form: a header, then source and value.
-pub fn write_tsv(expressions: &[Expression]) -> String {
-    let rows = expressions
-        .iter()
-        .map(|expression| format!("{}\t{}\n", expression.source(), expression.value()));
-    std::iter::once("Source\tTarget\n".to_string()).chain(rows).collect()
-}
-
-fn read_tsv(path: &Path) -> Result<Vec<(Vec<u32>, i64)>, DataError> {
-    let text = std::fs::read_to_string(path).map_err(|error| DataError::Read {
-        path: path.to_path_buf(),
-        error,
-    })?;
-    let wrong = |line: usize, message: &str| DataError::Format {
-        path: path.to_path_buf(),
-        message: format!("line {line}: {message}"),
-    };
-    let mut lines = text.lines().enumerate();
-    if lines.next().map(|(_, header)| header) != Some("Source\tTarget") {
-        return Err(wrong(1, "expected the header Source, tab, Target"));
-    }
-    lines
-        .map(|(index, line)| {
-            let (source, target) = line
-                .split_once('\t')
-                .ok_or_else(|| wrong(index + 1, "expected a source, a tab and a target"))?;
-            let target: i64 = target.trim().parse().unwrap_or(-1);
-            match (0..10).contains(&target) {
-                true => Ok((tokens_of_source(source), target)),
-                false => Err(wrong(index + 1, "expected a target from 0 to 9")),
-            }
-        })
-        .collect()
 }
 
 pub(crate) fn task(options: &Value) -> Result<Box<dyn Task>, DataError> {
@@ -286,9 +138,11 @@ impl ListOps {
             }
             let mut symbols = Vec::with_capacity(length);
             expression.symbols(&mut symbols);
-            let hash = symbols.iter().fold(0xcbf2_9ce4_8422_2325u64, |hash, symbol| {
-                (hash ^ u64::from(*symbol)).wrapping_mul(0x0100_0000_01b3)
-            });
+            let hash = symbols
+                .iter()
+                .fold(0xcbf2_9ce4_8422_2325u64, |hash, symbol| {
+                    (hash ^ u64::from(*symbol)).wrapping_mul(0x0100_0000_01b3)
+                });
             // One fiftieth each for validation and test, as 2,000 of 100,000.
             let belongs = match (hash >> 20) % 50 {
                 0 => Split::Validation,
@@ -313,7 +167,9 @@ impl ListOps {
     fn floor(&self) -> Result<f64, DataError> {
         let mut counts = [0usize; 10];
         match &self.files {
-            Some(files) => files[2].iter().for_each(|(_, target)| counts[*target as usize] += 1),
+            Some(files) => files[2]
+                .iter()
+                .for_each(|(_, target)| counts[*target as usize] += 1),
             None => {
                 for index in 0..1000 {
                     let mut rng = rng_for(&[7, index]);
@@ -363,20 +219,8 @@ impl Samples for ListOps {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::expression::write_tsv;
     use serde_json::json;
-
-    #[test]
-    fn values_and_the_published_notation() {
-        let d = Expression::Digit;
-        let median = Expression::Apply(Operator::Median, vec![d(3), d(8), d(4), d(1)]);
-        assert_eq!(median.value(), 3);
-        let sum = Expression::Apply(Operator::Sum, vec![median.clone(), d(9)]);
-        assert_eq!(sum.value(), 2);
-        let max = Expression::Apply(Operator::Max, vec![d(3), d(4)]);
-        assert_eq!(max.source(), "( ( ( [MAX 3 ) 4 ) ] )");
-        assert_eq!(tokens_of_source(&sum.source()), sum.tokens());
-        assert_eq!(tokens_of_source("( [FIRST 3 )"), [16, 4]);
-    }
 
     /// Lengths and answers at the published sizes against an independent measurement: acceptance 8.2 %, mean length 1,035,
     /// median 954, answers 0 and 9 with 16.8 % and 16.9 %.
@@ -401,11 +245,22 @@ mod tests {
         lengths.sort_unstable();
         let mean = lengths.iter().sum::<usize>() as f64 / 400.0;
         assert!((mean - 1035.0).abs() < 80.0, "mean length {mean}");
-        assert!((lengths[200] as f64 - 954.0).abs() < 120.0, "median {}", lengths[200]);
-        assert!((lengths[40] as f64 - 578.0).abs() < 60.0, "first decile {}", lengths[40]);
+        assert!(
+            (lengths[200] as f64 - 954.0).abs() < 120.0,
+            "median {}",
+            lengths[200]
+        );
+        assert!(
+            (lengths[40] as f64 - 578.0).abs() < 60.0,
+            "first decile {}",
+            lengths[40]
+        );
         let acceptance = 400.0 / f64::from(draws);
         assert!((acceptance - 0.082).abs() < 0.02, "acceptance {acceptance}");
-        assert!((f64::from(ends as u32) / 400.0 - 0.337).abs() < 0.09, "ends {ends}");
+        assert!(
+            (f64::from(ends as u32) / 400.0 - 0.337).abs() < 0.09,
+            "ends {ends}"
+        );
     }
 
     #[test]
@@ -418,7 +273,8 @@ mod tests {
             let time = batch.time;
             let lengths = batch.lengths.expect("ragged");
             let rows = batch.tokens.chunks(time).zip(lengths);
-            rows.map(|(row, length)| row[..length].to_vec()).collect::<Vec<_>>()
+            rows.map(|(row, length)| row[..length].to_vec())
+                .collect::<Vec<_>>()
         };
         let (train, test) = (rows(Split::Train), rows(Split::Test));
         assert!(train.iter().all(|row| !test.contains(row)));
@@ -432,7 +288,9 @@ mod tests {
             std::fs::write(path, write_tsv(std::slice::from_ref(&expression))).expect("written");
         }
         let read = task(&json!({"path": folder.path()})).expect("files fit");
-        let batch = read.loader(Split::Test, 1, 0).and_then(|mut loader| loader.next_batch());
+        let batch = read
+            .loader(Split::Test, 1, 0)
+            .and_then(|mut loader| loader.next_batch());
         assert_eq!(batch.expect("a batch").tokens, expression.tokens());
         std::fs::write(folder.path().join("basic_val.tsv"), "nothing").expect("written");
         assert!(task(&json!({"path": folder.path()})).is_err());

@@ -59,7 +59,9 @@ pub(crate) fn cifar(folder: &Path) -> Result<(Pictures, Pictures), DataError> {
         }
         Ok(all)
     };
-    let train: Vec<String> = (1..=5).map(|part| format!("data_batch_{part}.bin")).collect();
+    let train: Vec<String> = (1..=5)
+        .map(|part| format!("data_batch_{part}.bin"))
+        .collect();
     Ok((load(&train)?, load(&["test_batch.bin".to_string()])?))
 }
 
@@ -85,7 +87,9 @@ pub(crate) fn folder(path: &Path) -> Result<(Pictures, Pictures), DataError> {
     let all = classes(path)?;
     let size: usize = all.shape.iter().product();
     let part = |test: bool| {
-        let keep: Vec<usize> = (0..all.labels.len()).filter(|i| (i % 6 == 5) == test).collect();
+        let keep: Vec<usize> = (0..all.labels.len())
+            .filter(|i| (i % 6 == 5) == test)
+            .collect();
         Pictures {
             shape: all.shape,
             pixels: keep
@@ -103,7 +107,10 @@ fn classes(path: &Path) -> Result<Pictures, DataError> {
         path: path.to_path_buf(),
         message,
     };
-    let folders: Vec<PathBuf> = entries(path)?.into_iter().filter(|entry| entry.is_dir()).collect();
+    let folders: Vec<PathBuf> = entries(path)?
+        .into_iter()
+        .filter(|entry| entry.is_dir())
+        .collect();
     if folders.is_empty() {
         return Err(wrong(path, "the folder holds no folder per class".into()));
     }
@@ -176,7 +183,10 @@ mod tests {
         }
         std::fs::write(root.path().join("test_batch.bin"), &record[..99]).expect("written");
         let error = cifar(root.path()).err().expect("truncated").to_string();
-        assert!(error.contains("test_batch.bin") && error.contains("truncated"), "{error}");
+        assert!(
+            error.contains("test_batch.bin") && error.contains("truncated"),
+            "{error}"
+        );
         std::fs::write(root.path().join("test_batch.bin"), &record).expect("written");
         let (train, test) = cifar(root.path()).expect("whole");
         assert_eq!((train.labels.len(), test.labels.len()), (5, 1));

@@ -14,6 +14,9 @@ use serde_json::{Map, Value};
 use crate::error::{DataError, hint};
 use crate::tokenizer::Tokenizer;
 
+/// Longest row of a generated task.
+pub(crate) const MAX_TIME: usize = 1 << 24;
+
 /// What the right answers of a batch are.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Targets {
@@ -195,6 +198,12 @@ impl<S: Samples> Task for Numbered<S> {
         if count == Some(0) {
             return Err(fail(format!("the {split:?} split is empty")));
         }
+        if count.is_some_and(|count| count > u32::MAX as usize) {
+            return Err(fail(format!(
+                "a split has at most {} samples; 0 means no end",
+                u32::MAX
+            )));
+        }
         let mut loader = NumberedLoader {
             task: self,
             split,
@@ -238,7 +247,11 @@ pub(crate) fn rng_for(numbers: &[u64]) -> ChaCha8Rng {
         x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         x ^ (x >> 31)
     };
-    ChaCha8Rng::seed_from_u64(numbers.iter().fold(0x616e_7966, |hash, number| mix(hash, *number)))
+    ChaCha8Rng::seed_from_u64(
+        numbers
+            .iter()
+            .fold(0x616e_7966, |hash, number| mix(hash, *number)),
+    )
 }
 
 impl<S: Samples> NumberedLoader<'_, S> {
@@ -262,9 +275,15 @@ impl<S: Samples> NumberedLoader<'_, S> {
         };
         let mut rng = rng_for(&[seed, self.split as u64, index as u64]);
         let epoch = self.position.epoch;
-        let sample = self.task.samples.sample(self.split, index, epoch, &mut rng)?;
+        let sample = self
+            .task
+            .samples
+            .sample(self.split, index, epoch, &mut rng)?;
         self.position.next += 1;
-        if self.count.is_some_and(|count| self.position.next >= count as u64) {
+        if self
+            .count
+            .is_some_and(|count| self.position.next >= count as u64)
+        {
             self.position.epoch += 1;
             self.position.next = 0;
             self.shuffle();
@@ -275,7 +294,9 @@ impl<S: Samples> NumberedLoader<'_, S> {
 
 impl<S: Samples> Loader for NumberedLoader<'_, S> {
     fn next_batch(&mut self) -> Result<Batch, DataError> {
-        let rows = (0..self.batch).map(|_| self.take()).collect::<Result<Vec<_>, _>>()?;
+        let rows = (0..self.batch)
+            .map(|_| self.take())
+            .collect::<Result<Vec<_>, _>>()?;
         Ok(collate(rows))
     }
 
@@ -293,7 +314,10 @@ impl<S: Samples> Loader for NumberedLoader<'_, S> {
         {
             return Err(DataError::Position {
                 task: self.task.spec.name.clone(),
-                message: format!("expected fewer than {count} samples given, got {}", position.next),
+                message: format!(
+                    "expected fewer than {count} samples given, got {}",
+                    position.next
+                ),
             });
         }
         self.position = position.clone();
@@ -337,7 +361,10 @@ fn collate(rows: Vec<Sample>) -> Batch {
 }
 
 /// Reads a task's options, refusing unknown keys with the nearest one.
-pub(crate) fn read<O>(task: &'static str, options: &Value) -> Result<(O, Map<String, Value>), DataError>
+pub(crate) fn read<O>(
+    task: &'static str,
+    options: &Value,
+) -> Result<(O, Map<String, Value>), DataError>
 where
     O: DeserializeOwned + Serialize + Default,
 {

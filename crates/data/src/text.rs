@@ -83,18 +83,27 @@ fn read_path(path: &Path) -> Result<String, DataError> {
         });
     }
     files.sort();
-    let texts = files.iter().map(|file| read_file(file)).collect::<Result<Vec<_>, _>>()?;
+    let texts = files
+        .iter()
+        .map(|file| read_file(file))
+        .collect::<Result<Vec<_>, _>>()?;
     Ok(texts.join("\n"))
 }
 
 /// The nearest place at or before `at` where a character begins.
 fn boundary(text: &str, at: usize) -> usize {
-    (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
+    (0..=at.min(text.len()))
+        .rev()
+        .find(|at| text.is_char_boundary(*at))
+        .unwrap_or(0)
 }
 
 pub(crate) fn task(options: &Value) -> Result<Box<dyn Task>, DataError> {
     let (o, resolved): (TextOptions, _) = read(NAME, options)?;
-    let wrong = |message: String| DataError::Option { task: NAME, message };
+    let wrong = |message: String| DataError::Option {
+        task: NAME,
+        message,
+    };
     if o.time == 0 || !(o.held_out > 0.0 && o.held_out < 0.5) {
         return Err(wrong(format!(
             "expected time of at least 1 and held_out between 0 and 0.5, got {} and {}",
@@ -118,13 +127,14 @@ pub(crate) fn task(options: &Value) -> Result<Box<dyn Task>, DataError> {
     for (part, name) in parts.iter().zip(["training", "validation", "test"]) {
         let ids = tokenizer.encode(part)?;
         // One window, its shift and the token after it.
-        if ids.len() < 2 * o.time + 1 {
+        let needed = o.time.saturating_mul(2).saturating_add(1);
+        if ids.len() < needed {
             let source = o.path.as_deref().unwrap_or(Path::new("the shipped text"));
             return Err(wrong(format!(
                 "the {name} part of {} has {} tokens, fewer than the {} that rows of {} need; give more text, a shorter time or a larger held_out",
                 source.display(),
                 ids.len(),
-                2 * o.time + 1,
+                needed,
                 o.time
             )));
         }
@@ -204,18 +214,28 @@ mod tests {
     #[test]
     fn targets_are_the_next_bytes_and_splits_are_apart() {
         let folder = tempfile::tempdir().expect("a folder");
-        let text: String = (0..4000u32).map(|i| char::from(b'a' + (i / 7 % 26) as u8)).collect();
+        let text: String = (0..4000u32)
+            .map(|i| char::from(b'a' + (i / 7 % 26) as u8))
+            .collect();
         std::fs::write(folder.path().join("a.txt"), &text).expect("written");
         let made = task(&json!({"path": folder.path(), "time": 16, "held_out": 0.1}));
         let made = made.expect("a text");
-        let batch = made.loader(Split::Test, 1, 0).and_then(|mut loader| loader.next_batch());
+        let batch = made
+            .loader(Split::Test, 1, 0)
+            .and_then(|mut loader| loader.next_batch());
         let batch = batch.expect("a batch");
         let start = 4000 - 400;
         let bytes = |range: std::ops::Range<usize>| {
-            text.as_bytes()[range].iter().map(|b| u32::from(*b)).collect::<Vec<u32>>()
+            text.as_bytes()[range]
+                .iter()
+                .map(|b| u32::from(*b))
+                .collect::<Vec<u32>>()
         };
         assert_eq!(batch.tokens, bytes(start..start + 16));
-        let next: Vec<i64> = bytes(start + 1..start + 17).into_iter().map(i64::from).collect();
+        let next: Vec<i64> = bytes(start + 1..start + 17)
+            .into_iter()
+            .map(i64::from)
+            .collect();
         assert_eq!(batch.targets, Targets::Tokens(next));
         assert_eq!(made.count(Split::Train), Some((3200 - 1) / 16 - 1));
     }
@@ -223,14 +243,23 @@ mod tests {
     #[test]
     fn bad_text_is_named() {
         let folder = tempfile::tempdir().expect("a folder");
-        let empty = task(&json!({"path": folder.path()})).err().expect("empty").to_string();
+        let empty = task(&json!({"path": folder.path()}))
+            .err()
+            .expect("empty")
+            .to_string();
         assert!(empty.contains("no .txt file"), "{empty}");
         let file = folder.path().join("b.txt");
         std::fs::write(&file, [b'a', b'b', 0xff, b'c']).expect("written");
-        let bad = task(&json!({"path": file})).err().expect("not UTF-8").to_string();
+        let bad = task(&json!({"path": file}))
+            .err()
+            .expect("not UTF-8")
+            .to_string();
         assert!(bad.contains("byte 2") && bad.contains("b.txt"), "{bad}");
         std::fs::write(&file, "short").expect("written");
-        let short = task(&json!({"path": file})).err().expect("short").to_string();
+        let short = task(&json!({"path": file}))
+            .err()
+            .expect("short")
+            .to_string();
         assert!(short.contains("fewer than"), "{short}");
     }
 }

@@ -31,7 +31,9 @@ pub enum TokenizerError {
         message: String,
     },
     /// A vocabulary that cannot hold every byte.
-    #[error("train a tokenizer: expected a vocabulary of at least 256, one token per byte, got {vocab}")]
+    #[error(
+        "train a tokenizer: expected a vocabulary of at least 256, one token per byte, got {vocab}"
+    )]
     Vocabulary {
         /// What was asked for.
         vocab: usize,
@@ -48,7 +50,10 @@ pub enum TokenizerError {
 
 impl TokenizerError {
     fn library(action: &'static str) -> impl FnOnce(tokenizers::Error) -> Self {
-        move |error| Self::Library { action, message: error.to_string() }
+        move |error| Self::Library {
+            action,
+            message: error.to_string(),
+        }
     }
 }
 
@@ -75,7 +80,13 @@ impl Tokenizer {
             .show_progress(false)
             .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
             .build();
-        let mut bpe = TokenizerImpl::<BPE, tokenizers::NormalizerWrapper, ByteLevel, ByteLevel, ByteLevel>::new(BPE::default());
+        let mut bpe = TokenizerImpl::<
+            BPE,
+            tokenizers::NormalizerWrapper,
+            ByteLevel,
+            ByteLevel,
+            ByteLevel,
+        >::new(BPE::default());
         bpe.with_pre_tokenizer(Some(ByteLevel::new(false, false, true)));
         bpe.with_decoder(Some(ByteLevel::new(false, false, true)));
         bpe.train(&mut trainer, texts.iter().flat_map(|text| pieces(text)))
@@ -89,12 +100,14 @@ impl Tokenizer {
 
     /// Reads a tokenizer file, as [`Tokenizer::from_json`] does.
     pub fn load(path: &Path) -> Result<Self, TokenizerError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|error| TokenizerError::Read { path: path.to_owned(), error })?;
+        let text = std::fs::read_to_string(path).map_err(|error| TokenizerError::Read {
+            path: path.to_owned(),
+            error,
+        })?;
         Self::from_json(&text).map_err(|error| match error {
-            TokenizerError::Format { message } => {
-                TokenizerError::Format { message: format!("{}: {message}", path.display()) }
-            }
+            TokenizerError::Format { message } => TokenizerError::Format {
+                message: format!("{}: {message}", path.display()),
+            },
             other => other,
         })
     }
@@ -107,12 +120,19 @@ impl Tokenizer {
         let value: Value = serde_json::from_str(text).map_err(|error| format(error.to_string()))?;
         match value.get(KEY) {
             Some(Value::String(kind)) if kind == "bytes" => return Ok(Self::Bytes),
-            Some(other) => return Err(format(format!("expected {KEY:?} to be \"bytes\", got {other}"))),
+            Some(other) => {
+                return Err(format(format!(
+                    "expected {KEY:?} to be \"bytes\", got {other}"
+                )));
+            }
             None => {}
         }
-        let mut tokenizer = tokenizers::Tokenizer::from_bytes(text).map_err(|error| format(error.to_string()))?;
+        let mut tokenizer =
+            tokenizers::Tokenizer::from_bytes(text).map_err(|error| format(error.to_string()))?;
         tokenizer.with_padding(None);
-        tokenizer.with_truncation(None).map_err(|error| format(error.to_string()))?;
+        tokenizer
+            .with_truncation(None)
+            .map_err(|error| format(error.to_string()))?;
         Ok(Self::Bpe(Box::new(tokenizer)))
     }
 
@@ -120,7 +140,9 @@ impl Tokenizer {
     pub fn to_json(&self) -> Result<String, TokenizerError> {
         match self {
             Self::Bytes => Ok(format!("{{{KEY:?}:\"bytes\"}}")),
-            Self::Bpe(tokenizer) => tokenizer.to_string(false).map_err(TokenizerError::library("write a tokenizer")),
+            Self::Bpe(tokenizer) => tokenizer
+                .to_string(false)
+                .map_err(TokenizerError::library("write a tokenizer")),
         }
     }
 
@@ -153,8 +175,13 @@ impl Tokenizer {
                 bytes
             }
             Self::Bpe(tokenizer) => match tokenizer.get_decoder() {
-                Some(DecoderWrapper::ByteLevel(_)) => ids.iter().flat_map(|&id| token_bytes(tokenizer, id)).collect(),
-                _ => tokenizer.decode(ids, false).map_or_else(|_| REPLACEMENT.to_vec(), String::into_bytes),
+                Some(DecoderWrapper::ByteLevel(_)) => ids
+                    .iter()
+                    .flat_map(|&id| token_bytes(tokenizer, id))
+                    .collect(),
+                _ => tokenizer
+                    .decode(ids, false)
+                    .map_or_else(|_| REPLACEMENT.to_vec(), String::into_bytes),
             },
         }
     }
@@ -163,7 +190,11 @@ impl Tokenizer {
     pub fn vocab(&self) -> usize {
         match self {
             Self::Bytes => 256,
-            Self::Bpe(tokenizer) => tokenizer.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1),
+            Self::Bpe(tokenizer) => tokenizer
+                .get_vocab(true)
+                .values()
+                .max()
+                .map_or(0, |&id| id as usize + 1),
         }
     }
 }
@@ -173,7 +204,11 @@ fn token_bytes(tokenizer: &tokenizers::Tokenizer, id: u32) -> Vec<u8> {
     let Some(token) = tokenizer.id_to_token(id) else {
         return REPLACEMENT.to_vec();
     };
-    if tokenizer.get_added_vocabulary().get_vocab().contains_key(&token) {
+    if tokenizer
+        .get_added_vocabulary()
+        .get_vocab()
+        .contains_key(&token)
+    {
         return token.into_bytes();
     }
     let bytes: Option<Vec<u8>> = token.chars().map(byte_of).collect();
@@ -203,7 +238,10 @@ fn pieces(text: &str) -> Vec<&str> {
     let mut start = 0;
     let mut at = AT_LEAST;
     while at + 1 < bytes.len() {
-        if bytes[at] == b'\n' && bytes[at - 1].is_ascii_graphic() && bytes[at + 1].is_ascii_graphic() {
+        if bytes[at] == b'\n'
+            && bytes[at - 1].is_ascii_graphic()
+            && bytes[at + 1].is_ascii_graphic()
+        {
             pieces.push(&text[start..=at]);
             start = at + 1;
             at = start + AT_LEAST;
@@ -219,7 +257,8 @@ fn pieces(text: &str) -> Vec<&str> {
 mod tests {
     use super::*;
 
-    const TEXT: &str = "Größe naïve 日本語 🙂🙂 don't\r\n\n  two  spaces\u{85}\u{A0}\u{AD}\0\u{7F}é";
+    const TEXT: &str =
+        "Größe naïve 日本語 🙂🙂 don't\r\n\n  two  spaces\u{85}\u{A0}\u{AD}\0\u{7F}é";
     static PLAYS: &str = include_str!("../assets/shakespeare.txt");
 
     fn bpe() -> Tokenizer {
@@ -232,7 +271,8 @@ mod tests {
             for text in [TEXT, "", &PLAYS[100_000..110_000]] {
                 let ids = tokenizer.encode(text).unwrap();
                 assert_eq!(tokenizer.decode(&ids), text.as_bytes());
-                let one_by_one: Vec<u8> = ids.iter().flat_map(|&id| tokenizer.decode(&[id])).collect();
+                let one_by_one: Vec<u8> =
+                    ids.iter().flat_map(|&id| tokenizer.decode(&[id])).collect();
                 assert_eq!(one_by_one, text.as_bytes());
             }
         }
@@ -242,16 +282,26 @@ mod tests {
     fn part_of_a_character_keeps_its_bytes() {
         let tokenizer = bpe();
         let ids = tokenizer.encode("🙂").unwrap();
-        assert_eq!(ids.len(), 4, "no emoji in the training text, so a token per byte");
+        assert_eq!(
+            ids.len(),
+            4,
+            "no emoji in the training text, so a token per byte"
+        );
         assert_eq!(tokenizer.decode(&ids[..3]), &"🙂".as_bytes()[..3]);
     }
 
     #[test]
     fn every_byte_has_one_character() {
-        let mut bytes: Vec<u8> = ByteLevel::alphabet().into_iter().map(|c| byte_of(c).unwrap()).collect();
+        let mut bytes: Vec<u8> = ByteLevel::alphabet()
+            .into_iter()
+            .map(|c| byte_of(c).unwrap())
+            .collect();
         bytes.sort_unstable();
         assert_eq!(bytes, (0..=255).collect::<Vec<u8>>());
-        assert_eq!((byte_of(' '), byte_of('Ġ'), byte_of('Ċ'), byte_of('日')), (None, Some(b' '), Some(b'\n'), None));
+        assert_eq!(
+            (byte_of(' '), byte_of('Ġ'), byte_of('Ċ'), byte_of('日')),
+            (None, Some(b' '), Some(b'\n'), None)
+        );
     }
 
     #[test]
@@ -261,17 +311,29 @@ mod tests {
         assert_eq!(first.to_json().unwrap(), bpe().to_json().unwrap());
         let text = &PLAYS[100_000..120_000];
         let ids = first.encode(text).unwrap();
-        assert!(ids.len() * 3 < text.len() * 2, "{} tokens of {} bytes", ids.len(), text.len());
+        assert!(
+            ids.len() * 3 < text.len() * 2,
+            "{} tokens of {} bytes",
+            ids.len(),
+            text.len()
+        );
         assert!(ids.iter().all(|&id| id < 512));
     }
 
     #[test]
     fn a_poor_text_gives_fewer_tokens_and_says_so() {
         let tokenizer = Tokenizer::train_bpe(&["abab abab"], 1000).unwrap();
-        assert!((257..300).contains(&tokenizer.vocab()), "{}", tokenizer.vocab());
+        assert!(
+            (257..300).contains(&tokenizer.vocab()),
+            "{}",
+            tokenizer.vocab()
+        );
         assert_eq!(Tokenizer::train_bpe(&[""], 300).unwrap().vocab(), 256);
         let error = Tokenizer::train_bpe(&["a"], 255).unwrap_err();
-        assert!(error.to_string().contains("at least 256") && error.to_string().contains("255"), "{error}");
+        assert!(
+            error.to_string().contains("at least 256") && error.to_string().contains("255"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -281,10 +343,16 @@ mod tests {
             assert_eq!(again.vocab(), tokenizer.vocab());
             for text in [TEXT, &PLAYS[200_000..201_000]] {
                 assert_eq!(again.encode(text).unwrap(), tokenizer.encode(text).unwrap());
-                assert_eq!(again.decode(&tokenizer.encode(text).unwrap()), text.as_bytes());
+                assert_eq!(
+                    again.decode(&tokenizer.encode(text).unwrap()),
+                    text.as_bytes()
+                );
             }
         }
-        assert_eq!(Tokenizer::Bytes.to_json().unwrap(), r#"{"anyformer":"bytes"}"#);
+        assert_eq!(
+            Tokenizer::Bytes.to_json().unwrap(),
+            r#"{"anyformer":"bytes"}"#
+        );
     }
 
     #[test]
@@ -292,20 +360,38 @@ mod tests {
         use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
         let words = |text: &str| {
             let mut split = PreTokenizedString::from(text);
-            ByteLevel::new(false, false, true).pre_tokenize(&mut split).unwrap();
+            ByteLevel::new(false, false, true)
+                .pre_tokenize(&mut split)
+                .unwrap();
             let splits = split.get_splits(OffsetReferential::Original, OffsetType::Byte);
-            splits.into_iter().map(|(word, _, _)| word.to_owned()).collect::<Vec<_>>()
+            splits
+                .into_iter()
+                .map(|(word, _, _)| word.to_owned())
+                .collect::<Vec<_>>()
         };
         let text = &PLAYS[..300_000];
         let pieces = pieces(text);
         assert!(pieces.len() > 3 && pieces.concat() == text);
-        assert_eq!(pieces.iter().flat_map(|piece| words(piece)).collect::<Vec<_>>(), words(text));
+        assert_eq!(
+            pieces
+                .iter()
+                .flat_map(|piece| words(piece))
+                .collect::<Vec<_>>(),
+            words(text)
+        );
     }
 
     #[test]
     fn truncation_and_padding_of_a_file_are_left_out() {
-        let Tokenizer::Bpe(mut inner) = bpe() else { unreachable!() };
-        inner.with_truncation(Some(tokenizers::TruncationParams { max_length: 4, ..Default::default() })).unwrap();
+        let Tokenizer::Bpe(mut inner) = bpe() else {
+            unreachable!()
+        };
+        inner
+            .with_truncation(Some(tokenizers::TruncationParams {
+                max_length: 4,
+                ..Default::default()
+            }))
+            .unwrap();
         let cut = Tokenizer::Bpe(inner);
         assert_eq!(cut.encode(TEXT).unwrap().len(), 4);
         let read = Tokenizer::from_json(&cut.to_json().unwrap()).unwrap();
@@ -315,11 +401,20 @@ mod tests {
     #[test]
     fn what_is_no_tokenizer_is_refused_with_its_path() {
         for text in ["", "[]", "{}", r#"{"anyformer":"words"}"#] {
-            assert!(matches!(Tokenizer::from_json(text), Err(TokenizerError::Format { .. })), "{text}");
+            assert!(
+                matches!(
+                    Tokenizer::from_json(text),
+                    Err(TokenizerError::Format { .. })
+                ),
+                "{text}"
+            );
         }
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tokenizer.json");
-        assert!(matches!(Tokenizer::load(&path), Err(TokenizerError::Read { .. })));
+        assert!(matches!(
+            Tokenizer::load(&path),
+            Err(TokenizerError::Read { .. })
+        ));
         std::fs::write(&path, "{}").unwrap();
         let error = Tokenizer::load(&path).unwrap_err().to_string();
         assert!(error.contains("tokenizer.json"), "{error}");

@@ -1,20 +1,20 @@
 //! Anyformer kernels.
-pub mod attention;
-pub mod conv;
-pub mod scan;
-mod disjoint;
 pub mod activation;
 pub mod adamw;
+pub mod attention;
+pub mod conv;
 pub mod cross_entropy;
+mod disjoint;
 pub mod embedding;
+pub mod gemm;
 pub mod math;
+pub mod memory;
 pub mod norm;
 pub mod pool;
+pub mod recurrence;
 pub mod rope;
-pub mod softmax;
+pub mod scan;
 mod simd;
+pub mod softmax;
 #[cfg(test)]
 mod testing;
-pub mod gemm;
-pub mod memory;
-pub mod recurrence;

@@ -2,8 +2,8 @@
 
 use crate::card::{ChannelEntry, ConfigError, TokenEntry, nearest_name};
 use crate::{
-    attention, delta_net, gated_delta_net, gla, linear_attention, linformer, local, mamba, mamba2, mlp,
-    none, performer, pool, retention, swiglu,
+    attention, delta_net, gated_delta_net, gla, linear_attention, linformer, local, mamba, mamba2,
+    mlp, none, performer, pool, retention, swiglu,
 };
 
 /// Every token mixer, sorted by name.

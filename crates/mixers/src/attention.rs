@@ -16,8 +16,10 @@ use anyformer_ops::rope::{Rotations, rope_by};
 use anyformer_ops::{Builder, Linear, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::card::{Card, ConfigError, Direction, Knob, Preset, TokenEntry, head_dim, read, resolve};
-use crate::mixer::{Context, Cost, State, RunError, TokenMixer};
+use crate::card::{
+    Card, ConfigError, Direction, Knob, Preset, TokenEntry, head_dim, read, resolve,
+};
+use crate::mixer::{Context, Cost, RunError, State, TokenMixer};
 use crate::parts::{join_heads, split_heads};
 
 /// How attention knows positions.
@@ -105,19 +107,46 @@ impl Default for AttentionConfig {
 
 /// The knobs, for the cards of this mixer and its windowed form.
 pub(crate) const KNOBS: &[Knob] = &[
-    Knob { name: "heads", doc: "nominal heads; head_dim is dim / heads unless given" },
-    Knob { name: "query_heads", doc: "query heads; 0 takes heads" },
-    Knob { name: "kv_heads", doc: "key and value heads; 0 takes the query heads" },
-    Knob { name: "head_dim", doc: "features per head; 0 takes dim / heads" },
+    Knob {
+        name: "heads",
+        doc: "nominal heads; head_dim is dim / heads unless given",
+    },
+    Knob {
+        name: "query_heads",
+        doc: "query heads; 0 takes heads",
+    },
+    Knob {
+        name: "kv_heads",
+        doc: "key and value heads; 0 takes the query heads",
+    },
+    Knob {
+        name: "head_dim",
+        doc: "features per head; 0 takes dim / heads",
+    },
     Knob {
         name: "variant",
         doc: "head counts by name: mha, gqa, mqa, sqa, symmetric_sqa, extreme_sqa, extreme_smqa, light_sqa, reverse_sqa; explicit: as given",
     },
-    Knob { name: "causal", doc: "look back only" },
-    Knob { name: "window", doc: "keys nearer than this many tokens, itself counted; 0 for all" },
-    Knob { name: "position", doc: "rope, alibi or none" },
-    Knob { name: "rope_base", doc: "base of the rotary frequencies" },
-    Knob { name: "bias", doc: "biases on all four projections" },
+    Knob {
+        name: "causal",
+        doc: "look back only",
+    },
+    Knob {
+        name: "window",
+        doc: "keys nearer than this many tokens, itself counted; 0 for all",
+    },
+    Knob {
+        name: "position",
+        doc: "rope, alibi or none",
+    },
+    Knob {
+        name: "rope_base",
+        doc: "base of the rotary frequencies",
+    },
+    Knob {
+        name: "bias",
+        doc: "biases on all four projections",
+    },
 ];
 
 static CARD: Card = Card {
@@ -182,8 +211,19 @@ impl Attention {
         let at_least_one = |count: usize| count.max(1);
         let (query_heads, kv_heads) = match config.variant {
             Variant::Explicit => {
-                let query = if config.query_heads == 0 { heads } else { config.query_heads };
-                (query, if config.kv_heads == 0 { query } else { config.kv_heads })
+                let query = if config.query_heads == 0 {
+                    heads
+                } else {
+                    config.query_heads
+                };
+                (
+                    query,
+                    if config.kv_heads == 0 {
+                        query
+                    } else {
+                        config.kv_heads
+                    },
+                )
             }
             Variant::Mha => (heads, heads),
             Variant::Gqa => (heads, at_least_one(heads / 4)),
@@ -207,13 +247,11 @@ impl Attention {
             ));
         }
         let inv_freq = (config.position == Position::Rope).then(|| {
-            let frequency = |pair: usize| {
-                config.rope_base.powf(-2.0 * pair as f64 / head_dim as f64) as f32
-            };
+            let frequency =
+                |pair: usize| config.rope_base.powf(-2.0 * pair as f64 / head_dim as f64) as f32;
             (0..head_dim / 2).map(frequency).collect()
         });
-        let slopes =
-            (config.position == Position::Alibi).then(|| Arc::new(alibi_slopes(large)));
+        let slopes = (config.position == Position::Alibi).then(|| Arc::new(alibi_slopes(large)));
         Ok(Attention {
             q_proj: Linear::new(builder, "q_proj", dim, query_heads * head_dim, config.bias),
             k_proj: Linear::new(builder, "k_proj", dim, kv_heads * head_dim, config.bias),
@@ -243,7 +281,11 @@ impl Attention {
 /// Slopes of linear biases for `heads` heads: `2^(-8h/n)`, and between powers of two the odd slopes of the next power.
 pub fn alibi_slopes(heads: usize) -> Vec<f32> {
     let of = |count: usize, h: usize| 2f64.powf(-8.0 * h as f64 / count as f64) as f32;
-    let power = if heads.is_power_of_two() { heads } else { heads.next_power_of_two() / 2 };
+    let power = if heads.is_power_of_two() {
+        heads
+    } else {
+        heads.next_power_of_two() / 2
+    };
     let first = (1..=power).map(|h| of(power, h));
     let rest = (0..heads - power).map(|h| of(2 * power, 2 * h + 1));
     first.chain(rest).collect()
@@ -321,9 +363,10 @@ impl TokenMixer for Attention {
                 let [total, heads, head_dim] = old.dims();
                 let old = old.reshape([1, total, heads, head_dim]);
                 let both = Tensor::cat(vec![old, fresh], 1);
-                let pieces = held.windows(2).zip(new.windows(2)).flat_map(|(old, new)| {
-                    [old[0]..old[1], total + new[0]..total + new[1]]
-                });
+                let pieces = held
+                    .windows(2)
+                    .zip(new.windows(2))
+                    .flat_map(|(old, new)| [old[0]..old[1], total + new[0]..total + new[1]]);
                 match held.len() == 2 {
                     true => both.clone(),
                     false => rows(&both, pieces),
@@ -341,16 +384,23 @@ impl TokenMixer for Attention {
             let times = context.times_after(batch, time, state);
             let keep = |x: Tensor<4>| {
                 let ends = all.windows(2).zip(&times);
-                let whole = ends.clone().all(|(pair, time)| pair[1] - pair[0] == self.kept(*time));
+                let whole = ends
+                    .clone()
+                    .all(|(pair, time)| pair[1] - pair[0] == self.kept(*time));
                 let [_, total, heads, head_dim] = x.dims();
                 let kept = match whole {
                     true => return x.reshape([total, heads, head_dim]),
-                    false => rows(&x, ends.map(|(pair, time)| pair[1] - self.kept(*time)..pair[1])),
+                    false => rows(
+                        &x,
+                        ends.map(|(pair, time)| pair[1] - self.kept(*time)..pair[1]),
+                    ),
                 };
                 let total = kept.dims()[1];
                 kept.reshape([total, heads, head_dim])
             };
-            State::new(times.clone()).with("k", keep(k)).with("v", keep(v))
+            State::new(times.clone())
+                .with("k", keep(k))
+                .with("v", keep(v))
         });
         Ok((y, next))
     }

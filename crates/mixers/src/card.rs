@@ -178,11 +178,9 @@ where
             });
         }
     }
-    serde_json::from_value(Value::Object(options.clone())).map_err(|error| {
-        ConfigError::WrongType {
-            mixer: card.name.to_string(),
-            message: error.to_string(),
-        }
+    serde_json::from_value(Value::Object(options.clone())).map_err(|error| ConfigError::WrongType {
+        mixer: card.name.to_string(),
+        message: error.to_string(),
     })
 }
 

@@ -7,12 +7,14 @@
 
 use anyformer_ops::activation::sigmoid;
 use anyformer_ops::norm::l2_normalise;
-use anyformer_ops::recurrence::{Gate, RecurrenceOptions, Write, linear_recurrence, recurrence_flops};
+use anyformer_ops::recurrence::{
+    Gate, RecurrenceOptions, Write, linear_recurrence, recurrence_flops,
+};
 use anyformer_ops::{Linear, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::card::{Card, Direction, Knob, Preset, TokenEntry, head_dim, read, resolve};
-use crate::mixer::{Context, Cost, State, RunError, TokenMixer};
+use crate::mixer::{Context, Cost, RunError, State, TokenMixer};
 use crate::parts::{HeadNorm, join_heads, split_heads};
 use crate::short::ShortProjection;
 
@@ -48,9 +50,18 @@ static CARD: Card = Card {
     state: "constant",
     notes: "The strongest recall of the linear mixers: a key is overwritten, not summed. Forgets nothing on its own; see gated_delta_net.",
     knobs: &[
-        Knob { name: "heads", doc: "heads; divides dim" },
-        Knob { name: "conv_size", doc: "width of the short convolutions in tokens; 0 leaves them out" },
-        Knob { name: "allow_neg_eigval", doc: "let beta reach 2" },
+        Knob {
+            name: "heads",
+            doc: "heads; divides dim",
+        },
+        Knob {
+            name: "conv_size",
+            doc: "width of the short convolutions in tokens; 0 leaves them out",
+        },
+        Knob {
+            name: "allow_neg_eigval",
+            doc: "let beta reach 2",
+        },
     ],
     presets: &[
         Preset {

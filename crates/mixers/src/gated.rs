@@ -4,7 +4,9 @@
 //! decay and in what is done to queries and keys.
 
 use anyformer_ops::norm::gated_rms_norm;
-use anyformer_ops::recurrence::{Gate, RecurrenceOptions, Write, linear_recurrence, recurrence_flops};
+use anyformer_ops::recurrence::{
+    Gate, RecurrenceOptions, Write, linear_recurrence, recurrence_flops,
+};
 use anyformer_ops::{Builder, Init, Linear, Param, Tensor};
 
 use crate::card::{Card, ConfigError};
@@ -92,9 +94,9 @@ impl Gated {
             self.value_dim,
         );
         let y = self.o_proj.forward(join_heads(y));
-        let next = context.keep_state.then(|| {
-            State::new(context.times_after(batch, time, state)).with("recurrent", last)
-        });
+        let next = context
+            .keep_state
+            .then(|| State::new(context.times_after(batch, time, state)).with("recurrent", last));
         (y, next)
     }
 

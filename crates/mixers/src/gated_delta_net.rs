@@ -7,15 +7,19 @@
 
 use anyformer_ops::activation::{sigmoid, softplus};
 use anyformer_ops::norm::{gated_rms_norm, l2_normalise};
-use anyformer_ops::recurrence::{Gate, RecurrenceOptions, Write, linear_recurrence, recurrence_flops};
+use anyformer_ops::recurrence::{
+    Gate, RecurrenceOptions, Write, linear_recurrence, recurrence_flops,
+};
 use anyformer_ops::{Init, Linear, Param, Tensor};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::card::{Card, ConfigError, Direction, Knob, Preset, TokenEntry, head_dim, read, resolve};
+use crate::card::{
+    Card, ConfigError, Direction, Knob, Preset, TokenEntry, head_dim, read, resolve,
+};
 use crate::delta_net::{L2_EPS, NORM_EPS};
 use crate::mamba::step_bias;
-use crate::mixer::{Context, Cost, State, RunError, TokenMixer};
+use crate::mixer::{Context, Cost, RunError, State, TokenMixer};
 use crate::parts::{join_heads, split_heads};
 use crate::short::ShortProjection;
 
@@ -57,11 +61,26 @@ static CARD: Card = Card {
     state: "constant",
     notes: "Overwrites like DeltaNet and clears like Mamba-2. With alpha = 1 it is DeltaNet with an output gate.",
     knobs: &[
-        Knob { name: "heads", doc: "heads" },
-        Knob { name: "head_dim", doc: "key features per head; 0 takes dim / heads" },
-        Knob { name: "expand_v", doc: "value features over key features" },
-        Knob { name: "conv_size", doc: "width of the short convolutions in tokens; 0 leaves them out" },
-        Knob { name: "allow_neg_eigval", doc: "let beta reach 2" },
+        Knob {
+            name: "heads",
+            doc: "heads",
+        },
+        Knob {
+            name: "head_dim",
+            doc: "key features per head; 0 takes dim / heads",
+        },
+        Knob {
+            name: "expand_v",
+            doc: "value features over key features",
+        },
+        Knob {
+            name: "conv_size",
+            doc: "width of the short convolutions in tokens; 0 leaves them out",
+        },
+        Knob {
+            name: "allow_neg_eigval",
+            doc: "let beta reach 2",
+        },
     ],
     presets: &[Preset {
         name: "340m",

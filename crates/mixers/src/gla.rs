@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::card::{Card, Direction, Knob, Preset, TokenEntry, read, resolve};
 use crate::gated::Gated;
-use crate::mixer::{Context, Cost, State, RunError, TokenMixer};
+use crate::mixer::{Context, Cost, RunError, State, TokenMixer};
 use crate::parts::split_heads;
 
 /// Knobs.
@@ -51,11 +51,26 @@ static CARD: Card = Card {
     state: "constant",
     notes: "Computed in chunks with two levels, every exponent at most zero, so that strong decay neither overflows nor loses the gradient. Norm is RMS per head and the output gate has no bias, as in the released code (the paper writes LayerNorm and a bias).",
     knobs: &[
-        Knob { name: "heads", doc: "heads; divides the key and value features" },
-        Knob { name: "expand_k", doc: "key features of all heads together, over dim" },
-        Knob { name: "expand_v", doc: "value features of all heads together, over dim" },
-        Knob { name: "gate_low_rank_dim", doc: "inner width of the two-layer gate projection" },
-        Knob { name: "gate_logit_normalizer", doc: "divisor of the log decay; larger remembers longer" },
+        Knob {
+            name: "heads",
+            doc: "heads; divides the key and value features",
+        },
+        Knob {
+            name: "expand_k",
+            doc: "key features of all heads together, over dim",
+        },
+        Knob {
+            name: "expand_v",
+            doc: "value features of all heads together, over dim",
+        },
+        Knob {
+            name: "gate_low_rank_dim",
+            doc: "inner width of the two-layer gate projection",
+        },
+        Knob {
+            name: "gate_logit_normalizer",
+            doc: "divisor of the log decay; larger remembers longer",
+        },
     ],
     presets: &[
         Preset {

@@ -31,4 +31,4 @@ pub use all::{channel_mixer, channel_mixers, token_mixer, token_mixers};
 pub use card::{
     Card, ChannelEntry, ConfigError, Direction, Entry, Knob, MixerSpec, Options, Preset, TokenEntry,
 };
-pub use mixer::{ChannelMixer, Context, Cost, State, RunError, StateTensor, TokenMixer};
+pub use mixer::{ChannelMixer, Context, Cost, RunError, State, StateTensor, TokenMixer};

@@ -7,12 +7,14 @@
 //! the whole sequence.
 
 use anyformer_ops::activation::relu;
-use anyformer_ops::recurrence::{Gate, RecurrenceOptions, Write, linear_recurrence, recurrence_flops};
+use anyformer_ops::recurrence::{
+    Gate, RecurrenceOptions, Write, linear_recurrence, recurrence_flops,
+};
 use anyformer_ops::{Linear, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::card::{Card, Direction, Knob, TokenEntry, head_dim, read, resolve};
-use crate::mixer::{Context, Cost, State, RunError, TokenMixer};
+use crate::mixer::{Context, Cost, RunError, State, TokenMixer};
 use crate::parts::{both_ways, both_ways_flops, join_heads, split_heads};
 
 /// The function applied to queries and keys.
@@ -63,10 +65,22 @@ static CARD: Card = Card {
     state: "constant",
     notes: "Nothing is ever forgotten or overwritten, so recall fails once more pairs are stored than the keys can keep apart.",
     knobs: &[
-        Knob { name: "heads", doc: "heads; divides dim" },
-        Knob { name: "feature_map", doc: "elu (elu(x) + 1), relu or identity" },
-        Knob { name: "normalise", doc: "divide by the sum of the weights" },
-        Knob { name: "causal", doc: "look back only" },
+        Knob {
+            name: "heads",
+            doc: "heads; divides dim",
+        },
+        Knob {
+            name: "feature_map",
+            doc: "elu (elu(x) + 1), relu or identity",
+        },
+        Knob {
+            name: "normalise",
+            doc: "divide by the sum of the weights",
+        },
+        Knob {
+            name: "causal",
+            doc: "look back only",
+        },
     ],
     presets: &[],
 };
@@ -147,8 +161,7 @@ impl TokenMixer for LinearAttention {
                 false => kv,
             }
         });
-        let (o, last) =
-            linear_recurrence(q, k, v, Gate::None, Write::Additive, initial, &options);
+        let (o, last) = linear_recurrence(q, k, v, Gate::None, Write::Additive, initial, &options);
         let y = self.o_proj.forward(join_heads(o));
         let next = context.keep_state.then(|| {
             let state = State::new(context.times_after(batch, time, state));

@@ -49,11 +49,26 @@ static CARD: Card = Card {
     state: "none",
     notes: "Linear in time with a fixed maximum length. Not causal and cannot be made so: the projection mixes all positions.",
     knobs: &[
-        Knob { name: "heads", doc: "heads; divides dim" },
-        Knob { name: "k", doc: "rows to which a sequence is projected" },
-        Knob { name: "max_time", doc: "longest sequence in tokens" },
-        Knob { name: "share_kv", doc: "values are the projected keys" },
-        Knob { name: "one_kv_head", doc: "one key and value head for all query heads" },
+        Knob {
+            name: "heads",
+            doc: "heads; divides dim",
+        },
+        Knob {
+            name: "k",
+            doc: "rows to which a sequence is projected",
+        },
+        Knob {
+            name: "max_time",
+            doc: "longest sequence in tokens",
+        },
+        Knob {
+            name: "share_kv",
+            doc: "values are the projected keys",
+        },
+        Knob {
+            name: "one_kv_head",
+            doc: "one key and value head for all query heads",
+        },
     ],
     presets: &[],
 };
@@ -107,7 +122,9 @@ impl Linformer {
     /// One dense batch `[batch, time, dim]`.
     fn dense(&self, x: Tensor<3>) -> Result<Tensor<3>, RunError> {
         let [batch, time, dim] = x.dims();
-        let LinformerConfig { heads, k, max_time, .. } = self.config;
+        let LinformerConfig {
+            heads, k, max_time, ..
+        } = self.config;
         if time > max_time {
             return Err(RunError::TooLong {
                 mixer: CARD.name,
@@ -166,8 +183,17 @@ impl TokenMixer for Linformer {
     }
 
     fn cost(&self, time: usize) -> Cost {
-        let linear = [Some(&self.q_proj), Some(&self.k_proj), self.v_proj.as_ref(), Some(&self.o_proj)];
-        let weights: usize = linear.iter().flatten().map(|part| part.weight.count()).sum();
+        let linear = [
+            Some(&self.q_proj),
+            Some(&self.k_proj),
+            self.v_proj.as_ref(),
+            Some(&self.o_proj),
+        ];
+        let weights: usize = linear
+            .iter()
+            .flatten()
+            .map(|part| part.weight.count())
+            .sum();
         let tables = self.proj_k.count() + self.proj_v.as_ref().map_or(0, Param::count);
         let bias = self.o_proj.weight.shape()[0];
         Cost {

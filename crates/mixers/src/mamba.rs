@@ -14,7 +14,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::card::{Card, ConfigError, Direction, Knob, Preset, TokenEntry, read, resolve};
-use crate::mixer::{Context, Cost, State, RunError, TokenMixer};
+use crate::mixer::{Context, Cost, RunError, State, TokenMixer};
 
 /// Knobs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -72,12 +72,30 @@ static CARD: Card = Card {
     state: "constant",
     notes: "A whole block: use channel = none for the published models. The input map is Delta B as in the released code, not the paper's zero-order hold. Weak at exact recall when the state is small.",
     knobs: &[
-        Knob { name: "expand", doc: "inner width over dim" },
-        Knob { name: "state", doc: "state per inner channel" },
-        Knob { name: "conv", doc: "width of the convolution in tokens, 1 to 8" },
-        Knob { name: "dt_rank", doc: "width of the step-size projection; 0 takes dim/16, rounded up" },
-        Knob { name: "dt_min", doc: "smallest initial step" },
-        Knob { name: "dt_max", doc: "largest initial step" },
+        Knob {
+            name: "expand",
+            doc: "inner width over dim",
+        },
+        Knob {
+            name: "state",
+            doc: "state per inner channel",
+        },
+        Knob {
+            name: "conv",
+            doc: "width of the convolution in tokens, 1 to 8",
+        },
+        Knob {
+            name: "dt_rank",
+            doc: "width of the step-size projection; 0 takes dim/16, rounded up",
+        },
+        Knob {
+            name: "dt_min",
+            doc: "smallest initial step",
+        },
+        Knob {
+            name: "dt_max",
+            doc: "largest initial step",
+        },
     ],
     presets: &[
         preset!("130m", 768, 24),
@@ -186,7 +204,10 @@ impl TokenMixer for Mamba {
     ) -> Result<(Tensor<3>, Option<State>), RunError> {
         let [batch, time, _] = x.dims();
         let (inner, n) = (self.inner, self.state);
-        let parts = self.in_proj.forward(x).split_with_sizes(vec![inner, inner], 2);
+        let parts = self
+            .in_proj
+            .forward(x)
+            .split_with_sizes(vec![inner, inner], 2);
         let (u, z) = (parts[0].clone(), parts[1].clone());
         let (u, held) = causal_conv1d(
             u,
@@ -230,7 +251,13 @@ impl TokenMixer for Mamba {
         let linear = [&self.in_proj, &self.x_proj, &self.out_proj];
         let weights: usize = linear.iter().map(|part| part.weight.count()).sum();
         let weights = weights + self.dt_weight.count();
-        let others = [&self.conv_weight, &self.conv_bias, &self.dt_bias, &self.a_log, &self.d];
+        let others = [
+            &self.conv_weight,
+            &self.conv_bias,
+            &self.dt_bias,
+            &self.a_log,
+            &self.d,
+        ];
         let others: usize = others.iter().map(|param| param.count()).sum();
         Cost {
             params: (weights + others) as u64,

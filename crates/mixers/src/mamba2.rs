@@ -9,14 +9,16 @@
 use anyformer_ops::activation::softplus;
 use anyformer_ops::conv::{causal_conv1d, conv_flops};
 use anyformer_ops::norm::gated_rms_norm;
-use anyformer_ops::recurrence::{Gate, RecurrenceOptions, Write, linear_recurrence, recurrence_flops};
+use anyformer_ops::recurrence::{
+    Gate, RecurrenceOptions, Write, linear_recurrence, recurrence_flops,
+};
 use anyformer_ops::{Init, Linear, Param, Tensor};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::card::{Card, ConfigError, Direction, Knob, Preset, TokenEntry, read, resolve};
 use crate::mamba::{check_conv, step_bias};
-use crate::mixer::{Context, Cost, State, RunError, TokenMixer};
+use crate::mixer::{Context, Cost, RunError, State, TokenMixer};
 
 /// Knobs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -74,12 +76,30 @@ static CARD: Card = Card {
     state: "constant",
     notes: "A whole block: use channel = none for the published models. The decay is one number per head, so that a chunk is matrix products; the state per head is larger than Mamba's.",
     knobs: &[
-        Knob { name: "expand", doc: "inner width over dim" },
-        Knob { name: "head_dim", doc: "features of a head; divides the inner width" },
-        Knob { name: "state", doc: "state per feature of a head" },
-        Knob { name: "groups", doc: "groups of heads that share B and C; divides the heads" },
-        Knob { name: "conv", doc: "width of the convolution in tokens, 1 to 8" },
-        Knob { name: "norm_eps", doc: "added to the variance of the gated norm" },
+        Knob {
+            name: "expand",
+            doc: "inner width over dim",
+        },
+        Knob {
+            name: "head_dim",
+            doc: "features of a head; divides the inner width",
+        },
+        Knob {
+            name: "state",
+            doc: "state per feature of a head",
+        },
+        Knob {
+            name: "groups",
+            doc: "groups of heads that share B and C; divides the heads",
+        },
+        Knob {
+            name: "conv",
+            doc: "width of the convolution in tokens, 1 to 8",
+        },
+        Knob {
+            name: "norm_eps",
+            doc: "added to the variance of the gated norm",
+        },
     ],
     presets: &[
         preset!("130m", 768, 24),
@@ -118,7 +138,9 @@ pub static ENTRY: TokenEntry = TokenEntry {
         let mixed = inner + 2 * config.groups * config.state;
         let conv = builder.at("conv1d");
         let a_log = Init::With(Box::new(|rng, count| {
-            (0..count).map(|_| (1.0 + 15.0 * rng.random::<f32>()).ln()).collect()
+            (0..count)
+                .map(|_| (1.0 + 15.0 * rng.random::<f32>()).ln())
+                .collect()
         }));
         let bias = Init::With(Box::new(|rng, count| step_bias(rng, count, 1e-3, 0.1)));
         Ok(Box::new(Mamba2 {
@@ -163,11 +185,18 @@ impl TokenMixer for Mamba2 {
         let [batch, time, _] = x.dims();
         let (inner, heads) = (self.inner, self.heads);
         let Mamba2Config {
-            head_dim, state: n, groups, conv, ..
+            head_dim,
+            state: n,
+            groups,
+            conv,
+            ..
         } = self.config;
         let shared = groups * n;
         let mixed = inner + 2 * shared;
-        let parts = self.in_proj.forward(x).split_with_sizes(vec![inner, mixed, heads], 2);
+        let parts = self
+            .in_proj
+            .forward(x)
+            .split_with_sizes(vec![inner, mixed, heads], 2);
         let (z, dt) = (parts[0].clone(), parts[2].clone());
         let (mixture, held) = causal_conv1d(
             parts[1].clone(),
@@ -211,7 +240,11 @@ impl TokenMixer for Mamba2 {
 
     fn cost(&self, time: usize) -> Cost {
         let Mamba2Config {
-            head_dim, state, groups, conv, ..
+            head_dim,
+            state,
+            groups,
+            conv,
+            ..
         } = self.config;
         let mixed = self.inner + 2 * groups * state;
         let weights = self.in_proj.weight.count() + self.out_proj.weight.count();

@@ -22,7 +22,9 @@ pub enum RunError {
         got: usize,
     },
     /// The mixer looks at rows and columns, and the tokens are a plain sequence or do not fill the grid.
-    #[error("run {mixer}: expected tokens that fill a grid, got {got} tokens and the grid {grid:?}; use it on pictures")]
+    #[error(
+        "run {mixer}: expected tokens that fill a grid, got {got} tokens and the grid {grid:?}; use it on pictures"
+    )]
     NoGrid {
         /// The mixer.
         mixer: &'static str,

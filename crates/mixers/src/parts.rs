@@ -62,7 +62,9 @@ impl ShortConv {
             LinearInit::Normal(deviation) => Init::Normal(deviation),
         };
         ShortConv {
-            weight: builder.at(name).param("weight", &[channels, 1, width], init),
+            weight: builder
+                .at(name)
+                .param("weight", &[channels, 1, width], init),
         }
     }
 

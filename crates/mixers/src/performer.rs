@@ -7,9 +7,11 @@
 //! bidirectional form; in the causal form it is zero, since a maximum over positions would look ahead. It cancels in the
 //! quotient except through eps. State: `kv [sequences, heads, features, head_dim]` and `z [sequences, heads, features]`.
 
-use anyformer_ops::recurrence::{Gate, RecurrenceOptions, Write, linear_recurrence, recurrence_flops};
 use anyformer_ops::activation::relu;
 use anyformer_ops::param::normal;
+use anyformer_ops::recurrence::{
+    Gate, RecurrenceOptions, Write, linear_recurrence, recurrence_flops,
+};
 use anyformer_ops::{Init, Linear, Param, Tensor, meter};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -67,11 +69,26 @@ static CARD: Card = Card {
     state: "constant",
     notes: "The random matrix is drawn once and saved as a buffer; it is not redrawn during training. The causal form has no stabiliser on the keys, because a maximum over positions looks ahead; released implementations have one and so peek at the future through eps.",
     knobs: &[
-        Knob { name: "heads", doc: "heads; divides dim" },
-        Knob { name: "nb_features", doc: "random features; 0 takes head_dim ln(head_dim)" },
-        Knob { name: "kernel", doc: "softmax, or relu (the generalised kernel)" },
-        Knob { name: "causal", doc: "look back only" },
-        Knob { name: "eps", doc: "added to each feature of the softmax kernel" },
+        Knob {
+            name: "heads",
+            doc: "heads; divides dim",
+        },
+        Knob {
+            name: "nb_features",
+            doc: "random features; 0 takes head_dim ln(head_dim)",
+        },
+        Knob {
+            name: "kernel",
+            doc: "softmax, or relu (the generalised kernel)",
+        },
+        Knob {
+            name: "causal",
+            doc: "look back only",
+        },
+        Knob {
+            name: "eps",
+            doc: "added to each feature of the softmax kernel",
+        },
     ],
     presets: &[],
 };
@@ -102,7 +119,9 @@ pub static ENTRY: TokenEntry = TokenEntry {
             projection: builder.buffer(
                 "projection_matrix",
                 &[features, head_dim],
-                Init::With(Box::new(move |rng, _| orthogonal_rows(rng, features, head_dim))),
+                Init::With(Box::new(move |rng, _| {
+                    orthogonal_rows(rng, features, head_dim)
+                })),
             ),
             dim,
             head_dim,
@@ -130,7 +149,10 @@ fn orthogonal_rows(rng: &mut ChaCha8Rng, rows: usize, dim: usize) -> Vec<f32> {
         }
         let length = row.iter().map(|v| v * v).sum::<f64>().sqrt();
         row.iter_mut().for_each(|v| *v /= length);
-        let fresh = (0..dim).map(|_| f64::from(normal(rng)).powi(2)).sum::<f64>().sqrt();
+        let fresh = (0..dim)
+            .map(|_| f64::from(normal(rng)).powi(2))
+            .sum::<f64>()
+            .sqrt();
         all.extend(row.iter().map(|v| (v * fresh) as f32));
         block.push(row);
     }
@@ -175,7 +197,10 @@ impl Performer {
                     exponent = exponent - most;
                 }
                 let factor = (self.features as f32).powf(-0.5);
-                exponent.exp().add_scalar(self.config.eps as f32).mul_scalar(factor)
+                exponent
+                    .exp()
+                    .add_scalar(self.config.eps as f32)
+                    .mul_scalar(factor)
             }
         }
     }
@@ -230,8 +255,7 @@ impl TokenMixer for Performer {
             let z: Tensor<3> = state.get("z");
             Tensor::cat(vec![state.get::<4>("kv"), z.unsqueeze_dim(3)], 3)
         });
-        let (o, last) =
-            linear_recurrence(q, k, v, Gate::None, Write::Additive, initial, &options);
+        let (o, last) = linear_recurrence(q, k, v, Gate::None, Write::Additive, initial, &options);
         let y = self.o_proj.forward(join_heads(o));
         let next = context.keep_state.then(|| {
             let parts = last.split_with_sizes(vec![self.head_dim, 1], 3);
@@ -270,9 +294,8 @@ mod tests {
     #[test]
     fn rows_of_a_block_are_orthogonal() {
         let rows = orthogonal_rows(&mut ChaCha8Rng::seed_from_u64(1), 8, 5);
-        let dot = |a: usize, b: usize| -> f32 {
-            (0..5).map(|i| rows[a * 5 + i] * rows[b * 5 + i]).sum()
-        };
+        let dot =
+            |a: usize, b: usize| -> f32 { (0..5).map(|i| rows[a * 5 + i] * rows[b * 5 + i]).sum() };
         assert!(dot(0, 4).abs() < 1e-5 && dot(5, 7).abs() < 1e-5);
         assert!(dot(0, 0) > 0.0);
     }
@@ -286,7 +309,11 @@ mod tests {
         let estimate = |features: usize, seed: u64| {
             let rows = orthogonal_rows(&mut ChaCha8Rng::seed_from_u64(seed), features, 4);
             let phi = |x: &[f64; 4], row: &[f32]| {
-                let dot: f64 = x.iter().zip(row).map(|(a, b)| a * scale * f64::from(*b)).sum();
+                let dot: f64 = x
+                    .iter()
+                    .zip(row)
+                    .map(|(a, b)| a * scale * f64::from(*b))
+                    .sum();
                 let half = x.iter().map(|a| (a * scale).powi(2)).sum::<f64>() / 2.0;
                 (dot - half).exp()
             };

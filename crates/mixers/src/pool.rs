@@ -39,7 +39,10 @@ static CARD: Card = Card {
     streams: false,
     state: "none",
     notes: "The cheapest mixer: no parameters, no products. Its reach grows by one token per layer. Pictures as patches want kind = \"2d\".",
-    knobs: &[Knob { name: "kind", doc: "1d: the tokens before and after; 2d: the eight around it on the picture's grid" }],
+    knobs: &[Knob {
+        name: "kind",
+        doc: "1d: the tokens before and after; 2d: the eight around it on the picture's grid",
+    }],
     presets: &[],
 };
 

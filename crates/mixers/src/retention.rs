@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::card::{Card, ConfigError, Direction, Knob, TokenEntry, read, resolve};
 use crate::gated::Gated;
-use crate::mixer::{Context, Cost, State, RunError, TokenMixer};
+use crate::mixer::{Context, Cost, RunError, State, TokenMixer};
 
 /// Knobs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -49,10 +49,22 @@ static CARD: Card = Card {
     state: "constant",
     notes: "The decay does not depend on the data: the first head forgets over about 32 tokens, each next one over twice as many.",
     knobs: &[
-        Knob { name: "heads", doc: "heads; divides the key and value features" },
-        Knob { name: "expand_k", doc: "key features of all heads together, over dim" },
-        Knob { name: "expand_v", doc: "value features of all heads together, over dim" },
-        Knob { name: "rope_base", doc: "base of the rotary frequencies" },
+        Knob {
+            name: "heads",
+            doc: "heads; divides the key and value features",
+        },
+        Knob {
+            name: "expand_k",
+            doc: "key features of all heads together, over dim",
+        },
+        Knob {
+            name: "expand_v",
+            doc: "value features of all heads together, over dim",
+        },
+        Knob {
+            name: "rope_base",
+            doc: "base of the rotary frequencies",
+        },
     ],
     presets: &[],
 };
@@ -75,7 +87,9 @@ pub static ENTRY: TokenEntry = TokenEntry {
             });
         }
         let frequency = |pair: usize| {
-            config.rope_base.powf(-2.0 * pair as f64 / gated.key_dim as f64) as f32
+            config
+                .rope_base
+                .powf(-2.0 * pair as f64 / gated.key_dim as f64) as f32
         };
         let inv_freq = (0..gated.key_dim / 2).map(frequency).collect();
         Ok(Box::new(Retention { gated, inv_freq }))

@@ -59,6 +59,8 @@ impl ShortProjection {
             flops: 2 * (weights * time) as u64,
             state_bytes: 0,
         };
-        self.conv.as_ref().map_or(proj, |conv| proj + conv.cost(time))
+        self.conv
+            .as_ref()
+            .map_or(proj, |conv| proj + conv.cost(time))
     }
 }

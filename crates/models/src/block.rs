@@ -1,8 +1,7 @@
 //! The one block: a token mixer and a channel mixer on a residual stream.
 
 use anyformer_mixers::{
-    ChannelMixer, Context, Cost, MixerSpec, State, RunError, TokenMixer, channel_mixer,
-    token_mixer,
+    ChannelMixer, Context, Cost, MixerSpec, RunError, State, TokenMixer, channel_mixer, token_mixer,
 };
 use anyformer_ops::norm::{layer_norm, rms_norm};
 use anyformer_ops::{Builder, Init, Param, Tensor};
@@ -58,11 +57,8 @@ impl Block {
     ) -> Result<Self, ModelError> {
         let spec: &MixerSpec = config.mixer(layer);
         let norm = Norm::new(config, "norm1", builder);
-        let mixer = (token_mixer(&spec.name)?.build)(
-            config.dim,
-            &spec.options,
-            &builder.at("mixer"),
-        )?;
+        let mixer =
+            (token_mixer(&spec.name)?.build)(config.dim, &spec.options, &builder.at("mixer"))?;
         let channel = if config.channel.name == "none" {
             None
         } else {
@@ -91,10 +87,9 @@ impl Block {
         state: Option<&State>,
     ) -> Result<(Tensor<3>, Option<State>), RunError> {
         let mix = |x: Tensor<3>| match (state, context.keep_state && x.dims()[1] == 1) {
-            (Some(state), true) if context.offsets.is_none() => self
-                .mixer
-                .step(x, state)
-                .map(|(y, state)| (y, Some(state))),
+            (Some(state), true) if context.offsets.is_none() => {
+                self.mixer.step(x, state).map(|(y, state)| (y, Some(state)))
+            }
             _ => self.mixer.forward(x, context, state),
         };
         let (x, state) = match self.wiring {

@@ -10,5 +10,5 @@ pub mod sample;
 
 pub use config::{Gives, ModelConfig, ModelError, NormKind, Pool, Positions, Reads, Wiring};
 pub use input::Input;
-pub use sample::{SampleError, SampleOptions, Sampler};
 pub use model::{Model, ModelState, Scored, Target};
+pub use sample::{SampleError, SampleOptions, Sampler};

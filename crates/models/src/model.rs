@@ -47,14 +47,8 @@ pub struct Scored {
 }
 
 enum Embed {
-    Tokens {
-        weight: Param,
-        vocab: usize,
-    },
-    Patches {
-        proj: Linear,
-        reads: [usize; 4],
-    },
+    Tokens { weight: Param, vocab: usize },
+    Patches { proj: Linear, reads: [usize; 4] },
 }
 
 enum Head {
@@ -134,8 +128,7 @@ impl Model {
         let blocks = (0..config.layers)
             .map(|layer| Block::new(config, layer, &inner.at("layers").at(layer)))
             .collect::<Result<Vec<_>, _>>()?;
-        let norm =
-            (config.wiring == Wiring::PreNorm).then(|| Norm::new(config, "norm", &builder));
+        let norm = (config.wiring == Wiring::PreNorm).then(|| Norm::new(config, "norm", &builder));
         let head = match (config.gives, config.reads) {
             (Gives::NextToken { tied: true }, _) => Head::Tied,
             (Gives::NextToken { tied: false }, Reads::Tokens { vocab }) => {
@@ -283,7 +276,11 @@ impl Model {
             )));
         }
         let time = ids.len() / batch;
-        Ok(embedding(weight.tensor::<2>(), Arc::new(ids.to_vec()), [batch, time]))
+        Ok(embedding(
+            weight.tensor::<2>(),
+            Arc::new(ids.to_vec()),
+            [batch, time],
+        ))
     }
 
     fn embed_pixels(&self, values: &[f32], batch: usize) -> Result<Tensor<3>, ModelError> {
@@ -360,8 +357,12 @@ impl Model {
         match pool {
             Pool::First => pick(&|pair| pair[0], flat),
             Pool::Last => pick(&|pair| pair[1].max(1) - 1, flat),
-            Pool::Mean if total.is_multiple_of(rows) && offsets[1] * rows == total
-                && offsets.windows(2).all(|pair| pair[1] - pair[0] == offsets[1]) =>
+            Pool::Mean
+                if total.is_multiple_of(rows)
+                    && offsets[1] * rows == total
+                    && offsets
+                        .windows(2)
+                        .all(|pair| pair[1] - pair[0] == offsets[1]) =>
             {
                 flat.reshape([rows, total / rows, dim])
                     .mean_dim(1)
@@ -463,8 +464,12 @@ impl Model {
             )));
         }
         if !self.config.streams() {
-            let names: Vec<&str> =
-                self.config.mixers.iter().map(|spec| spec.name.as_str()).collect();
+            let names: Vec<&str> = self
+                .config
+                .mixers
+                .iter()
+                .map(|spec| spec.name.as_str())
+                .collect();
             return Err(ModelError::Input(format!(
                 "a mixer of {names:?} cannot stream in this config, so there is no state to go on from; see its card"
             )));
@@ -499,11 +504,7 @@ impl Model {
 }
 
 /// The scored places: index of the hidden row and wanted token.
-fn places(
-    tokens: &[i64],
-    offsets: &[usize],
-    packed: bool,
-) -> Result<Vec<(u32, i64)>, ModelError> {
+fn places(tokens: &[i64], offsets: &[usize], packed: bool) -> Result<Vec<(u32, i64)>, ModelError> {
     let total = offsets[offsets.len() - 1];
     let rows = offsets.len() - 1;
     if !packed && tokens.len() != total || rows == 0 || !tokens.len().is_multiple_of(rows) {

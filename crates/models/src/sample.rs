@@ -66,7 +66,11 @@ impl Sampler {
             .filter(|id| !scores[*id as usize].is_nan())
             .collect();
         // Equal scores: the lower id first, so that greedy choice is reproducible.
-        order.sort_by(|a, b| scores[*b as usize].total_cmp(&scores[*a as usize]).then(a.cmp(b)));
+        order.sort_by(|a, b| {
+            scores[*b as usize]
+                .total_cmp(&scores[*a as usize])
+                .then(a.cmp(b))
+        });
         let Some(&best) = order.first() else { return 0 };
         if self.options.temperature == 0.0 {
             return best;
@@ -123,13 +127,34 @@ mod tests {
         let all = shares(SampleOptions::default(), &scores);
         assert!((all[0] - 0.5).abs() < 0.04 && (all[1] - 0.25).abs() < 0.04);
         assert_eq!(all[2] + all[3], 0.0);
-        let top_k = SampleOptions { top_k: 1, ..Default::default() };
+        let top_k = SampleOptions {
+            top_k: 1,
+            ..Default::default()
+        };
         assert_eq!(shares(top_k, &scores)[0], 1.0);
-        let top_p = SampleOptions { top_p: 0.6, ..Default::default() };
+        let top_p = SampleOptions {
+            top_p: 0.6,
+            ..Default::default()
+        };
         assert_eq!(shares(top_p, &scores)[4], 0.0);
-        let greedy = SampleOptions { temperature: 0.0, ..Default::default() };
+        let greedy = SampleOptions {
+            temperature: 0.0,
+            ..Default::default()
+        };
         assert_eq!(shares(greedy, &scores)[0], 1.0);
-        assert!(Sampler::new(SampleOptions { top_p: 0.0, ..greedy }).is_err());
-        assert!(Sampler::new(SampleOptions { temperature: -1.0, ..greedy }).is_err());
+        assert!(
+            Sampler::new(SampleOptions {
+                top_p: 0.0,
+                ..greedy
+            })
+            .is_err()
+        );
+        assert!(
+            Sampler::new(SampleOptions {
+                temperature: -1.0,
+                ..greedy
+            })
+            .is_err()
+        );
     }
 }

@@ -17,8 +17,7 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::{
     Autodiff, AutodiffBackend, BackendTensor, DispatchAutodiffContext, DispatchDevice,
-    DispatchTensor, DispatchTensorKind, Flex, GradientCheckpointingStrategy,
-    tensor::FloatTensor,
+    DispatchTensor, DispatchTensorKind, Flex, GradientCheckpointingStrategy, tensor::FloatTensor,
 };
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
@@ -440,10 +439,7 @@ mod tests {
                 }
             }
             let db = gy.data.iter().zip(a.data).map(|(g, a)| g * a).collect();
-            vec![
-                Some(Array::new(a.shape, da)),
-                Some(Array::new(b.shape, db)),
-            ]
+            vec![Some(Array::new(a.shape, da)), Some(Array::new(b.shape, db))]
         }
     }
 

@@ -25,12 +25,10 @@ pub fn causal_conv1d(
 ) -> (Tensor<3>, Tensor<3>) {
     let [batch, time, channels] = x.dims();
     let width = weight.dims()[1];
-    let offsets =
-        offsets.unwrap_or_else(|| Arc::new((0..=batch).map(|row| row * time).collect()));
+    let offsets = offsets.unwrap_or_else(|| Arc::new((0..=batch).map(|row| row * time).collect()));
     meter::add(conv_flops(batch * time, channels, width));
-    let initial = initial.unwrap_or_else(|| {
-        Tensor::zeros([offsets.len() - 1, channels, width - 1], &x.device())
-    });
+    let initial = initial
+        .unwrap_or_else(|| Tensor::zeros([offsets.len() - 1, channels, width - 1], &x.device()));
     if !on_cpu(&x) {
         return composed(x, weight, bias, activation, initial, &offsets);
     }
@@ -145,7 +143,10 @@ fn composed(
         };
         if count > 0 {
             let tap = |j: usize| {
-                let weight = weight.clone().slice([0..channels, j..j + 1]).reshape([1, channels]);
+                let weight = weight
+                    .clone()
+                    .slice([0..channels, j..j + 1])
+                    .reshape([1, channels]);
                 seen.clone().slice([j..j + count]) * weight
             };
             let sum = (1..width).fold(tap(0), |sum, j| sum + tap(j));

@@ -56,7 +56,9 @@ fn gpu() -> Result<Device, DeviceError> {
             .init()
             .map_err(|error| error.to_string())
     });
-    started.clone().map_err(|message| DeviceError::Start { message })
+    started
+        .clone()
+        .map_err(|message| DeviceError::Start { message })
 }
 
 #[cfg(test)]
@@ -67,7 +69,10 @@ mod tests {
     fn names_are_checked() {
         assert!(device("cpu").is_ok());
         let error = device("tpu").expect_err("no such device").to_string();
-        assert!(error.contains("\"tpu\"") && error.contains("\"gpu\""), "{error}");
+        assert!(
+            error.contains("\"tpu\"") && error.contains("\"gpu\""),
+            "{error}"
+        );
         if !has_gpu() {
             assert!(matches!(device("gpu"), Err(DeviceError::NotBuilt)));
         }

@@ -3,24 +3,26 @@
 
 pub mod activation;
 pub mod adapter;
+pub mod attention;
 #[cfg(test)]
 pub(crate) mod check;
-pub mod embedding;
-pub mod loss;
-pub mod norm;
-pub mod pool;
-pub mod attention;
 pub mod conv;
-pub mod scan;
+pub mod device;
+pub mod embedding;
+pub mod linear;
+pub mod loss;
+pub mod meter;
+pub mod norm;
+pub mod param;
+pub mod pool;
 pub mod recurrence;
 pub mod rope;
-pub mod device;
-pub mod param;
-pub mod meter;
-pub mod linear;
+pub mod scan;
 
-pub use adapter::{Array, Erased, Forward, Kernel, View, apply, device_is_cpu, erase, on_cpu, portable};
-pub use device::{DeviceError, device, has_gpu};
+pub use adapter::{
+    Array, Erased, Forward, Kernel, View, apply, device_is_cpu, erase, on_cpu, portable,
+};
 pub use burn::tensor::{Device, Gradients, Int, Tensor};
+pub use device::{DeviceError, device, has_gpu};
 pub use linear::Linear;
 pub use param::{Builder, Init, LinearInit, Param, ParamStore, tensor_values};

@@ -40,12 +40,10 @@ pub fn selective_scan(
 ) -> (Tensor<3>, Tensor<3>) {
     let [batch, time, channels] = inputs.u.dims();
     let state = inputs.a.dims()[1];
-    let offsets =
-        offsets.unwrap_or_else(|| Arc::new((0..=batch).map(|row| row * time).collect()));
+    let offsets = offsets.unwrap_or_else(|| Arc::new((0..=batch).map(|row| row * time).collect()));
     meter::add(scan_flops(batch * time, channels, state));
-    let initial = initial.unwrap_or_else(|| {
-        Tensor::zeros([offsets.len() - 1, channels, state], &inputs.u.device())
-    });
+    let initial = initial
+        .unwrap_or_else(|| Tensor::zeros([offsets.len() - 1, channels, state], &inputs.u.device()));
     if !on_cpu(&inputs.u) {
         return composed(inputs, initial, &offsets);
     }
@@ -146,7 +144,10 @@ fn composed(inputs: ScanInputs, initial: Tensor<3>, offsets: &[usize]) -> (Tenso
     let u = inputs.u.reshape([total, channels]);
     let delta = inputs.delta.reshape([total, channels]) + inputs.delta_bias.unsqueeze::<2>();
     let delta = softplus(delta);
-    let (b, c) = (inputs.b.reshape([total, state]), inputs.c.reshape([total, state]));
+    let (b, c) = (
+        inputs.b.reshape([total, state]),
+        inputs.c.reshape([total, state]),
+    );
     let row = |x: &Tensor<2>, t: usize| x.clone().slice([t..t + 1]);
     let (mut outputs, mut states) = (Vec::new(), Vec::new());
     for (sequence, pair) in offsets.windows(2).enumerate() {
@@ -180,7 +181,10 @@ mod tests {
     fn kernel_equals_the_loop() {
         let (total, channels, state) = (21, 18, 3);
         let offsets = Arc::new(vec![0, 6, 6, 21]);
-        let negative = values(4, channels * state).iter().map(|v| -0.1 - v.abs()).collect();
+        let negative = values(4, channels * state)
+            .iter()
+            .map(|v| -0.1 - v.abs())
+            .collect();
         let inputs = [
             values(1, total * channels),
             values(2, total * channels),

@@ -51,7 +51,9 @@ fn last_columns(want: &[f32], theirs: &[usize], ours: &[usize]) -> Option<Vec<f3
     if last.1 != first.1 || last.0 < first.0 {
         return None;
     }
-    let rows = want.chunks(*last.0).flat_map(|row| &row[last.0 - first.0..]);
+    let rows = want
+        .chunks(*last.0)
+        .flat_map(|row| &row[last.0 - first.0..]);
     Some(rows.copied().collect())
 }
 
@@ -80,7 +82,10 @@ pub fn all() -> Result<Vec<Golden>, String> {
     let listing = std::fs::read_dir(folder()).map_err(|error| format!("list goldens: {error}"))?;
     let mut paths: Vec<PathBuf> = listing
         .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-        .filter(|path| path.extension().is_some_and(|ending| ending == "safetensors"))
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|ending| ending == "safetensors")
+        })
         .collect();
     paths.sort();
     paths.iter().map(|path| Golden::read(path)).collect()
@@ -119,7 +124,9 @@ impl Golden {
                 Dtype::I64 => view
                     .data()
                     .chunks_exact(8)
-                    .map(|b| i64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]) as f32)
+                    .map(|b| {
+                        i64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]) as f32
+                    })
                     .collect(),
                 other => return Err(fail(format!("{key} is {other:?}, expected F32"))),
             };

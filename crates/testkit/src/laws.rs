@@ -58,7 +58,7 @@ impl Case {
     }
 }
 
-/// Both directions of every registered mixer, at its defaults for width [`DIM`].
+/// Both directions of every registered mixer at its defaults for width [`DIM`], and configs that run other code.
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for entry in anyformer_mixers::token_mixers().iter().copied() {
@@ -79,6 +79,27 @@ pub fn cases() -> Vec<Case> {
                 push(json!({"causal": false}), None);
             }
             _ => push(json!({}), None),
+        }
+        // Configs whose code differs from the defaults'.
+        let more = match entry.card.name {
+            "attention" => vec![
+                json!({"kv_heads": 1, "position": "alibi"}),
+                json!({"variant": "sqa", "bias": true}),
+                json!({"variant": "reverse_sqa", "heads": 8}),
+                json!({"window": 1, "position": "none"}),
+            ],
+            "local" => vec![json!({"window": 8, "kv_heads": 2})],
+            "linear_attention" => vec![json!({"normalise": false, "feature_map": "identity"})],
+            "delta_net" => vec![json!({"conv_size": 0, "allow_neg_eigval": true})],
+            "gated_delta_net" => vec![json!({"conv_size": 1, "head_dim": 12, "heads": 2})],
+            "mamba" => vec![json!({"conv": 1, "state": 3, "expand": 1})],
+            "mamba2" => vec![json!({"head_dim": 8, "groups": 2, "state": 6, "conv": 2})],
+            "performer" => vec![json!({"kernel": "relu", "nb_features": 5})],
+            "linformer" => vec![json!({"share_kv": true, "one_kv_head": true, "k": 5})],
+            _ => vec![],
+        };
+        for options in more {
+            push(options, None);
         }
         if entry.card.name == "pool" {
             push(json!({"kind": "2d"}), Some([5, 4]));
@@ -176,7 +197,11 @@ fn streamed_equals_whole(case: &Case) -> Result<(), String> {
     let context = Context::with_state();
     let (whole, last) = run(&*mixer, x.clone(), &context, None)?;
     let last = last.ok_or("no state although the card says that it streams")?;
-    for cuts in [vec![0, 1, 64, 75], vec![0, 37, 75], vec![0, 70, 71, 72, 73, 74, 75]] {
+    for cuts in [
+        vec![0, 1, 64, 75],
+        vec![0, 37, 75],
+        vec![0, 70, 71, 72, 73, 74, 75],
+    ] {
         let mut state: Option<State> = None;
         let mut parts = Vec::new();
         for pair in cuts.windows(2) {
@@ -192,13 +217,24 @@ fn streamed_equals_whole(case: &Case) -> Result<(), String> {
             state = next;
         }
         let got = tensor_values(Tensor::cat(parts, 1));
-        check(&format!("cuts {cuts:?}"), &got, &tensor_values(whole.clone()), SELF)?;
+        check(
+            &format!("cuts {cuts:?}"),
+            &got,
+            &tensor_values(whole.clone()),
+            SELF,
+        )?;
         let state = state.ok_or("the state was lost on the way")?;
         if state.times != last.times {
-            return Err(format!("times {:?}, expected {:?}", state.times, last.times));
+            return Err(format!(
+                "times {:?}, expected {:?}",
+                state.times, last.times
+            ));
         }
         for ((name, got), (_, want)) in state.tensors().iter().zip(last.tensors()) {
-            let (got, want) = (tensor_values(got.data.clone()), tensor_values(want.data.clone()));
+            let (got, want) = (
+                tensor_values(got.data.clone()),
+                tensor_values(want.data.clone()),
+            );
             check(&format!("cuts {cuts:?}, state {name}"), &got, &want, SELF)?;
         }
     }
@@ -245,7 +281,9 @@ fn no_look_ahead(case: &Case) -> Result<(), String> {
         let same = before[..at * DIM] == after[..at * DIM];
         looked |= !same;
         if case.causal() && !same {
-            return Err(format!("a change at {at} of {time} reached an earlier output"));
+            return Err(format!(
+                "a change at {at} of {time} reached an earlier output"
+            ));
         }
         if before[at * DIM..(at + 1) * DIM] == after[at * DIM..(at + 1) * DIM] {
             return Err(format!("a change at {at} did not reach its own output"));
@@ -291,7 +329,9 @@ fn packed_equals_alone(case: &Case) -> Result<(), String> {
             ..Context::default()
         };
         let (y, state) = run(&*mixer, piece.clone(), &context, None)?;
-        let grads = (y.clone() * weight.clone().slice([0..1, range])).sum().backward();
+        let grads = (y.clone() * weight.clone().slice([0..1, range]))
+            .sum()
+            .backward();
         grad_parts.push(piece.grad(&grads).ok_or("x has no gradient")?);
         parts.push(y);
         ends.extend(state);
@@ -309,7 +349,12 @@ fn packed_equals_alone(case: &Case) -> Result<(), String> {
         let piece = next.clone().slice([row..row + 1]);
         let (alone, _) = run(&*mixer, piece, &Context::with_state(), Some(end))?;
         let got = tensor_values(together.clone().slice([row..row + 1]));
-        check(&format!("row {row} going on"), &got, &tensor_values(alone), SELF)?;
+        check(
+            &format!("row {row} going on"),
+            &got,
+            &tensor_values(alone),
+            SELF,
+        )?;
     }
     Ok(())
 }
@@ -342,7 +387,10 @@ fn finite_differences(case: &Case) -> Result<(), String> {
         let (y, _) = run(&*mixer, x.clone(), &case.context(), None)?;
         let weights = tensor_values(weight.clone());
         let y = tensor_values(y);
-        Ok(y.iter().zip(&weights).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum())
+        Ok(y.iter()
+            .zip(&weights)
+            .map(|(a, b)| f64::from(*a) * f64::from(*b))
+            .sum())
     };
     let mut grads = loss(&x)?.backward();
     let dx = tensor_values(x.grad(&grads).ok_or("x has no gradient")?);
@@ -359,33 +407,67 @@ fn finite_differences(case: &Case) -> Result<(), String> {
     };
     // Along one random direction per tensor: every entry takes part.
     let along = |grad: &[f32], direction: &[f32]| -> f64 {
-        grad.iter().zip(direction).map(|(g, d)| f64::from(*g) * f64::from(*d)).sum()
+        grad.iter()
+            .zip(direction)
+            .map(|(g, d)| f64::from(*g) * f64::from(*d))
+            .sum()
     };
-    let norm = |values: &[f32]| values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+    let norm = |values: &[f32]| {
+        values
+            .iter()
+            .map(|v| f64::from(*v).powi(2))
+            .sum::<f64>()
+            .sqrt()
+    };
     let unit = |seed: u64, count: usize| {
         let values = tensor_values(uniform(seed, [count], &Device::flex()));
         let length = norm(&values) as f32;
-        values.iter().map(|value| value / length).collect::<Vec<f32>>()
+        values
+            .iter()
+            .map(|value| value / length)
+            .collect::<Vec<f32>>()
     };
     let direction = unit(8, dx.len());
     let base = tensor_values(x.clone());
     let moved = |sign: f32| {
-        let values: Vec<f32> = base.iter().zip(&direction).map(|(v, d)| v + sign * eps * d).collect();
+        let values: Vec<f32> = base
+            .iter()
+            .zip(&direction)
+            .map(|(v, d)| v + sign * eps * d)
+            .collect();
         Tensor::<1>::from_data(values.as_slice(), &device).reshape([1, time, DIM])
     };
-    compare("x", along(&dx, &direction), value(&moved(1.0))?, value(&moved(-1.0))?, norm(&dx))?;
+    compare(
+        "x",
+        along(&dx, &direction),
+        value(&moved(1.0))?,
+        value(&moved(-1.0))?,
+        norm(&dx),
+    )?;
     for param in store.params().iter().filter(|param| param.trainable()) {
-        let grad = param.gradient(&mut grads).ok_or_else(|| format!("{} has no gradient", param.name()))?;
+        let grad = param
+            .gradient(&mut grads)
+            .ok_or_else(|| format!("{} has no gradient", param.name()))?;
         let direction = unit(9, grad.len());
         let base = param.values();
         let at = |sign: f32| {
-            let values = base.iter().zip(&direction).map(|(v, d)| v + sign * eps * d).collect();
+            let values = base
+                .iter()
+                .zip(&direction)
+                .map(|(v, d)| v + sign * eps * d)
+                .collect();
             param.set(values).map_err(|error| error.to_string())?;
             value(&x)
         };
         let (plus, minus) = (at(1.0)?, at(-1.0)?);
         param.set(base.clone()).map_err(|error| error.to_string())?;
-        compare(param.name(), along(&grad, &direction), plus, minus, norm(&grad))?;
+        compare(
+            param.name(),
+            along(&grad, &direction),
+            plus,
+            minus,
+            norm(&grad),
+        )?;
     }
     Ok(())
 }

@@ -106,7 +106,10 @@ pub fn check(golden: &Golden) -> Result<Closeness, String> {
     let device = Device::flex().autodiff();
     let text = |error: &dyn std::fmt::Display| format!("golden {}: {error}", golden.name);
     let model = Model::new(&config(golden)?, &device, 0).map_err(|error| text(&error))?;
-    let mut unused: Vec<&str> = golden.keys().filter_map(|key| key.strip_prefix("w.")).collect();
+    let mut unused: Vec<&str> = golden
+        .keys()
+        .filter_map(|key| key.strip_prefix("w."))
+        .collect();
     for param in model.params().params() {
         let theirs = their_name(param.name(), &kind);
         let (_, values) = golden.get(&format!("w.{theirs}"))?;
@@ -122,13 +125,23 @@ pub fn check(golden: &Golden) -> Result<Closeness, String> {
     let input = Input::Tokens { ids: &ids, batch };
     let y = model.forward(input, None).map_err(|error| text(&error))?;
     let at = |what: &str| format!("golden {} {what}", golden.name);
-    let mut output = compare(&at("y"), &tensor_values(y.clone()), golden.get("y")?.1, OUTPUT)?;
+    let mut output = compare(
+        &at("y"),
+        &tensor_values(y.clone()),
+        golden.get("y")?.1,
+        OUTPUT,
+    )?;
     let (_, cotangent) = golden.get("cotangent")?;
     let cotangent = Tensor::<1>::from_data(cotangent, &device).reshape(y.dims());
     let mut gradient = 0f64;
     let mut against = |loss: Tensor<1>, prefix: &str| -> Result<(), String> {
         let mut grads = loss.backward();
-        for param in model.params().params().iter().filter(|param| param.trainable()) {
+        for param in model
+            .params()
+            .params()
+            .iter()
+            .filter(|param| param.trainable())
+        {
             let name = format!("{prefix}.{}", their_name(param.name(), &kind));
             let (_, want) = golden.get(&name)?;
             let got = param.gradient(&mut grads);
@@ -148,7 +161,12 @@ pub fn check(golden: &Golden) -> Result<Closeness, String> {
         .loss(input, None, Target::Tokens(&targets))
         .map_err(|error| text(&error))?;
     let loss = tensor_values(scored.loss.clone());
-    output = output.max(compare(&at("ce.loss"), &loss, golden.get("ce.loss")?.1, OUTPUT)?);
+    output = output.max(compare(
+        &at("ce.loss"),
+        &loss,
+        golden.get("ce.loss")?.1,
+        OUTPUT,
+    )?);
     against(scored.loss, "ce.grad")?;
     Ok(Closeness {
         name: golden.name.clone(),

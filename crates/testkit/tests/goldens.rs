@@ -15,12 +15,21 @@ fn every_mixer_equals_an_implementation_that_is_not_ours() {
             broken.push(what);
         }
     }
-    let token = anyformer_mixers::token_mixers().iter().map(|entry| entry.card.name);
-    let channel = anyformer_mixers::channel_mixers().iter().map(|entry| entry.card.name);
+    let token = anyformer_mixers::token_mixers()
+        .iter()
+        .map(|entry| entry.card.name);
+    let channel = anyformer_mixers::channel_mixers()
+        .iter()
+        .map(|entry| entry.card.name);
     for name in token.chain(channel).filter(|name| *name != "none") {
         if !goldens.iter().any(|golden| golden.mixer == name) {
             broken.push(format!("{name} has no golden"));
         }
     }
-    assert!(broken.is_empty(), "{} broken:\n{}", broken.len(), broken.join("\n"));
+    assert!(
+        broken.is_empty(),
+        "{} broken:\n{}",
+        broken.len(),
+        broken.join("\n")
+    );
 }

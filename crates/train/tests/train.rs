@@ -331,7 +331,10 @@ fn another_config_is_refused_by_key_and_some_keys_may_change() {
         .with_folder(RunFolder::open(&path).unwrap().0)
         .err()
         .unwrap();
-    assert!(error.to_string().contains("task.options.examples"), "{error}");
+    assert!(
+        error.to_string().contains("task.options.examples"),
+        "{error}"
+    );
     let allowed = TrainConfig {
         keep: 7,
         log_every: 3,

@@ -14,7 +14,9 @@ use crate::args::Global;
 use crate::exit::{Failure, Kind, bad_input};
 use crate::format::table;
 use crate::say::Say;
+use crate::session::gives_tokens;
 use crate::setup::{device, device_name, start_threads};
+use crate::verbs::info::of_mixer;
 
 /// Flags.
 #[derive(Debug, clap::Args)]
@@ -23,7 +25,12 @@ pub struct Args {
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     pub mixers: Vec<String>,
     /// Lengths in tokens, by commas
-    #[arg(long, value_delimiter = ',', value_name = "LENGTHS", default_value = "256,512,1024,2048")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "LENGTHS",
+        default_value = "256,512,1024,2048"
+    )]
     pub lengths: Vec<usize>,
     /// Rows of a batch
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -63,9 +70,14 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
         token_mixer(name).input()?;
     }
     if args.lengths.contains(&0) || args.runs == 0 || args.batch == 0 {
-        return Err(bad_input("measure: lengths, batch and runs must be at least 1"));
+        return Err(bad_input(
+            "measure: lengths, batch and runs must be at least 1",
+        ));
     }
-    let configs: Vec<ModelConfig> = names.iter().map(|name| config(args, name)).collect::<Result<_, _>>()?;
+    let configs: Vec<ModelConfig> = names
+        .iter()
+        .map(|name| config(args, name))
+        .collect::<Result<_, _>>()?;
     let threads = start_threads(global, None)?;
     let device = device(&device_name(global, None))?;
     let mut rows = Vec::new();
@@ -109,9 +121,8 @@ fn config(args: &Args, name: &str) -> Result<ModelConfig, Failure> {
     let config = ModelConfig {
         dim: args.dim,
         layers: args.layers,
-        mixers: vec![MixerSpec::named(name)],
         max_time: args.lengths.iter().copied().max().unwrap_or(0).max(2048),
-        ..ModelConfig::default()
+        ..of_mixer(MixerSpec::named(name))
     };
     // Refused before anything is measured, so that no table stops in the middle.
     Model::shapes(&config).input()?;
@@ -123,7 +134,9 @@ fn tokens(count: usize) -> Vec<u32> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     (0..count)
         .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (state >> 56) as u32
         })
         .collect()
@@ -144,16 +157,29 @@ fn median(runs: usize, mut work: impl FnMut() -> Result<(), Failure>) -> Result<
     })
 }
 
-fn measure(config: &ModelConfig, length: usize, args: &Args, device: &Device) -> Result<Row, Failure> {
+fn measure(
+    config: &ModelConfig,
+    length: usize,
+    args: &Args,
+    device: &Device,
+) -> Result<Row, Failure> {
     let batch = args.batch;
     let ids = tokens(batch * length);
-    let targets: Vec<i64> = tokens(batch * length + 1)[1..].iter().map(|id| i64::from(*id)).collect();
+    let targets: Vec<i64> = tokens(batch * length + 1)[1..]
+        .iter()
+        .map(|id| i64::from(*id))
+        .collect();
+    let classes: Vec<i64> = (0..batch as i64).map(|row| row % 10).collect();
     let model = Model::new(config, &device.clone().autodiff(), 0).input()?;
     let held = memory::allocated();
     memory::reset_peak();
     let forward_backward_s = median(args.runs, || {
         let input = Input::Tokens { ids: &ids, batch };
-        let scored = model.loss(input, None, Target::Tokens(&targets)).broken()?;
+        let target = match gives_tokens(config) {
+            true => Target::Tokens(&targets),
+            false => Target::Classes(&classes),
+        };
+        let scored = model.loss(input, None, target).broken()?;
         let mut gradients = scored.loss.backward();
         // Read one, so that nothing is left to be computed later.
         for param in model.params().params() {

@@ -68,7 +68,11 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
     let stop = StopFlag::default();
     let asked = stop.clone();
     stop_on_signal(move || asked.request())?;
-    say.note(format!("{} trials in {}", plan.trials(), args.out.display()));
+    say.note(format!(
+        "{} trials in {}",
+        plan.trials(),
+        args.out.display()
+    ));
     let mut show = Show::new(say, plan.trials());
     let outcome = compare::run(&plan, &place, &stop, &mut |event| show.event(event));
     drop(show);
@@ -86,7 +90,10 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
         "trials": comparison.records,
     });
     say.result(&value, || {
-        let exports = comparison.exports.iter().map(|path| path.display().to_string());
+        let exports = comparison
+            .exports
+            .iter()
+            .map(|path| path.display().to_string());
         let exports: Vec<String> = exports.collect();
         format!(
             "{}\nreport: {}\ndata:   {}",
@@ -108,14 +115,22 @@ fn width() -> usize {
 
 /// The whole command line, to be typed again.
 fn command() -> String {
-    let words: Vec<String> = std::env::args().skip(1).map(|word| quoted(word.as_ref())).collect();
+    let words: Vec<String> = std::env::args()
+        .skip(1)
+        .map(|word| quoted(word.as_ref()))
+        .collect();
     format!("anyformer {}", words.join(" "))
 }
 
 fn machine(threads: usize) -> String {
     let processor = doctor::processor().unwrap_or(std::env::consts::ARCH.to_string());
-    let memory = doctor::memory()[0].map_or(String::new(), |total| format!(", {}", bytes(total as f64)));
-    format!("{processor}, {} cores, {threads} threads, {}{memory}", cores(), doctor::simd())
+    let memory =
+        doctor::memory()[0].map_or(String::new(), |total| format!(", {}", bytes(total as f64)));
+    format!(
+        "{processor}, {} cores, {threads} threads, {}{memory}",
+        cores(),
+        doctor::simd()
+    )
 }
 
 /// The preset under the flags under the overrides.
@@ -129,12 +144,16 @@ fn plan(args: &Args) -> Result<Plan, Failure> {
             // Unknown names are refused before anything else is looked at.
             anyformer_data::task(name, &Value::Null).input()?;
             let held = plan.tasks.iter().find(|task| task.name == *name).cloned();
-            Ok(held.or_else(|| TaskPlan::preset(name)).unwrap_or_else(|| TaskPlan::named(name)))
+            Ok(held
+                .or_else(|| TaskPlan::preset(name))
+                .unwrap_or_else(|| TaskPlan::named(name)))
         });
         plan.tasks = plans.collect::<Result<_, Failure>>()?;
     }
     if let Some(names) = &args.mixers {
-        let mixers = split(names).into_iter().map(|name| parse_mixer(name).map_err(failure));
+        let mixers = split(names)
+            .into_iter()
+            .map(|name| parse_mixer(name).map_err(failure));
         plan.mixers = mixers.collect::<Result<_, Failure>>()?;
     }
     if let Some(name) = &args.budget {
@@ -149,8 +168,13 @@ fn plan(args: &Args) -> Result<Plan, Failure> {
     if let Some(steps) = args.steps {
         for task in &mut plan.tasks {
             task.train.insert("steps".into(), json!(steps));
-            let warmup = task.train.get("warmup").and_then(Value::as_u64).unwrap_or(0);
-            task.train.insert("warmup".into(), json!(warmup.min(steps / 10)));
+            let warmup = task
+                .train
+                .get("warmup")
+                .and_then(Value::as_u64)
+                .unwrap_or(0);
+            task.train
+                .insert("warmup".into(), json!(warmup.min(steps / 10)));
         }
     }
     overridden(plan, &args.changes)
@@ -159,12 +183,20 @@ fn plan(args: &Args) -> Result<Plan, Failure> {
 /// Every token mixer that looks back only, three seeds, five times the training, the learning rate tuned for each.
 fn full() -> Plan {
     let mut plan = Plan::quick();
-    let causal = token_mixers().iter().filter(|entry| entry.causal(&Default::default()));
-    plan.mixers = causal.map(|entry| MixerSpec::named(entry.card.name)).collect();
+    let causal = token_mixers()
+        .iter()
+        .filter(|entry| entry.causal(&Default::default()));
+    plan.mixers = causal
+        .map(|entry| MixerSpec::named(entry.card.name))
+        .collect();
     plan.seeds = vec![0, 1, 2];
     plan.learning_rates = vec![1e-3, 3e-3, 1e-2];
     for task in &mut plan.tasks {
-        let steps = task.train.get("steps").and_then(Value::as_u64).unwrap_or(200);
+        let steps = task
+            .train
+            .get("steps")
+            .and_then(Value::as_u64)
+            .unwrap_or(200);
         task.train.insert("steps".into(), json!(5 * steps));
     }
     plan
@@ -187,8 +219,14 @@ fn overridden(plan: Plan, changes: &[String]) -> Result<Plan, Failure> {
             table.insert("learning_rates".into(), json!([change.value]));
         }
     }
-    check_keys(&table, known.iter().map(String::as_str), "the overrides", "key of the plan")?;
-    serde_json::from_value(Value::Object(table)).map_err(|error| bad_input(format!("read the overrides: {error}")))
+    check_keys(
+        &table,
+        known.iter().map(String::as_str),
+        "the overrides",
+        "key of the plan",
+    )?;
+    serde_json::from_value(Value::Object(table))
+        .map_err(|error| bad_input(format!("read the overrides: {error}")))
 }
 
 /// `gla,attention(heads=8,variant=sqa)` at the commas outside of brackets.
@@ -198,7 +236,10 @@ fn split(names: &str) -> Vec<&str> {
         depth += i32::from(c == '(') - i32::from(c == ')');
         c == ',' && depth == 0
     });
-    parts.map(str::trim).filter(|part| !part.is_empty()).collect()
+    parts
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+        .collect()
 }
 
 /// `2%` or `0.02`.
@@ -208,7 +249,9 @@ fn percent(text: &str) -> Result<f64, Failure> {
         None => (text, 1.0),
     };
     let value: f64 = number.trim().parse().map_err(|_| {
-        bad_input(format!("read the tolerance {text:?}: expected a number as 2% or 0.02"))
+        bad_input(format!(
+            "read the tolerance {text:?}: expected a number as 2% or 0.02"
+        ))
     })?;
     Ok(value * scale)
 }
@@ -217,9 +260,10 @@ fn percent(text: &str) -> Result<f64, Failure> {
 fn failure(error: CompareError) -> Failure {
     match error {
         CompareError::Train(error) => train_failure(error),
-        CompareError::Folder { .. } | CompareError::Export(_) | CompareError::Report(_) | CompareError::Stopped => {
-            Failure::Broken(error.into())
-        }
+        CompareError::Folder { .. }
+        | CompareError::Export(_)
+        | CompareError::Report(_)
+        | CompareError::Stopped => Failure::Broken(error.into()),
         other => Failure::Input(other.into()),
     }
 }
@@ -236,12 +280,18 @@ impl<'a> Show<'a> {
         let bar = say.can_redraw().then(|| {
             let target = ProgressDrawTarget::stderr_with_hz(8);
             let bar = ProgressBar::with_draw_target(Some(trials as u64), target);
-            if let Ok(style) = ProgressStyle::with_template("{bar:20} {pos}/{len}  {msg}  {elapsed} gone, {eta} left") {
+            if let Ok(style) = ProgressStyle::with_template(
+                "{bar:20} {pos}/{len}  {msg}  {elapsed} gone, {eta} left",
+            ) {
                 bar.set_style(style);
             }
             bar
         });
-        Show { say, bar, now: String::new() }
+        Show {
+            say,
+            bar,
+            now: String::new(),
+        }
     }
 
     fn line(&self, text: String) {
@@ -253,18 +303,42 @@ impl<'a> Show<'a> {
 
     fn event(&mut self, event: &Event) {
         match event {
-            Event::Sized { task, mixer, dim, params, mismatch } => {
+            Event::Sized {
+                task,
+                mixer,
+                dim,
+                params,
+                mismatch,
+            } => {
                 let params = grouped(*params);
-                self.line(format!("{task}: {mixer} at dim {dim}, {params} parameters, {:+.2} % off", 100.0 * mismatch));
+                self.line(format!(
+                    "{task}: {mixer} at dim {dim}, {params} parameters, {:+.2} % off",
+                    100.0 * mismatch
+                ));
             }
-            Event::Started { task, mixer, seed, .. } => self.now = format!("{task} {mixer} seed {seed}"),
-            Event::Step { step, steps, loss, tokens_per_second } => {
+            Event::Started {
+                task, mixer, seed, ..
+            } => self.now = format!("{task} {mixer} seed {seed}"),
+            Event::Step {
+                step,
+                steps,
+                loss,
+                tokens_per_second,
+            } => {
                 if let Some(bar) = &self.bar {
                     let speed = count(*tokens_per_second);
-                    bar.set_message(format!("{}  step {step}/{steps}  loss {loss:.3}  {speed} tokens/s", self.now));
+                    bar.set_message(format!(
+                        "{}  step {step}/{steps}  loss {loss:.3}  {speed} tokens/s",
+                        self.now
+                    ));
                 }
             }
-            Event::Finished { done, total, record, earlier } => {
+            Event::Finished {
+                done,
+                total,
+                record,
+                earlier,
+            } => {
                 if let Some(bar) = &self.bar {
                     bar.set_position(*done as u64);
                 }
@@ -277,7 +351,10 @@ impl<'a> Show<'a> {
                         format!("{} {value:.3}{kept}", result.metric.name)
                     }
                 };
-                self.line(format!("{done}/{total}  {} {} seed {}: {how}", key.task, key.mixer, key.seed));
+                self.line(format!(
+                    "{done}/{total}  {} {} seed {}: {how}",
+                    key.task, key.mixer, key.seed
+                ));
             }
         }
     }
@@ -297,7 +374,10 @@ mod tests {
 
     #[test]
     fn contenders_split_outside_of_brackets() {
-        assert_eq!(split("gla, attention(heads=8,variant=sqa),mamba"), ["gla", "attention(heads=8,variant=sqa)", "mamba"]);
+        assert_eq!(
+            split("gla, attention(heads=8,variant=sqa),mamba"),
+            ["gla", "attention(heads=8,variant=sqa)", "mamba"]
+        );
         assert!(percent("2%").is_ok_and(|value| (value - 0.02).abs() < 1e-12));
         assert!(percent("0.02").is_ok_and(|value| (value - 0.02).abs() < 1e-12));
         assert!(percent("two").is_err());
@@ -305,10 +385,17 @@ mod tests {
 
     #[test]
     fn overrides_change_the_plan_and_unknown_keys_are_refused() {
-        let plan = |words: &[&str]| overridden(Plan::quick(), &words.iter().map(ToString::to_string).collect::<Vec<_>>());
+        let plan = |words: &[&str]| {
+            overridden(
+                Plan::quick(),
+                &words.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            )
+        };
         let changed = plan(&["model.dim=96", "train.lr=0.01", "tasks.0.train.steps=7"]);
         assert!(changed.is_ok_and(|plan| {
-            plan.model["dim"] == 96 && plan.learning_rates == [0.01] && plan.tasks[0].train["steps"] == 7
+            plan.model["dim"] == 96
+                && plan.learning_rates == [0.01]
+                && plan.tasks[0].train["steps"] == 7
         }));
         for wrong in ["modle.dim=3", "seeds=three", "tasks.0.nmae=x"] {
             assert!(matches!(plan(&[wrong]), Err(Failure::Input(_))), "{wrong}");

@@ -1,13 +1,14 @@
 //! `anyformer data list` and `anyformer data get NAME`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use anyformer_data::fetch::{self, FetchError};
 use anyformer_lab::units::bytes;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::exit::Failure;
+use crate::exit::{Failure, Kind};
 use crate::format::table;
-use crate::progress::spinner;
+use crate::progress::{quoted, spinner};
 use crate::say::Say;
 
 /// Flags.
@@ -37,4 +38,85 @@ pub enum Verb {
 }
 
 /// Lists or fetches.
-pub fn run(_args: &Args, _say: &Say) -> Result<(), Failure> { todo!() }
+pub fn run(args: &Args, say: &Say) -> Result<(), Failure> {
+    match &args.verb {
+        Verb::List => list(say),
+        Verb::Get { name, from, dest } => get(name, from.as_deref(), dest, say),
+    }
+}
+
+fn list(say: &Say) -> Result<(), Failure> {
+    let sets = fetch::datasets();
+    let value: Vec<Value> = sets
+        .iter()
+        .map(|set| {
+            let addresses: Vec<String> = set.files.iter().map(|file| file.address()).collect();
+            json!({
+                "name": set.name, "about": set.doc, "licence": set.licence, "usage": set.usage,
+                "shipped": set.shipped, "bytes": set.bytes(), "files": addresses,
+            })
+        })
+        .collect();
+    say.result(&value, || {
+        let rows = sets.iter().map(|set| {
+            let size = match (set.shipped, set.bytes()) {
+                (true, _) => "shipped".to_string(),
+                (false, Some(size)) => bytes(size as f64),
+                (false, None) => "?".to_string(),
+            };
+            vec![
+                set.name.to_string(),
+                size,
+                set.doc.to_string(),
+                set.usage.to_string(),
+            ]
+        });
+        let rows: Vec<Vec<String>> = rows.collect();
+        table(&["name", "size", "what it is", "use"], &[1], &rows)
+    });
+    Ok(())
+}
+
+fn get(name: &str, from: Option<&str>, dest: &Path, say: &Say) -> Result<(), Failure> {
+    let bar = spinner(say, name);
+    let mut progress = |done: u64, total: Option<u64>| {
+        if let Some(bar) = &bar {
+            let of = total.map_or(String::new(), |total| {
+                format!(" of {}", bytes(total as f64))
+            });
+            bar.set_message(format!("{name}: {}{of}", bytes(done as f64)));
+        }
+    };
+    let outcome = fetch::get(name, dest, from, &mut progress);
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    let fetched = outcome.map_err(|error| match error {
+        FetchError::Unknown { .. } | FetchError::Shipped { .. } | FetchError::Missing { .. } => {
+            Failure::Input(error.into())
+        }
+        other => Failure::Broken(other.into()),
+    })?;
+    if !fetched.unverified.is_empty() {
+        say.note(format!(
+            "no published checksum, taken as it came: {}",
+            fetched.unverified.join(", ")
+        ));
+    }
+    let usage = fetch::dataset(name)
+        .input()?
+        .usage
+        .replace("DIR", &quoted(&fetched.folder));
+    let value = json!({
+        "folder": fetched.folder, "present": fetched.present, "unverified": fetched.unverified, "usage": usage,
+    });
+    say.result(&value, || {
+        let how = if fetched.present {
+            "was there already"
+        } else {
+            "is there"
+        };
+        format!("{name} {how}: {}\nuse: {usage}", fetched.folder.display())
+    });
+    Ok(())
+}

@@ -37,20 +37,48 @@ pub fn run(_: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
         "tasks": anyformer_data::tasks().len(),
     });
     say.result(&value, || {
-        let size = |size: Option<u64>| size.map_or("unknown".to_string(), |size| bytes(size as f64));
-        let text = |value: &Value| value.as_str().map_or(value.to_string(), ToString::to_string);
+        let size =
+            |size: Option<u64>| size.map_or("unknown".to_string(), |size| bytes(size as f64));
+        let text = |value: &Value| {
+            value
+                .as_str()
+                .map_or(value.to_string(), ToString::to_string)
+        };
         let lines = [
-            ("anyformer", format!("{} on {} {}", text(&value["version"]), text(&value["os"]), text(&value["arch"]))),
+            (
+                "anyformer",
+                format!(
+                    "{} on {} {}",
+                    text(&value["version"]),
+                    text(&value["os"]),
+                    text(&value["arch"])
+                ),
+            ),
             ("processor", processor().unwrap_or("unknown".into())),
             ("cores", format!("{}, {threads} threads in use", cores())),
             ("SIMD", simd().to_string()),
-            ("memory", format!("{} total, {} available", size(total), size(available))),
+            (
+                "memory",
+                format!("{} total, {} available", size(total), size(available)),
+            ),
             ("GPU", gpu.clone()),
-            ("MPI", mpi.clone().unwrap_or("no mpirun on PATH (only needed for more than one machine)".into())),
+            (
+                "MPI",
+                mpi.clone()
+                    .unwrap_or("no mpirun on PATH (only needed for more than one machine)".into()),
+            ),
             ("allocator", text(&value["allocator"])),
-            ("holds", format!("{} token mixers, {} tasks", value["token_mixers"], value["tasks"])),
+            (
+                "holds",
+                format!(
+                    "{} token mixers, {} tasks",
+                    value["token_mixers"], value["tasks"]
+                ),
+            ),
         ];
-        lines.map(|(name, what)| format!("{name:<10} {what}\n")).concat()
+        lines
+            .map(|(name, what)| format!("{name:<10} {what}\n"))
+            .concat()
     });
     Ok(())
 }
@@ -107,14 +135,21 @@ fn gpu() -> String {
     }
     match device("gpu") {
         Ok(device) => format!("{device:?}"),
-        Err(Failure::Input(error) | Failure::Broken(error)) => format!("compiled in, none usable: {error}"),
+        Err(Failure::Input(error) | Failure::Broken(error)) => {
+            format!("compiled in, none usable: {error}")
+        }
         Err(Failure::Interrupted(why)) => why,
     }
 }
 
 /// First line of what `program --version` says, where it can be run.
 fn version(program: &str) -> Option<String> {
-    let said = std::process::Command::new(program).arg("--version").output().ok()?;
+    let said = std::process::Command::new(program)
+        .arg("--version")
+        .output()
+        .ok()?;
     let text = String::from_utf8_lossy(&said.stdout).into_owned();
-    text.lines().next().map(|line| format!("{program}: {}", line.trim()))
+    text.lines()
+        .next()
+        .map(|line| format!("{program}: {}", line.trim()))
 }

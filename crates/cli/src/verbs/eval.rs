@@ -60,7 +60,12 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
         "loss": found.loss, "accuracy": found.accuracy, "perplexity": perplexity, "counted": found.counted,
     });
     say.result(&value, || {
-        format!("{}: {}  ({} places scored)", args.split, score(found.loss, found.accuracy, perplexity), found.counted)
+        format!(
+            "{}: {}  ({} places scored)",
+            args.split,
+            score(found.loss, found.accuracy, perplexity),
+            found.counted
+        )
     });
     Ok(())
 }
@@ -82,13 +87,17 @@ fn table(args: &Args, own: Option<&Value>) -> Result<Map<String, Value>, Failure
     for text in &args.changes {
         let change = overrides::parse(text)?;
         if change.path[0] != "task" || change.path.len() < 2 {
-            return Err(bad_input(format!("evaluate with {text}: only options of the task may differ: task.KEY=VALUE")));
+            return Err(bad_input(format!(
+                "evaluate with {text}: only options of the task may differ: task.KEY=VALUE"
+            )));
         }
         overrides::apply(&mut root, &change)?;
     }
     match root.remove("task") {
         Some(Value::Object(map)) => Ok(map),
-        other => Err(bad_input(format!("read the task of the folder: expected a table, got {other:?}"))),
+        other => Err(bad_input(format!(
+            "read the task of the folder: expected a table, got {other:?}"
+        ))),
     }
 }
 

@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::Context;
 use anyformer_data::Tokenizer;
 use anyformer_hub::ModelFolder;
 use anyformer_mixers::token_mixer;
 use anyformer_models::{Reads, SampleOptions, Sampler};
 use anyformer_ops::tensor_values;
+use anyhow::Context;
 use serde_json::json;
 
 use crate::args::Global;
@@ -25,7 +25,12 @@ pub struct Args {
     #[arg(value_name = "FOLDER")]
     pub folder: PathBuf,
     /// The text to continue
-    #[arg(long, value_name = "TEXT", required_unless_present = "prompt_file", conflicts_with = "prompt_file")]
+    #[arg(
+        long,
+        value_name = "TEXT",
+        required_unless_present = "prompt_file",
+        conflicts_with = "prompt_file"
+    )]
     pub prompt: Option<String>,
     /// A file (UTF-8) that holds the text to continue
     #[arg(long, value_name = "FILE")]
@@ -34,13 +39,23 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 200)]
     pub max_tokens: usize,
     /// Scores are divided by it; 0 always takes the likeliest token (greedy)
-    #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 1.0,
+        allow_negative_numbers = true
+    )]
     pub temperature: f32,
     /// Choose among the N likeliest tokens; 0: among all
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub top_k: usize,
     /// Choose among the fewest tokens that hold this share of the probability
-    #[arg(long, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "P",
+        default_value_t = 1.0,
+        allow_negative_numbers = true
+    )]
     pub top_p: f32,
     /// Seed of the choice; the same seed gives the same text
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -62,7 +77,9 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
     let tokenizer = tokenizer(&opened)?;
     let ids = tokenizer.encode(&prompt).input()?;
     if ids.is_empty() {
-        return Err(bad_input("read the prompt: it is empty; give at least one character"));
+        return Err(bad_input(
+            "read the prompt: it is empty; give at least one character",
+        ));
     }
     let device = device(&device_name(global, None))?;
     start_threads(global, None)?;
@@ -105,7 +122,11 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
     } else {
         say.raw(b"\n");
         let speed = made.len() as f64 / decode_s.max(1e-9);
-        say.note(format!("{} tokens, {speed:.0} tokens/s, state {} bytes", made.len(), state.bytes()));
+        say.note(format!(
+            "{} tokens, {speed:.0} tokens/s, state {} bytes",
+            made.len(),
+            state.bytes()
+        ));
     }
     Ok(())
 }
@@ -113,10 +134,12 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
 fn prompt(args: &Args) -> Result<String, Failure> {
     match (&args.prompt, &args.prompt_file) {
         (Some(text), _) => Ok(text.clone()),
-        (None, Some(path)) => {
-            std::fs::read_to_string(path).with_context(|| format!("read {}", path.display())).input()
-        }
-        (None, None) => Err(bad_input("generate: give --prompt TEXT or --prompt-file FILE")),
+        (None, Some(path)) => std::fs::read_to_string(path)
+            .with_context(|| format!("read {}", path.display()))
+            .input(),
+        (None, None) => Err(bad_input(
+            "generate: give --prompt TEXT or --prompt-file FILE",
+        )),
     }
 }
 
@@ -124,7 +147,9 @@ fn prompt(args: &Args) -> Result<String, Failure> {
 fn can_generate(opened: &ModelFolder) -> Result<(), Failure> {
     let path = opened.path.display();
     if !gives_tokens(&opened.config) {
-        return Err(bad_input(format!("generate with {path}: it is a classifier; `anyformer eval` scores it")));
+        return Err(bad_input(format!(
+            "generate with {path}: it is a classifier; `anyformer eval` scores it"
+        )));
     }
     for spec in &opened.config.mixers {
         if !token_mixer(&spec.name).input()?.streams(&spec.options) {
@@ -140,7 +165,9 @@ fn can_generate(opened: &ModelFolder) -> Result<(), Failure> {
 /// The folder's own tokenizer; without one, a vocabulary of 256 is bytes.
 fn tokenizer(opened: &ModelFolder) -> Result<Tokenizer, Failure> {
     match (opened.tokenizer().input()?, opened.config.reads) {
-        (Some(text), _) => Tokenizer::from_json(&text).with_context(|| format!("read the tokenizer of {}", opened.path.display())).input(),
+        (Some(text), _) => Tokenizer::from_json(&text)
+            .with_context(|| format!("read the tokenizer of {}", opened.path.display()))
+            .input(),
         (None, Reads::Tokens { vocab: 256 }) => Ok(Tokenizer::Bytes),
         (None, _) => Err(bad_input(format!(
             "generate with {}: it has no tokenizer.json, so its tokens are no text",

@@ -4,8 +4,10 @@ use std::fmt::Write;
 
 use anyformer_lab::units::{bytes, count, grouped};
 use anyformer_mixers::card::nearest_name;
-use anyformer_mixers::{Card, MixerSpec, Options, channel_mixer, channel_mixers, token_mixer, token_mixers};
-use anyformer_models::{Model, ModelConfig};
+use anyformer_mixers::{
+    Card, MixerSpec, Options, channel_mixer, channel_mixers, token_mixer, token_mixers,
+};
+use anyformer_models::{Gives, Model, ModelConfig, Pool};
 use serde_json::{Map, Value, json};
 
 use crate::exit::{Failure, Kind, bad_input};
@@ -61,7 +63,11 @@ pub fn run(args: &Args, say: &Say) -> Result<(), Failure> {
             Some(preset) => format!("preset {preset}"),
             None => "a small model".to_string(),
         };
-        let mixers: Vec<&str> = config.mixers.iter().map(|spec| spec.name.as_str()).collect();
+        let mixers: Vec<&str> = config
+            .mixers
+            .iter()
+            .map(|spec| spec.name.as_str())
+            .collect();
         let _ = writeln!(
             text,
             "\nModel ({size}): dim {}, {} layers of {} + {}",
@@ -98,18 +104,29 @@ fn about(card: &Card, knobs: &Options, is_token: bool) -> String {
     let _ = writeln!(text, "\n{}", card.notes);
     if is_token {
         let streams = if card.streams { "yes" } else { "no" };
-        let _ = writeln!(text, "\nDirection {}; streams: {streams}; state: {}", direction(card), card.state);
+        let _ = writeln!(
+            text,
+            "\nDirection {}; streams: {streams}; state: {}",
+            direction(card),
+            card.state
+        );
     }
     if !card.knobs.is_empty() {
         let rows: Vec<Vec<String>> = card
             .knobs
             .iter()
             .map(|knob| {
-                let value = knobs.get(knob.name).map_or(String::new(), ToString::to_string);
+                let value = knobs
+                    .get(knob.name)
+                    .map_or(String::new(), ToString::to_string);
                 vec![knob.name.to_string(), value, knob.doc.to_string()]
             })
             .collect();
-        let _ = write!(text, "\n{}", crate::format::table(&["knob", "value", "meaning"], &[], &rows));
+        let _ = write!(
+            text,
+            "\n{}",
+            crate::format::table(&["knob", "value", "meaning"], &[], &rows)
+        );
     }
     text
 }
@@ -126,19 +143,24 @@ fn find(name: &str) -> Result<(&'static Card, Resolve, bool), Failure> {
     }
     let tokens = token_mixers().iter().map(|entry| entry.card.name);
     let names = tokens.chain(channel_mixers().iter().map(|entry| entry.card.name));
-    let hint = nearest_name(name, names).map_or(String::new(), |hint| format!("; did you mean {hint:?}?"));
-    Err(bad_input(format!("find the mixer {name:?}: no such name{hint} `anyformer list` shows all")))
+    let hint =
+        nearest_name(name, names).map_or(String::new(), |hint| format!("; did you mean {hint:?}?"));
+    Err(bad_input(format!(
+        "find the mixer {name:?}: no such name{hint} `anyformer list` shows all"
+    )))
 }
 
 fn config(args: &Args, card: &'static Card, is_token: bool) -> Result<ModelConfig, Failure> {
     let mut table = match &args.preset {
         None => {
-            let mut config = ModelConfig::default();
             let spec = MixerSpec::named(card.name);
-            match is_token {
-                true => config.mixers = vec![spec],
-                false => config.channel = spec,
-            }
+            let config = match is_token {
+                true => of_mixer(spec),
+                false => ModelConfig {
+                    channel: spec,
+                    ..ModelConfig::default()
+                },
+            };
             config.to_json()
         }
         Some(name) => preset(card, name)?,
@@ -154,6 +176,24 @@ fn config(args: &Args, card: &'static Card, is_token: bool) -> Result<ModelConfi
     }
     crate::run_file::expand_mixers(&mut table);
     ModelConfig::from_json(&Value::Object(table)).input()
+}
+
+/// The default model with this token mixer: a language model where the mixer looks back only, else a classifier.
+pub(crate) fn of_mixer(spec: MixerSpec) -> ModelConfig {
+    let config = ModelConfig {
+        mixers: vec![spec],
+        ..ModelConfig::default()
+    };
+    match config.causal() {
+        true => config,
+        false => ModelConfig {
+            gives: Gives::Class {
+                classes: 10,
+                pool: Pool::Mean,
+            },
+            ..config
+        },
+    }
 }
 
 /// `heads=8` means the knob of the mixer that is shown.
@@ -173,7 +213,11 @@ fn knob(
             card.name
         )));
     }
-    let front: &[&str] = if is_token { &["mixers", "0"] } else { &["channel"] };
+    let front: &[&str] = if is_token {
+        &["mixers", "0"]
+    } else {
+        &["channel"]
+    };
     let front = front.iter().map(ToString::to_string);
     Ok(Override {
         path: front.chain(change.path).collect(),
@@ -188,10 +232,15 @@ fn preset(card: &Card, name: &str) -> Result<Map<String, Value>, Failure> {
             true => "it has none".to_string(),
             false => format!("it has {}", names.join(", ")),
         };
-        return Err(bad_input(format!("find preset {name:?} of {}: {all}", card.name)));
+        return Err(bad_input(format!(
+            "find preset {name:?} of {}: {all}",
+            card.name
+        )));
     };
     let table: Map<String, Value> = serde_json::from_str(preset.model).broken()?;
-    let mut full = ModelConfig::from_json(&Value::Object(table)).broken()?.to_json();
+    let mut full = ModelConfig::from_json(&Value::Object(table))
+        .broken()?
+        .to_json();
     crate::run_file::expand_mixers(&mut full);
     Ok(full)
 }

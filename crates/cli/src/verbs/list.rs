@@ -16,7 +16,8 @@ pub fn run(_: &Args, say: &Say) -> Result<(), Failure> {
     let tokens: Vec<&Card> = token_mixers().iter().map(|entry| entry.card).collect();
     let channels: Vec<&Card> = channel_mixers().iter().map(|entry| entry.card).collect();
     let tasks = anyformer_data::tasks();
-    let cards = |cards: &[&Card]| -> Vec<Value> { cards.iter().map(|card| card_json(card)).collect() };
+    let cards =
+        |cards: &[&Card]| -> Vec<Value> { cards.iter().map(|card| card_json(card)).collect() };
     let value = json!({
         "token_mixers": cards(&tokens),
         "channel_mixers": cards(&channels),
@@ -27,7 +28,13 @@ pub fn run(_: &Args, say: &Say) -> Result<(), Failure> {
         let yes = |yes: bool| text(if yes { "yes" } else { "no" });
         let rows = tokens.iter().map(|card| {
             let direction = text(direction(card));
-            vec![text(card.name), direction, yes(card.streams), presets(card), text(card.title)]
+            vec![
+                text(card.name),
+                direction,
+                yes(card.streams),
+                presets(card),
+                text(card.title),
+            ]
         });
         let mut out = String::from("Token mixers\n");
         out += &table(
@@ -35,10 +42,14 @@ pub fn run(_: &Args, say: &Say) -> Result<(), Failure> {
             &[],
             &rows.collect::<Vec<_>>(),
         );
-        let rows = channels.iter().map(|card| vec![text(card.name), text(card.title)]);
+        let rows = channels
+            .iter()
+            .map(|card| vec![text(card.name), text(card.title)]);
         out += "\nChannel mixers\n";
         out += &table(&["name", "architecture"], &[], &rows.collect::<Vec<_>>());
-        let rows = tasks.iter().map(|task| vec![text(task.name), text(task.doc)]);
+        let rows = tasks
+            .iter()
+            .map(|task| vec![text(task.name), text(task.doc)]);
         out += "\nTasks\n";
         out += &table(&["name", "what it is"], &[], &rows.collect::<Vec<_>>());
         out += "\n`anyformer info NAME` tells more about a mixer.\n";

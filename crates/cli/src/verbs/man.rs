@@ -23,7 +23,10 @@ pub fn run(args: &Args, say: &Say) -> Result<(), Failure> {
         Some(name) => crate::reference::find(&command, name)?.clone(),
     };
     let mut page = Vec::new();
-    clap_mangen::Man::new(shown).render(&mut page).context("write the manual page").broken()?;
+    clap_mangen::Man::new(shown)
+        .render(&mut page)
+        .context("write the manual page")
+        .broken()?;
     say.raw(&page);
     Ok(())
 }

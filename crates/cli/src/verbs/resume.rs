@@ -25,7 +25,10 @@ pub struct Args {
 pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
     let (folder, mut options) = RunFolder::open(&args.folder).map_err(train_failure)?;
     let Some(root) = options.as_object_mut() else {
-        return Err(bad_input(format!("read the options of {}: not a table", args.folder.display())));
+        return Err(bad_input(format!(
+            "read the options of {}: not a table",
+            args.folder.display()
+        )));
     };
     for text in &args.changes {
         let change = overrides::parse(text)?;

@@ -10,7 +10,11 @@ use crate::harness::{anyformer, files, folder, model_copy, train_tiny};
 fn refused(changes: &[&str], words: &[&str]) {
     let place = folder();
     train_tiny(place.path(), changes).bad(words);
-    assert_eq!(fs::read_dir(place.path()).expect("a folder").count(), 0, "{changes:?}");
+    assert_eq!(
+        fs::read_dir(place.path()).expect("a folder").count(),
+        0,
+        "{changes:?}"
+    );
 }
 
 #[test]
@@ -52,7 +56,10 @@ fn run_files_that_cannot_be_read_say_where() {
         assert_eq!(files(place.path()).len(), 1);
     };
     refused(b"[task\nname = 3", &["a.toml", "line 1"]);
-    refused(b"[task]\nname = \"text\"\n[model]\ndim = 3\ndim = 4", &["a.toml", "dim"]);
+    refused(
+        b"[task]\nname = \"text\"\n[model]\ndim = 3\ndim = 4",
+        &["a.toml", "dim"],
+    );
     refused(b"\xff\xfe", &["a.toml", "UTF-8"]);
     refused(b"[model]\ndim = 16", &["no name"]);
     refused(b"[task]\nname = 3", &["must be a text"]);
@@ -68,7 +75,14 @@ fn texts_that_are_none_are_refused() {
     train_tiny(place.path(), &["task.path=bad.txt"]).bad(&["bad.txt", "UTF-8"]);
     train_tiny(place.path(), &["task.path=empty"]).bad(&["empty"]);
     train_tiny(place.path(), &["task.path=gone.txt"]).bad(&["gone.txt"]);
-    train_tiny(place.path(), &["task.name=images", "task.path=empty"]).bad(&["empty"]);
+    let images = [
+        "train",
+        "task.name=images",
+        "task.path=empty",
+        "task.format=folders",
+        "--out=run",
+    ];
+    anyformer(place.path(), &images).bad(&["empty"]);
     assert_eq!(files(place.path()), before);
     assert!(!place.path().join("run").exists());
 }
@@ -83,7 +97,9 @@ fn damaged_models_are_refused_by_eval_and_generate() {
             let at = bytes.len() - 9;
             bytes[at] ^= 0x40;
         }),
-        ("header", |bytes| bytes[..8].copy_from_slice(&u64::MAX.to_le_bytes())),
+        ("header", |bytes| {
+            bytes[..8].copy_from_slice(&u64::MAX.to_le_bytes())
+        }),
         ("header", |bytes| bytes[12] = 0),
         ("8 bytes", |bytes| bytes.clear()),
     ];
@@ -111,8 +127,12 @@ fn folders_that_are_no_models_are_refused() {
     fs::remove_dir_all(&model).expect("removed");
     let model = model_copy(place.path());
     fs::remove_file(model.join("SHA256SUMS")).expect("removed");
-    fs::write(model.join("config.json"), "{\"anyformer\": {\"dmi\": 3}, \"format_version\": 1}").expect("written");
-    opened_and_refused(place.path(), &["config.json", "did you mean \"dim\"?"]);
+    fs::write(
+        model.join("config.json"),
+        "{\"anyformer\": {\"layrs\": 3}, \"format_version\": 1}",
+    )
+    .expect("written");
+    opened_and_refused(place.path(), &["config.json", "did you mean \"layers\"?"]);
     fs::write(model.join("config.json"), "{").expect("written");
     opened_and_refused(place.path(), &["config.json"]);
 }
@@ -132,7 +152,10 @@ fn a_full_disk_is_a_failure_that_leaves_no_half_written_file() {
     let place = folder();
     let disk = place.path().join("disk");
     fs::create_dir(&disk).expect("a folder");
-    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"]).arg(&disk).status();
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"])
+        .arg(&disk)
+        .status();
     if !mounted.is_ok_and(|status| status.success()) {
         // Needs the right to mount; CI has it.
         return;
@@ -142,6 +165,13 @@ fn a_full_disk_is_a_failure_that_leaves_no_half_written_file() {
     let unmounted = Command::new("umount").arg(&disk).status().expect("umount");
     assert!(unmounted.success());
     assert_eq!(ran.code, 1, "{}", ran.err);
-    assert!(ran.err.contains("failed to") && ran.err.to_lowercase().contains("space"), "{}", ran.err);
-    assert!(!left.iter().any(|path| path.ends_with("model.safetensors")), "{left:?}");
+    assert!(
+        ran.err.contains("failed to") && ran.err.to_lowercase().contains("space"),
+        "{}",
+        ran.err
+    );
+    assert!(
+        !left.iter().any(|path| path.ends_with("model.safetensors")),
+        "{left:?}"
+    );
 }

@@ -63,7 +63,10 @@ pub fn folder() -> TempDir {
 }
 
 pub fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the checkout")
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../..")
+        .canonicalize()
+        .expect("the checkout")
 }
 
 /// Every file below a folder, sorted.
@@ -121,7 +124,9 @@ pub fn trained() -> &'static Path {
 /// The model folder of a run: its newest checkpoint.
 pub fn newest(run: &Path) -> PathBuf {
     let entries = std::fs::read_dir(run.join("checkpoints")).expect("checkpoints");
-    let mut steps: Vec<PathBuf> = entries.map(|entry| entry.expect("an entry").path()).collect();
+    let mut steps: Vec<PathBuf> = entries
+        .map(|entry| entry.expect("an entry").path())
+        .collect();
     steps.sort();
     steps.pop().expect("a checkpoint")
 }

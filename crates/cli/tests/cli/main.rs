@@ -1,6 +1,7 @@
 //! Whole commands: what is typed, what is printed, what is written, the exit code.
 
 mod bad_input;
+mod compare;
 mod generate;
 mod harness;
 mod kill;

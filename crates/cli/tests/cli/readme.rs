@@ -32,14 +32,19 @@ fn lines(readme: &str) -> Vec<Line> {
             continue;
         }
         let whole = std::mem::take(&mut open);
-        let own = whole.strip_prefix("cargo run --release -- ").map(|rest| format!("anyformer {rest}"));
+        let own = whole
+            .strip_prefix("cargo run --release -- ")
+            .map(|rest| format!("anyformer {rest}"));
         let own = own.unwrap_or(whole);
         if own.starts_with("anyformer ") {
             let (command, not_run) = match own.split_once("# not run:") {
                 Some((command, reason)) => (command, Some(reason.trim().to_string())),
                 None => (own.as_str(), None),
             };
-            found.push(Line { command: command.trim().to_string(), not_run });
+            found.push(Line {
+                command: command.trim().to_string(),
+                not_run,
+            });
         }
     }
     found
@@ -52,7 +57,13 @@ fn command_lines_are_found() {
         command: command.to_string(),
         not_run: not_run.map(str::to_string),
     };
-    assert_eq!(lines(text), [line("anyformer a b", None), line("anyformer c", Some("long"))]);
+    assert_eq!(
+        lines(text),
+        [
+            line("anyformer a b", None),
+            line("anyformer c", Some("long"))
+        ]
+    );
 }
 
 #[test]
@@ -63,7 +74,11 @@ fn every_command_of_the_readme_runs() {
         let from = root().join(name);
         std::os::unix::fs::symlink(from, place.path().join(name)).expect("a link");
     }
-    let programs = binary().parent().unwrap_or(Path::new(".")).display().to_string();
+    let programs = binary()
+        .parent()
+        .unwrap_or(Path::new("."))
+        .display()
+        .to_string();
     let lines = lines(&readme);
     assert!(!lines.is_empty(), "README.md shows no command");
     for Line { command, not_run } in lines {
@@ -72,7 +87,12 @@ fn every_command_of_the_readme_runs() {
             continue;
         }
         let script = format!("PATH='{programs}':\"$PATH\"\n{command}");
-        let output = Command::new("sh").arg("-c").arg(script).current_dir(place.path()).output().expect("sh");
+        let output = Command::new("sh")
+            .arg("-c")
+            .arg(script)
+            .current_dir(place.path())
+            .output()
+            .expect("sh");
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{command}\n{said}");
     }

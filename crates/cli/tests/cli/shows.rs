@@ -27,10 +27,18 @@ fn list_has_every_mixer_and_task() {
         "text",
         "images",
     ] {
-        assert!(text.lines().any(|line| line.split_whitespace().next() == Some(name)), "no {name} in:\n{text}");
+        assert!(
+            text.lines()
+                .any(|line| line.split_whitespace().next() == Some(name)),
+            "no {name} in:\n{text}"
+        );
     }
     let json = anyformer(place.path(), &["list", "--json"]).ok().json();
-    assert!(json["token_mixers"].as_array().is_some_and(|list| list.len() >= 12));
+    assert!(
+        json["token_mixers"]
+            .as_array()
+            .is_some_and(|list| list.len() >= 12)
+    );
     assert!(json["tasks"].as_array().is_some_and(|list| list.len() >= 6));
 }
 
@@ -39,11 +47,31 @@ fn info_counts_a_published_model_exactly_and_allocates_none_of_it() {
     let place = folder();
     let ran = anyformer(place.path(), &["info", "mamba", "--preset", "130m"]).ok();
     assert!(ran.out.contains("129,135,360"), "{}", ran.out);
-    let json = anyformer(place.path(), &["info", "mamba", "--preset", "130m", "--json"]).ok().json();
+    let json = anyformer(
+        place.path(),
+        &["info", "mamba", "--preset", "130m", "--json"],
+    )
+    .ok()
+    .json();
     assert_eq!(json["parameters"], 129_135_360);
     // A model of a trillion parameters can be looked at.
-    let ran = anyformer(place.path(), &["info", "attention", "--set", "dim=131072", "--set", "layers=8", "--json"]);
-    assert!(ran.ok().json()["parameters"].as_u64().is_some_and(|count| count > 1_000_000_000_000));
+    let ran = anyformer(
+        place.path(),
+        &[
+            "info",
+            "attention",
+            "--set",
+            "dim=131072",
+            "--set",
+            "layers=8",
+            "--json",
+        ],
+    );
+    assert!(
+        ran.ok().json()["parameters"]
+            .as_u64()
+            .is_some_and(|count| count > 1_000_000_000_000)
+    );
 }
 
 #[test]
@@ -58,10 +86,18 @@ fn info_changes_knobs_and_keys() {
     assert_eq!(json(&["--set", "layers=5"])["model"]["layers"], 5);
     let state = |time: &str| json(&["--time", time])["state_bytes"].clone();
     assert_eq!(state("100"), state("10000"));
-    for name in ["swiglu", "mlp", "none"] {
-        assert!(anyformer(place.path(), &["info", name]).ok().out.contains("parameters"));
+    for name in ["swiglu", "mlp", "none", "pool", "linformer"] {
+        assert!(
+            anyformer(place.path(), &["info", name])
+                .ok()
+                .out
+                .contains("parameters")
+        );
     }
-    for words in [&["info", "gla", "--set", "hedas=2"][..], &["info", "gla", "--set", "layrs=2"]] {
+    for words in [
+        &["info", "gla", "--set", "hedas=2"][..],
+        &["info", "gla", "--set", "layrs=2"],
+    ] {
         anyformer(place.path(), words).bad(&["did you mean"]);
     }
     anyformer(place.path(), &["info", "gla", "--preset", "9t"]).bad(&["340m"]);
@@ -72,11 +108,18 @@ fn info_changes_knobs_and_keys() {
 #[test]
 fn doctor_tells_what_is_here() {
     let place = folder();
-    let json = anyformer(place.path(), &["doctor", "--json", "--threads", "2"]).ok().json();
+    let json = anyformer(place.path(), &["doctor", "--json", "--threads", "2"])
+        .ok()
+        .json();
     assert_eq!(json["threads"], 2);
     assert_eq!(json["allocator"], "mimalloc, counted");
     assert!(json["cores"].as_u64().is_some_and(|cores| cores >= 1));
-    assert!(anyformer(place.path(), &["doctor"]).ok().out.contains("SIMD"));
+    assert!(
+        anyformer(place.path(), &["doctor"])
+            .ok()
+            .out
+            .contains("SIMD")
+    );
 }
 
 #[test]
@@ -84,11 +127,19 @@ fn completions_and_man_pages_come_for_every_shell() {
     let place = folder();
     for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
         let script = anyformer(place.path(), &["completions", shell]).ok().out;
-        assert!(script.contains("generate") && script.contains("top-p"), "{shell}");
+        assert!(
+            script.contains("generate") && script.contains("top-p"),
+            "{shell}"
+        );
     }
     let page = anyformer(place.path(), &["man"]).ok().out;
     assert!(page.contains(".TH") && page.contains("compare"));
-    assert!(anyformer(place.path(), &["man", "train"]).ok().out.contains("train"));
+    assert!(
+        anyformer(place.path(), &["man", "train"])
+            .ok()
+            .out
+            .contains("train")
+    );
     anyformer(place.path(), &["man", "trian"]).bad(&["did you mean \"train\"?"]);
 }
 
@@ -101,7 +152,11 @@ fn bench_measures_each_point() {
     let rows = json["rows"].as_array().expect("rows");
     assert_eq!(rows.len(), 4);
     for row in rows {
-        assert!(row["forward_backward_s"].as_f64().is_some_and(|time| time > 0.0));
+        assert!(
+            row["forward_backward_s"]
+                .as_f64()
+                .is_some_and(|time| time > 0.0)
+        );
         assert!(row["peak_bytes"].as_u64().is_some_and(|bytes| bytes > 1000));
         assert_eq!(row["step_s"].is_null(), row["mixer"] == "pool", "{row}");
     }
@@ -131,10 +186,41 @@ fn a_reader_that_leaves_is_no_failure_and_a_full_disk_is() {
     let place = folder();
     let (reader, writer) = std::io::pipe().expect("a pipe");
     drop(reader);
-    let status = command(place.path(), &["list"]).stdout(writer).status().expect("runs");
+    let status = command(place.path(), &["list"])
+        .stdout(writer)
+        .status()
+        .expect("runs");
     assert_eq!(status.code(), Some(0));
-    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("/dev/full");
-    let output = command(place.path(), &["list"]).stdout(full).output().expect("runs");
+    let full = std::fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/full")
+        .expect("/dev/full");
+    let output = command(place.path(), &["list"])
+        .stdout(full)
+        .output()
+        .expect("runs");
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("failed to write to standard output"));
+}
+
+#[test]
+fn data_sets_are_listed_and_what_cannot_be_had_is_refused() {
+    let place = folder();
+    let text = anyformer(place.path(), &["data", "list"]).ok().out;
+    assert!(
+        text.contains("cifar10") && text.contains("shipped"),
+        "{text}"
+    );
+    assert!(
+        anyformer(place.path(), &["data", "list", "--json"])
+            .ok()
+            .json()
+            .is_array()
+    );
+    anyformer(place.path(), &["data", "get", "cifra10"]).bad(&["did you mean \"cifar10\"?"]);
+    anyformer(place.path(), &["data", "get", "cifar10", "--from", "."]).bad(&["no such file"]);
+    let left = std::fs::read_dir(place.path())
+        .expect("a folder")
+        .filter(|entry| entry.as_ref().is_ok_and(|entry| entry.path().is_file()));
+    assert_eq!(left.count(), 0);
 }

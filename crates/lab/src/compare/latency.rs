@@ -40,7 +40,9 @@ pub(super) fn measure(
 }
 
 fn at(model: &Model, length: usize) -> Result<LatencyPoint, CompareError> {
-    let ids: Vec<u32> = (0..length).map(|place| (place * 97 % VOCAB) as u32).collect();
+    let ids: Vec<u32> = (0..length)
+        .map(|place| (place * 97 % VOCAB) as u32)
+        .collect();
     let mut prompts = Vec::new();
     let mut state = None;
     let before = memory::allocated();
@@ -53,7 +55,13 @@ fn at(model: &Model, length: usize) -> Result<LatencyPoint, CompareError> {
             tensor_values(scores);
             state = Some(next);
         } else {
-            tensor_values(model.forward(Input::Tokens { ids: &ids, batch: 1 }, None)?);
+            tensor_values(model.forward(
+                Input::Tokens {
+                    ids: &ids,
+                    batch: 1,
+                },
+                None,
+            )?);
         }
         prompts.push(clock.elapsed().as_secs_f64());
     }

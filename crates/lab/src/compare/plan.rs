@@ -83,8 +83,8 @@ impl Plan {
             tolerance: 0.02,
             seeds: vec![0, 1],
             model: object(json!({"dim": 64, "layers": 2})),
-            train: object(json!({"schedule": "cosine", "lr": 3e-3, "weight_decay": 0.1})),
-            learning_rates: vec![3e-3],
+            train: object(json!({"schedule": "cosine", "lr": 5e-3, "weight_decay": 0.1})),
+            learning_rates: vec![5e-3],
             latency_lengths: vec![128, 512, 2048],
         }
     }
@@ -139,8 +139,8 @@ impl TaskPlan {
     pub fn preset(name: &str) -> Option<Self> {
         let (options, train, eval_batches) = match name {
             "mqar" => (
-                json!({"vocab": 256, "time": 64, "pairs": 8}),
-                json!({"steps": 200, "batch": 32, "warmup": 20}),
+                json!({"vocab": 64, "time": 32, "pairs": 4}),
+                json!({"steps": 400, "batch": 32, "warmup": 20, "weight_decay": 0.0}),
                 8,
             ),
             "list_ops" => (
@@ -160,13 +160,13 @@ impl TaskPlan {
             ),
             "text" => (
                 json!({"time": 128}),
-                json!({"steps": 120, "batch": 16, "warmup": 10}),
-                8,
+                json!({"steps": 240, "batch": 8, "warmup": 20}),
+                16,
             ),
             "images" => (
                 json!({}),
-                json!({"steps": 120, "batch": 32, "warmup": 10}),
-                16,
+                json!({"steps": 240, "batch": 16, "warmup": 20}),
+                32,
             ),
             _ => return None,
         };
@@ -234,7 +234,10 @@ mod tests {
     fn contenders_are_read_and_written_alike() {
         let spec = parse_mixer("attention(heads=8,variant=sqa)").expect("a contender");
         assert_eq!(label(&spec), "attention(heads=8,variant=sqa)");
-        assert_eq!(parse_mixer("gla").map(|spec| label(&spec)).ok(), Some("gla".into()));
+        assert_eq!(
+            parse_mixer("gla").map(|spec| label(&spec)).ok(),
+            Some("gla".into())
+        );
         assert!(parse_mixer("atention").is_err());
         assert!(parse_mixer("gla(hedas=4)").is_err());
         assert!(parse_mixer("gla(heads=4").is_err());
@@ -246,7 +249,10 @@ mod tests {
         assert!(plan.check().is_ok());
         plan.mixers.push(MixerSpec::named("gla"));
         assert!(plan.check().is_err());
-        let seeds = Plan { seeds: vec![], ..Plan::quick() };
+        let seeds = Plan {
+            seeds: vec![],
+            ..Plan::quick()
+        };
         assert!(seeds.check().is_err());
     }
 }

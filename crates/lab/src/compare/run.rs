@@ -77,14 +77,20 @@ pub fn run(
     let tasks = plan
         .tasks
         .iter()
-        .map(|task| Ok(anyformer_data::task(&task.name, &Value::Object(task.options.clone()))?))
+        .map(|task| {
+            Ok(anyformer_data::task(
+                &task.name,
+                &Value::Object(task.options.clone()),
+            )?)
+        })
         .collect::<Result<Vec<Box<dyn Task>>, CompareError>>()?;
     std::fs::create_dir_all(&place.folder).map_err(|error| CompareError::Folder {
         path: place.folder.clone(),
         error,
     })?;
     let contests = contests(plan, place, &tasks, events)?;
-    let as_json = serde_json::to_value(plan).map_err(|error| CompareError::Plan(error.to_string()))?;
+    let as_json =
+        serde_json::to_value(plan).map_err(|error| CompareError::Plan(error.to_string()))?;
     let mut store = Store::open(&place.folder.join("trials.sqlite"), &as_json)?;
     let mut runner = Runner {
         plan,
@@ -129,7 +135,8 @@ fn contests<'a>(
         let mut train = plan.train.clone();
         train.extend(task.train.clone());
         let train = TrainConfig::from_json(&Value::Object(train))?;
-        let mut measure = |config: &ModelConfig| step_seconds(config, &**data, &train, &place.device);
+        let mut measure =
+            |config: &ModelConfig| step_seconds(config, &**data, &train, &place.device);
         let target = match plan.target {
             Some(target) => target,
             None => {
@@ -165,7 +172,10 @@ fn contests<'a>(
             };
             if plan.budget == BudgetKind::Time {
                 let model = Value::Object(sized.config.to_json());
-                measured.insert(name, json!({"model": model, "value": sized.value, "target": target}));
+                measured.insert(
+                    name,
+                    json!({"model": model, "value": sized.value, "target": target}),
+                );
             }
             events(&Event::Sized {
                 task: task.name.clone(),
@@ -246,7 +256,9 @@ impl Runner<'_> {
         let mut best: Option<(f64, Metric)> = None;
         for rate in rates {
             let record = self.trial(contest, self.plan.seeds[0], *rate, true)?;
-            let Some(result) = record.result else { continue };
+            let Some(result) = record.result else {
+                continue;
+            };
             let metric = result.metric;
             let better = best
                 .as_ref()
@@ -308,7 +320,11 @@ impl Runner<'_> {
                         self.store.release(ticket)?;
                         return Err(CompareError::Stopped);
                     }
-                    Err(error @ CompareError::Train(anyformer_train::TrainError::NotFinite { .. })) => {
+                    Err(
+                        error @ CompareError::Train(anyformer_train::TrainError::NotFinite {
+                            ..
+                        }),
+                    ) => {
                         self.store.fail(&ticket, &error.to_string())?;
                     }
                     Err(error) => {
@@ -360,7 +376,11 @@ impl Runner<'_> {
         }
         let peak = memory::peak().saturating_sub(before) as u64;
         let model = trainer.into_model();
-        let split = if tuning { Split::Validation } else { Split::Test };
+        let split = if tuning {
+            Split::Validation
+        } else {
+            Split::Test
+        };
         let batches = contest.task.eval_batches;
         let score = evaluate(&model, contest.data, split, train.batch, batches)?;
         drop(model);
@@ -465,7 +485,11 @@ fn finish(
     let counts = |record: &&TrialRecord| record.key.setup.get("tuning") != Some(&Value::Bool(true));
     let records: Vec<TrialRecord> = all.iter().filter(counts).cloned().collect();
     let task_names: Vec<String> = plan.tasks.iter().map(|task| task.name.clone()).collect();
-    let mixers: Vec<String> = plan.mixers.iter().map(|mixer: &MixerSpec| label(mixer)).collect();
+    let mixers: Vec<String> = plan
+        .mixers
+        .iter()
+        .map(|mixer: &MixerSpec| label(mixer))
+        .collect();
     let latency_length = plan.latency_lengths.last().map(|length| *length as u64);
     let table = Table::build(
         &records,

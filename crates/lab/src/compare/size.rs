@@ -79,21 +79,30 @@ pub fn solve_size(
     if kind == BudgetKind::Time {
         return solve_time(base, mixer, target, tolerance, hidden, measure, budget);
     }
-    let price = |dim: usize, hidden: Option<usize>| cost(&with(base, mixer, dim, hidden), kind, time);
+    let price =
+        |dim: usize, hidden: Option<usize>| cost(&with(base, mixer, dim, hidden), kind, time);
     let found = match fine {
         false => {
-            let solution = solve(&width, target, tolerance, |dim| price(dim, None)).map_err(budget)?;
+            let solution =
+                solve(&width, target, tolerance, |dim| price(dim, None)).map_err(budget)?;
             with(base, mixer, solution.size, None)
         }
         true => {
-            let at_base = solve(&hidden, target, tolerance, |size| price(base.dim, Some(size)));
+            let at_base = solve(&hidden, target, tolerance, |size| {
+                price(base.dim, Some(size))
+            });
             match at_base {
                 Ok(solution) => with(base, mixer, base.dim, Some(solution.size)),
                 Err(_) => {
                     let nominal = |dim: usize| (dim * 8 / 3).next_multiple_of(HIDDEN_STEP);
-                    let pair = solve_pair(&width, nominal, |_| hidden, target, tolerance, |dim, size| {
-                        price(dim, Some(size))
-                    })
+                    let pair = solve_pair(
+                        &width,
+                        nominal,
+                        |_| hidden,
+                        target,
+                        tolerance,
+                        |dim, size| price(dim, Some(size)),
+                    )
                     .map_err(budget)?;
                     with(base, mixer, pair.coarse, Some(pair.fine))
                 }

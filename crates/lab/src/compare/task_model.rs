@@ -39,8 +39,12 @@ pub fn task_model(
         },
     };
     let json = |value: Result<Value, serde_json::Error>| value.unwrap_or_default();
-    table.entry("reads").or_insert_with(|| json(serde_json::to_value(reads)));
-    table.entry("gives").or_insert_with(|| json(serde_json::to_value(gives)));
+    table
+        .entry("reads")
+        .or_insert_with(|| json(serde_json::to_value(reads)));
+    table
+        .entry("gives")
+        .or_insert_with(|| json(serde_json::to_value(gives)));
     if !table.contains_key("max_time") {
         table.insert("max_time".into(), Value::from(spec.time));
     }
