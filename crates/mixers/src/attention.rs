@@ -272,9 +272,10 @@ impl Attention {
         self.query_heads.max(self.kv_heads)
     }
 
-    /// Tokens of a sequence that the cache keeps after `time` tokens.
+    /// Tokens of a sequence that the cache keeps after `time` tokens; at least one, so that no tensor is empty.
     fn kept(&self, time: usize) -> usize {
-        self.window.map_or(time, |window| time.min(window - 1))
+        self.window
+            .map_or(time, |window| time.min((window - 1).max(1)))
     }
 }
 

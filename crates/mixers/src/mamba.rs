@@ -214,7 +214,7 @@ impl TokenMixer for Mamba {
             self.conv_weight.tensor::<3>().reshape([inner, self.conv]),
             Some(self.conv_bias.tensor()),
             true,
-            state.map(|state| state.get("conv")),
+            state.and_then(|state| state.find("conv")),
             context.offsets.clone(),
         );
         let parts = self

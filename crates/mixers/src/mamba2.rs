@@ -203,7 +203,7 @@ impl TokenMixer for Mamba2 {
             self.conv_weight.tensor::<3>().reshape([mixed, conv]),
             Some(self.conv_bias.tensor()),
             true,
-            state.map(|state| state.get("conv")),
+            state.and_then(|state| state.find("conv")),
             context.offsets.clone(),
         );
         let parts = mixture.split_with_sizes(vec![inner, shared, shared], 2);

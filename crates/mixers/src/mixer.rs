@@ -113,13 +113,22 @@ impl State {
         }
     }
 
-    /// Adds a named tensor.
+    /// Adds a named tensor; one without values (the past of a convolution of one token) is left out.
     pub fn with<const D: usize>(mut self, name: &'static str, tensor: Tensor<D>) -> Self {
         let shape = tensor.dims().to_vec();
         let count = shape.iter().product::<usize>();
+        if count == 0 {
+            return self;
+        }
         let data = tensor.reshape([count]);
         self.tensors.push((name, StateTensor { shape, data }));
         self
+    }
+
+    /// The tensor of that name, if it holds any value.
+    pub fn find<const D: usize>(&self, name: &str) -> Option<Tensor<D>> {
+        let held = self.tensors.iter().any(|(held, _)| *held == name);
+        held.then(|| self.get(name))
     }
 
     /// The tensor of that name; panics when there is none of rank `D`, which is a mistake of the mixer.

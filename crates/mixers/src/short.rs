@@ -45,7 +45,7 @@ impl ShortProjection {
         match &self.conv {
             None => (silu(y), None),
             Some(conv) => {
-                let initial = state.map(|state| state.get(self.held));
+                let initial = state.and_then(|state| state.find(self.held));
                 let (y, held) = conv.forward(y, initial, context.offsets.clone());
                 (y, Some((self.held, held)))
             }

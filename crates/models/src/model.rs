@@ -264,7 +264,7 @@ impl Model {
                 "expected pictures (the model reads patches), got tokens".into(),
             ));
         };
-        if batch == 0 || ids.len() % batch != 0 {
+        if batch == 0 || !ids.len().is_multiple_of(batch) {
             return Err(ModelError::Input(format!(
                 "{} token ids do not fill {batch} rows",
                 ids.len()

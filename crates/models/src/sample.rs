@@ -114,11 +114,14 @@ mod tests {
 
     fn shares(options: SampleOptions, scores: &[f32]) -> Vec<f64> {
         let mut sampler = Sampler::new(options).expect("in range");
-        let mut counts = vec![0.0; scores.len()];
+        let mut counts = vec![0u32; scores.len()];
         for _ in 0..4000 {
-            counts[sampler.choose(scores) as usize] += 1.0 / 4000.0;
+            counts[sampler.choose(scores) as usize] += 1;
         }
         counts
+            .iter()
+            .map(|count| f64::from(*count) / 4000.0)
+            .collect()
     }
 
     #[test]

@@ -125,14 +125,10 @@ fn composed(
     let (mut outputs, mut states) = (Vec::new(), Vec::new());
     for (row, pair) in offsets.windows(2).enumerate() {
         let count = pair[1] - pair[0];
-        let before = initial
-            .clone()
-            .slice([row..row + 1])
-            .reshape([channels, width - 1])
-            .transpose();
         let mut parts = Vec::new();
         if width > 1 {
-            parts.push(before);
+            let before = initial.clone().slice([row..row + 1]);
+            parts.push(before.reshape([channels, width - 1]).transpose());
         }
         if count > 0 {
             parts.push(x.clone().slice([pair[0]..pair[1]]));
@@ -152,9 +148,15 @@ fn composed(
             let sum = (1..width).fold(tap(0), |sum, j| sum + tap(j));
             outputs.push(sum);
         }
-        let last = seen.slice([count..count + width - 1]).transpose();
-        states.push(last.reshape([1, channels, width - 1]));
+        if width > 1 {
+            let last = seen.slice([count..count + width - 1]).transpose();
+            states.push(last.reshape([1, channels, width - 1]));
+        }
     }
+    let states = match states.is_empty() {
+        true => initial,
+        false => Tensor::cat(states, 0),
+    };
     let mut y = match outputs.is_empty() {
         true => x,
         false => Tensor::cat(outputs, 0),
@@ -165,7 +167,7 @@ fn composed(
     if activation {
         y = silu(y);
     }
-    (y.reshape([batch, time, channels]), Tensor::cat(states, 0))
+    (y.reshape([batch, time, channels]), states)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use anyformer_data::{Loader, Split, Task};
+use anyformer_data::{Batch, Loader, Split, Task};
 use anyformer_hub::Extra;
 use anyformer_models::{Gives, Model};
 use anyformer_ops::Device;
@@ -244,7 +244,7 @@ impl<'a> Trainer<'a> {
             let mut gradients = scored.loss.backward();
             self.optimizer
                 .accumulate(&mut gradient, &mut gradients, weight);
-            tokens += positions(&batch);
+            tokens += self.positions(&batch);
         }
         let loss = loss / weights;
         let grad_norm = gradient.norm();
@@ -267,6 +267,16 @@ impl<'a> Trainer<'a> {
             grad_norm,
             rate,
         })
+    }
+
+    /// Input positions of a batch that are not padding; of pictures, patches.
+    fn positions(&self, batch: &Batch) -> u64 {
+        let count = match (&batch.lengths, self.model.config().grid()) {
+            (_, Some([rows, columns])) => batch.batch * rows * columns,
+            (Some(lengths), None) => lengths.iter().sum(),
+            (None, None) => batch.batch * batch.time,
+        };
+        count as u64
     }
 
     fn evaluate(&mut self) -> Result<Event, TrainError> {
@@ -321,13 +331,4 @@ impl<'a> Trainer<'a> {
         self.saved_at = Some(step);
         Ok(Some(Event::Checkpoint { step, path }))
     }
-}
-
-/// Input positions of a batch that are not padding.
-fn positions(batch: &anyformer_data::Batch) -> u64 {
-    let valid = |lengths: &Vec<usize>| lengths.iter().sum();
-    batch
-        .lengths
-        .as_ref()
-        .map_or(batch.batch * batch.time, valid) as u64
 }

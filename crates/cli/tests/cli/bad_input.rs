@@ -75,13 +75,7 @@ fn texts_that_are_none_are_refused() {
     train_tiny(place.path(), &["task.path=bad.txt"]).bad(&["bad.txt", "UTF-8"]);
     train_tiny(place.path(), &["task.path=empty"]).bad(&["empty"]);
     train_tiny(place.path(), &["task.path=gone.txt"]).bad(&["gone.txt"]);
-    let images = [
-        "train",
-        "task.name=images",
-        "task.path=empty",
-        "task.format=folders",
-        "--out=run",
-    ];
+    let images = ["train", "task.name=images", "task.path=empty", "--out=run"];
     anyformer(place.path(), &images).bad(&["empty"]);
     assert_eq!(files(place.path()), before);
     assert!(!place.path().join("run").exists());

@@ -29,7 +29,8 @@ fn train_words<'a>(mixer: &'a str, out: &'a str) -> Vec<&'a str> {
     words
 }
 
-/// Kills a run `kills` times and compares its last model with that of a run that was left alone.
+/// Trains the same run again and again, killed at random moments, until `kills` kills came in time; each time its last
+/// model must be that of a run that was left alone.
 fn survives(kills: usize, mixer: &str) {
     let place = folder();
     let began = Instant::now();
@@ -38,53 +39,69 @@ fn survives(kills: usize, mixer: &str) {
         .status()
         .expect("runs");
     assert!(status.success());
-    let whole = began.elapsed().as_micros() as u64;
+    let longest = began.elapsed().as_micros() as u64 / 3;
 
     let clock = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .expect("a clock");
     let mut state = clock.as_nanos() as u64;
     let seed = state;
-    let broken = place.path().join("broken");
     let mut done = 0;
-    for kill in 0.. {
+    for round in 0.. {
+        assert!(
+            round < 10 * kills,
+            "only {done} of {kills} kills came in time (seed {seed})"
+        );
+        let broken = format!("broken{round}");
+        done += broken_run(place.path(), mixer, &broken, kills - done, || {
+            Duration::from_micros(random(&mut state, longest))
+        });
+        let [whole, broken] = ["whole", broken.as_str()].map(|run| place.path().join(run));
+        for name in ["model.safetensors", "optimizer.safetensors"] {
+            let read = |run: &Path| fs::read(newest(run).join(name)).expect("a file");
+            let same = read(&whole) == read(&broken);
+            assert!(
+                same,
+                "{name} differs in round {round} after {done} kills (seed {seed})"
+            );
+        }
+        assert_eq!(steps(&whole), steps(&broken), "seed {seed}");
+        if done == kills {
+            return;
+        }
+    }
+}
+
+/// Runs to the end through at most `kills` kills, each after a `wait`; how many came before the end.
+fn broken_run(
+    place: &Path,
+    mixer: &str,
+    name: &str,
+    kills: usize,
+    mut wait: impl FnMut() -> Duration,
+) -> usize {
+    let mut done = 0;
+    loop {
         // Nothing stands there before the first kill, or when that came before the options were written.
-        let words = match broken.join("run.toml").is_file() {
-            true => vec!["resume", "broken", "--quiet"],
-            false => train_words(mixer, "broken"),
+        let words = match place.join(name).join("run.toml").is_file() {
+            true => vec!["resume", name, "--quiet"],
+            false => train_words(mixer, name),
         };
-        let mut child = command(place.path(), &words)
+        let mut child = command(place, &words)
             .stdout(Stdio::null())
             .spawn()
             .expect("starts");
-        if kill < kills {
-            std::thread::sleep(Duration::from_micros(random(&mut state, whole / 2)));
+        if done < kills {
+            std::thread::sleep(wait());
             let _ = child.kill();
         }
         let status = child.wait().expect("ends");
         if status.success() {
-            break;
+            return done;
         }
-        assert_eq!(status.code(), None, "only the kills stop it (seed {seed})");
+        assert_eq!(status.code(), None, "only the kills stop it");
         done += 1;
     }
-    assert!(
-        done >= kills / 2,
-        "only {done} of {kills} kills came in time (seed {seed})"
-    );
-    for name in ["model.safetensors", "optimizer.safetensors"] {
-        let read =
-            |run: &str| fs::read(newest(&place.path().join(run)).join(name)).expect("a file");
-        assert!(
-            read("whole") == read("broken"),
-            "{name} differs after {done} kills (seed {seed})"
-        );
-    }
-    assert_eq!(
-        steps(&place.path().join("whole")),
-        steps(&broken),
-        "seed {seed}"
-    );
 }
 
 /// The steps in `metrics.jsonl` with their losses.

@@ -83,7 +83,9 @@ impl Plan {
             tolerance: 0.02,
             seeds: vec![0, 1],
             model: object(json!({"dim": 64, "layers": 2})),
-            train: object(json!({"schedule": "cosine", "lr": 5e-3, "weight_decay": 0.1})),
+            train: object(
+                json!({"schedule": "cosine", "lr": 5e-3, "weight_decay": 0.1, "eval_every": 60, "eval_batches": 4}),
+            ),
             learning_rates: vec![5e-3],
             latency_lengths: vec![128, 512, 2048],
         }

@@ -84,11 +84,9 @@ pub fn run(
             )?)
         })
         .collect::<Result<Vec<Box<dyn Task>>, CompareError>>()?;
-    std::fs::create_dir_all(&place.folder).map_err(|error| CompareError::Folder {
-        path: place.folder.clone(),
-        error,
-    })?;
+    // A budget that cannot be met leaves nothing behind.
     let contests = contests(plan, place, &tasks, events)?;
+    make(&place.folder)?;
     let as_json =
         serde_json::to_value(plan).map_err(|error| CompareError::Plan(error.to_string()))?;
     let mut store = Store::open(&place.folder.join("trials.sqlite"), &as_json)?;
@@ -196,6 +194,7 @@ fn contests<'a>(
         }
     }
     if plan.budget == BudgetKind::Time {
+        make(&place.folder)?;
         write(&kept, &Value::Object(measured).to_string())?;
     }
     Ok(all)
@@ -534,6 +533,13 @@ fn finish(
         table,
         report,
         exports,
+    })
+}
+
+fn make(folder: &Path) -> Result<(), CompareError> {
+    std::fs::create_dir_all(folder).map_err(|error| CompareError::Folder {
+        path: folder.to_path_buf(),
+        error,
     })
 }
 
