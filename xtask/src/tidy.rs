@@ -20,7 +20,10 @@ struct Source {
 impl Source {
     fn is_test(&self) -> bool {
         let path = self.path.to_string_lossy();
-        path.contains("/tests/") || path.contains("/benches/") || path.contains("testing.rs")
+        path.contains("/tests/")
+            || path.contains("/benches/")
+            || path.ends_with("/testing.rs")
+            || path.ends_with("/tests.rs")
     }
 
     /// The text up to the unit tests.
@@ -105,7 +108,7 @@ fn check_source(source: &Source, wrong: &mut Vec<String>) {
             &format!("more than {LINES} lines: one file, one idea"),
         );
     }
-    if !source.text.starts_with("//!") {
+    if !source.text.starts_with("//!") && !source.is_test() {
         report(1, "a file says first what it is for (//!)");
     }
     let code = source.code();
@@ -139,7 +142,9 @@ fn check_source(source: &Source, wrong: &mut Vec<String>) {
             &["cli", "kernels"],
             "threads are chosen once, by the binary",
         );
-        if line.contains("ureq::") && !(krate == "data" && source.path.ends_with("fetch.rs")) {
+        if line.contains("ureq::")
+            && !(krate == "data" && source.path.to_string_lossy().contains("src/fetch"))
+        {
             report(at, "only data::fetch is an HTTP client");
         }
         if line.contains("unsafe ") && !line.contains("unsafe_code") {

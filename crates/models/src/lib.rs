@@ -6,6 +6,7 @@ mod block;
 pub mod config;
 pub mod input;
 pub mod model;
+mod rows;
 pub mod sample;
 
 pub use config::{Gives, ModelConfig, ModelError, NormKind, Pool, Positions, Reads, Wiring};

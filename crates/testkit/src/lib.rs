@@ -1,6 +1,7 @@
 //! Development only: one tolerance policy, goldens, finite differences, and the laws that every registered architecture
 //! must keep.
 
+pub mod cases;
 pub mod golden;
 pub mod laws;
 pub mod tolerance;

@@ -1,6 +1,7 @@
 //! Every law over every registered token mixer, in each of its directions.
 
-use anyformer_testkit::laws::{LAWS, cases};
+use anyformer_testkit::cases::cases;
+use anyformer_testkit::laws::LAWS;
 
 #[test]
 fn every_mixer_keeps_every_law() {

@@ -3,6 +3,7 @@
 //! All contenders see the same data in the same order with the same optimiser and as many learning rates. Each trial is
 //! a row of the store, claimed before it runs and finished after, so a comparison that was killed goes on where it was.
 
+mod contest;
 mod latency;
 pub mod plan;
 mod run;

@@ -1,29 +1,25 @@
 //! Running a plan: solve sizes, claim and run trials, write table, exports and report.
 
 use std::collections::BTreeMap;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyformer_data::{Split, Task};
 use anyformer_kernels::memory;
 use anyformer_mixers::MixerSpec;
-use anyformer_models::{Gives, Model, ModelConfig};
+use anyformer_models::{Gives, Model};
 use anyformer_ops::Device;
 use anyformer_train::{Outcome, StopFlag, TrainConfig, Trainer, evaluate, training_device};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::plan::{Plan, TaskPlan, label};
-use super::size::{Sized, cost, solve_size};
-use super::{CompareError, Event, latency, task_model};
-use crate::atomic;
+use super::contest::{Contest, contests, make, write};
+use super::plan::{Plan, label};
+use super::{CompareError, Event, latency};
 use crate::export;
 use crate::report::{self, Floor, ReportData, TaskInfo};
 use crate::store::{Claim, Store};
 use crate::table::{Table, TableOptions};
-use crate::trial::{
-    Budget, BudgetKind, CurvePoint, Goal, Metric, MetricUnit, TrialKey, TrialRecord, TrialResult,
-};
+use crate::trial::{CurvePoint, Goal, Metric, MetricUnit, TrialKey, TrialRecord, TrialResult};
 use crate::units;
 
 /// Where and by what a comparison is run: written beside every number.
@@ -52,18 +48,6 @@ pub struct Comparison {
     pub report: PathBuf,
     /// The exports.
     pub exports: Vec<PathBuf>,
-}
-
-/// One contender on one task.
-struct Contest<'a> {
-    task: &'a TaskPlan,
-    data: &'a dyn Task,
-    mixer: String,
-    sized: Sized,
-    train: TrainConfig,
-    budget: Budget,
-    /// Measure inference here (once per contender).
-    latency: bool,
 }
 
 /// Runs a plan, or what is left of it, in `place.folder`.
@@ -110,130 +94,6 @@ pub fn run(
         }
     }
     finish(plan, place, &tasks, &contests, &store)
-}
-
-/// Sizes every contender for every task.
-fn contests<'a>(
-    plan: &'a Plan,
-    place: &Where,
-    tasks: &'a [Box<dyn Task>],
-    events: &mut dyn FnMut(&Event),
-) -> Result<Vec<Contest<'a>>, CompareError> {
-    let mut all = Vec::new();
-    let kept = place.folder.join("sizes.json");
-    let mut measured: Map<String, Value> = match std::fs::read_to_string(&kept) {
-        Ok(text) if plan.budget == BudgetKind::Time => {
-            serde_json::from_str(&text).unwrap_or_default()
-        }
-        _ => Map::new(),
-    };
-    for (task, data) in plan.tasks.iter().zip(tasks) {
-        let base = task_model(&plan.model, &task.model, data.spec())?;
-        let time = data.spec().time;
-        let mut train = plan.train.clone();
-        train.extend(task.train.clone());
-        let train = TrainConfig::from_json(&Value::Object(train))?;
-        let mut measure =
-            |config: &ModelConfig| step_seconds(config, &**data, &train, &place.device);
-        let target = match plan.target {
-            Some(target) => target,
-            None => {
-                let reference = ModelConfig {
-                    mixers: vec![plan.mixers[0].clone()],
-                    ..base.clone()
-                };
-                reference.check()?;
-                match plan.budget {
-                    BudgetKind::Time => measure(&reference)?,
-                    kind => cost(&reference, kind, time),
-                }
-            }
-        };
-        for mixer in &plan.mixers {
-            let budget = Budget {
-                kind: plan.budget,
-                target,
-                tolerance: plan.tolerance,
-            };
-            let name = format!("{}/{}", task.name, label(mixer));
-            let sized = match measured.get(&name).and_then(read_sized) {
-                Some(sized) => sized,
-                None => solve_size(
-                    &base,
-                    mixer,
-                    plan.budget,
-                    target,
-                    plan.tolerance,
-                    time,
-                    &mut measure,
-                )?,
-            };
-            if plan.budget == BudgetKind::Time {
-                let model = Value::Object(sized.config.to_json());
-                measured.insert(
-                    name,
-                    json!({"model": model, "value": sized.value, "target": target}),
-                );
-            }
-            events(&Event::Sized {
-                task: task.name.clone(),
-                mixer: label(mixer),
-                dim: sized.config.dim,
-                params: Model::shapes(&sized.config)?.cost(time).params,
-                mismatch: sized.value / target - 1.0,
-            });
-            all.push(Contest {
-                task,
-                data: &**data,
-                mixer: label(mixer),
-                sized,
-                train: train.clone(),
-                budget,
-                latency: std::ptr::eq(task, &plan.tasks[0]),
-            });
-        }
-    }
-    if plan.budget == BudgetKind::Time {
-        make(&place.folder)?;
-        write(&kept, &Value::Object(measured).to_string())?;
-    }
-    Ok(all)
-}
-
-fn read_sized(value: &Value) -> Option<Sized> {
-    Some(Sized {
-        config: ModelConfig::from_json(value.get("model")?).ok()?,
-        value: value.get("value")?.as_f64()?,
-    })
-}
-
-/// Seconds of one training step of `config`: the fastest of a few after a warm-up, which repeats best.
-fn step_seconds(
-    config: &ModelConfig,
-    data: &dyn Task,
-    train: &TrainConfig,
-    device: &Device,
-) -> Result<f64, CompareError> {
-    let model = Model::new(config, &training_device(device, train), 0)?;
-    let train = TrainConfig {
-        steps: 12,
-        log_every: 1,
-        eval_batches: 1,
-        eval_every: 0,
-        ..train.clone()
-    };
-    let mut last = 0.0;
-    let mut steps = Vec::new();
-    let mut trainer = Trainer::new(model, data, train)?;
-    let mut sink = |event: &anyformer_train::Event| {
-        if let anyformer_train::Event::Step { seconds, .. } = event {
-            steps.push(seconds - last);
-            last = *seconds;
-        }
-        Ok(())
-    };
-    trainer.run(&mut sink, &StopFlag::default())?;
-    Ok(steps.iter().skip(2).copied().fold(f64::INFINITY, f64::min))
 }
 
 struct Runner<'a> {
@@ -533,21 +393,5 @@ fn finish(
         table,
         report,
         exports,
-    })
-}
-
-fn make(folder: &Path) -> Result<(), CompareError> {
-    std::fs::create_dir_all(folder).map_err(|error| CompareError::Folder {
-        path: folder.to_path_buf(),
-        error,
-    })
-}
-
-fn write(path: &Path, text: &str) -> Result<(), CompareError> {
-    atomic::write(path, |file| file.write_all(text.as_bytes())).map_err(|error| {
-        CompareError::Folder {
-            path: path.to_path_buf(),
-            error,
-        }
     })
 }

@@ -1,0 +1,60 @@
+//! Rows of hidden vectors: which are scored, how they are picked, and fixed positions.
+
+use std::sync::Arc;
+
+use anyformer_ops::embedding::embedding;
+use anyformer_ops::{Device, Tensor};
+
+use crate::config::ModelError;
+
+/// The scored places: index of the hidden row and wanted token.
+pub(crate) fn places(
+    tokens: &[i64],
+    offsets: &[usize],
+    packed: bool,
+) -> Result<Vec<(u32, i64)>, ModelError> {
+    let total = offsets[offsets.len() - 1];
+    let rows = offsets.len() - 1;
+    if !packed && tokens.len() != total || rows == 0 || !tokens.len().is_multiple_of(rows) {
+        return Err(ModelError::Input(format!(
+            "{} target tokens do not fit {total} positions in {rows} rows",
+            tokens.len()
+        )));
+    }
+    let time = tokens.len() / rows;
+    let mut places = Vec::new();
+    for (row, pair) in offsets.windows(2).enumerate() {
+        for step in 0..pair[1] - pair[0] {
+            let wanted = tokens[row * time + step];
+            if wanted >= 0 {
+                places.push(((pair[0] + step) as u32, wanted));
+            }
+        }
+    }
+    if places.is_empty() {
+        return Err(ModelError::Input("no target is scored".into()));
+    }
+    Ok(places)
+}
+
+/// Rows `ids` of `[rows, dim]`.
+pub(crate) fn gather_rows(x: Tensor<2>, ids: Vec<u32>) -> Tensor<2> {
+    let (count, dim) = (ids.len(), x.dims()[1]);
+    embedding(x, Arc::new(ids), [1, count]).reshape([count, dim])
+}
+
+/// The fixed positions of the first Transformer: sine and cosine in turn, `[rows, dim]`.
+pub(crate) fn sinusoids(rows: usize, dim: usize, device: &Device) -> Tensor<2> {
+    let value = |row: usize, feature: usize| {
+        let pair = (feature / 2 * 2) as f64 / dim as f64;
+        let angle = row as f64 * (-pair * 10_000f64.ln()).exp();
+        match feature % 2 {
+            0 => angle.sin() as f32,
+            _ => angle.cos() as f32,
+        }
+    };
+    let values: Vec<f32> = (0..rows * dim)
+        .map(|index| value(index / dim, index % dim))
+        .collect();
+    Tensor::<1>::from_data(values.as_slice(), device).reshape([rows, dim])
+}

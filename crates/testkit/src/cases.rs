@@ -1,0 +1,109 @@
+//! The mixers and configs that the laws are held against.
+
+use anyformer_mixers::{Context, Direction, Options, TokenEntry, TokenMixer};
+use anyformer_ops::{Device, ParamStore};
+use serde_json::{Value, json};
+
+use crate::stirred;
+
+/// Width of the models under test.
+pub const DIM: usize = 32;
+
+/// One config of one mixer under test.
+pub struct Case {
+    /// The mixer.
+    pub entry: &'static TokenEntry,
+    /// Knobs beside the defaults.
+    pub options: Options,
+    /// Rows and columns that the mixer is told of; test lengths are then their product.
+    pub grid: Option<[usize; 2]>,
+}
+
+impl Case {
+    /// `name {options}` for messages.
+    pub fn label(&self) -> String {
+        format!(
+            "{} {}",
+            self.entry.card.name,
+            Value::Object(self.options.clone())
+        )
+    }
+
+    /// Whether this config is causal, by its card and its knob.
+    pub fn causal(&self) -> bool {
+        self.entry.causal(&self.options)
+    }
+
+    /// Whether this config must stream.
+    pub fn streams(&self) -> bool {
+        self.entry.streams(&self.options)
+    }
+
+    pub(crate) fn build(
+        &self,
+        device: &Device,
+    ) -> Result<(Box<dyn TokenMixer>, ParamStore), String> {
+        stirred(self.entry, DIM, &self.options, device).map_err(|error| error.to_string())
+    }
+
+    pub(crate) fn context(&self) -> Context {
+        Context {
+            grid: self.grid,
+            ..Context::default()
+        }
+    }
+
+    pub(crate) fn time(&self, time: usize) -> usize {
+        self.grid.map_or(time, |[rows, columns]| rows * columns)
+    }
+}
+
+/// Both directions of every registered mixer at its defaults for width [`DIM`], and configs that run other code.
+pub fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for entry in anyformer_mixers::token_mixers().iter().copied() {
+        let mut push = |options: Value, grid: Option<[usize; 2]>| {
+            let Value::Object(options) = options else {
+                return;
+            };
+            cases.push(Case {
+                entry,
+                options,
+                grid,
+            });
+        };
+        let knob = |name: &str| entry.card.knobs.iter().any(|knob| knob.name == name);
+        match entry.card.direction {
+            Direction::Either if knob("causal") => {
+                push(json!({"causal": true}), None);
+                push(json!({"causal": false}), None);
+            }
+            _ => push(json!({}), None),
+        }
+        // Configs whose code differs from the defaults'.
+        let more = match entry.card.name {
+            "attention" => vec![
+                json!({"kv_heads": 1, "position": "alibi"}),
+                json!({"variant": "sqa", "bias": true}),
+                json!({"variant": "reverse_sqa", "heads": 8}),
+                json!({"window": 1, "position": "none"}),
+            ],
+            "local" => vec![json!({"window": 8, "kv_heads": 2})],
+            "linear_attention" => vec![json!({"normalise": false, "feature_map": "identity"})],
+            "delta_net" => vec![json!({"conv_size": 0, "allow_neg_eigval": true})],
+            "gated_delta_net" => vec![json!({"conv_size": 1, "head_dim": 12, "heads": 2})],
+            "mamba" => vec![json!({"conv": 1, "state": 3, "expand": 1})],
+            "mamba2" => vec![json!({"head_dim": 8, "groups": 2, "state": 6, "conv": 2})],
+            "performer" => vec![json!({"kernel": "relu", "nb_features": 5})],
+            "linformer" => vec![json!({"share_kv": true, "one_kv_head": true, "k": 5})],
+            _ => vec![],
+        };
+        for options in more {
+            push(options, None);
+        }
+        if entry.card.name == "pool" {
+            push(json!({"kind": "2d"}), Some([5, 4]));
+        }
+    }
+    cases
+}
