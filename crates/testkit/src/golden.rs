@@ -146,8 +146,13 @@ impl Golden {
         let text = |value: Option<&Value>| value.and_then(Value::as_str).unwrap_or("").to_string();
         let reference = text(self.provenance.get("reference"));
         let package = reference.split(' ').next().unwrap_or("").to_string();
-        let versions = self.provenance.get("versions");
-        let version = text(versions.and_then(|versions| versions.get(&package)));
+        let versions = self.provenance.get("versions").and_then(Value::as_object);
+        // `fla` is installed as `fla-core`, `torch.nn` as `torch`.
+        let installed = versions
+            .into_iter()
+            .flatten()
+            .find(|(name, _)| name.starts_with(&package) || package.starts_with(name.as_str()));
+        let version = text(installed.map(|(_, version)| version));
         let rest = reference.strip_prefix(&package).unwrap_or("");
         format!("{package} {version}{rest}").replace('|', "/")
     }
