@@ -162,12 +162,12 @@ impl TaskPlan {
             ),
             "text" => (
                 json!({"time": 128}),
-                json!({"steps": 240, "batch": 8, "warmup": 20}),
+                json!({"steps": 180, "batch": 8, "warmup": 20}),
                 16,
             ),
             "images" => (
                 json!({}),
-                json!({"steps": 240, "batch": 16, "warmup": 20}),
+                json!({"steps": 180, "batch": 16, "warmup": 20}),
                 32,
             ),
             _ => return None,
