@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyformer_ops::Tensor;
+use anyformer_ops::adapter::sequences;
 use serde::{Deserialize, Serialize};
 
 /// An input or a state that a mixer cannot run on.
@@ -57,10 +58,7 @@ impl Context {
 
     /// Cumulative lengths of the sequences of an input `[batch, time, dim]`.
     pub fn sequences(&self, batch: usize, time: usize) -> Arc<Vec<usize>> {
-        match &self.offsets {
-            Some(offsets) => offsets.clone(),
-            None => Arc::new((0..=batch).map(|row| row * time).collect()),
-        }
+        sequences(self.offsets.as_ref(), batch, time)
     }
 
     /// Position of every token in its own sequence, counted on from `state` where one is carried: `[batch * time]`.

@@ -5,6 +5,7 @@
 //! become nodes of their own whose only parent is the first: each hands its gradient over through a slot, and the
 //! first node's backward reads all the slots. First order only.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -106,6 +107,22 @@ impl Erased {
 
 thread_local! {
     static PORTABLE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Cumulative lengths of the sequences of an input `[batch, time, ..]`: those given, or one sequence for each row.
+pub fn sequences(offsets: Option<&Arc<Vec<usize>>>, batch: usize, time: usize) -> Arc<Vec<usize>> {
+    match offsets {
+        Some(offsets) => offsets.clone(),
+        None => Arc::new((0..=batch).map(|row| row * time).collect()),
+    }
+}
+
+/// The values of a gradient, zero where the output was not used.
+pub(crate) fn or_zeros<'a>(grad: Option<View<'a>>, count: usize) -> Cow<'a, [f32]> {
+    match grad {
+        Some(grad) => Cow::Borrowed(grad.data),
+        None => Cow::Owned(vec![0.0; count]),
+    }
 }
 
 /// Runs `work` with every op of this thread in its composed, portable form, whatever the device: how tests hold the

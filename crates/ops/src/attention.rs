@@ -7,7 +7,7 @@ use anyformer_kernels::attention::{Attention, Mask, Output};
 use burn::tensor::{Bool, Tensor, TensorData};
 
 use crate::activation::{single, softmax};
-use crate::adapter::{Array, Forward, Kernel, View, erase, on_cpu};
+use crate::adapter::{Array, Forward, Kernel, View, erase, on_cpu, sequences};
 use crate::meter;
 
 /// Arguments that are not tensors.
@@ -52,9 +52,8 @@ pub fn flash_attention(
     let [batch, time, heads, head_dim] = q.dims();
     let [_, time_k, kv_heads, _] = k.dims();
     let value_dim = v.dims()[3];
-    let even = |length: usize| Arc::new((0..=batch).map(|row| row * length).collect::<Vec<_>>());
-    let q_offsets = options.q_offsets.clone().unwrap_or_else(|| even(time));
-    let k_offsets = options.k_offsets.clone().unwrap_or_else(|| even(time_k));
+    let q_offsets = sequences(options.q_offsets.as_ref(), batch, time);
+    let k_offsets = sequences(options.k_offsets.as_ref(), batch, time_k);
     let mask = Mask {
         causal: options.causal,
         window: options.window,

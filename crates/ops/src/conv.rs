@@ -6,7 +6,9 @@ use anyformer_kernels::conv as kernel;
 use burn::tensor::Tensor;
 
 use crate::activation::silu;
-use crate::adapter::{Array, Erased, Forward, Kernel, View, apply, erase, on_cpu};
+use crate::adapter::{
+    Array, Erased, Forward, Kernel, View, apply, erase, on_cpu, or_zeros, sequences,
+};
 use crate::meter;
 
 pub use anyformer_kernels::conv::flops as conv_flops;
@@ -25,7 +27,7 @@ pub fn causal_conv1d(
 ) -> (Tensor<3>, Tensor<3>) {
     let [batch, time, channels] = x.dims();
     let width = weight.dims()[1];
-    let offsets = offsets.unwrap_or_else(|| Arc::new((0..=batch).map(|row| row * time).collect()));
+    let offsets = sequences(offsets.as_ref(), batch, time);
     meter::add(conv_flops(batch * time, channels, width));
     let initial = initial
         .unwrap_or_else(|| Tensor::zeros([offsets.len() - 1, channels, width - 1], &x.device()));
@@ -88,16 +90,9 @@ impl Kernel for Conv {
         _saved: &[View],
         grads: &[Option<View>],
     ) -> Vec<Option<Array>> {
-        let zeros;
-        let dy = match grads[0] {
-            Some(grad) => grad.data,
-            None => {
-                zeros = vec![0.0; inputs[0].data.len()];
-                &zeros
-            }
-        };
+        let dy = or_zeros(grads[0], inputs[0].data.len());
         let dlast = grads[1].map(|grad| grad.data);
-        let got = kernel::backward(&self.arguments(inputs), dy, dlast);
+        let got = kernel::backward(&self.arguments(inputs), &dy, dlast);
         let mut all = vec![
             Some(Array::new(inputs[0].shape, got.x)),
             Some(Array::new(inputs[1].shape, got.weight)),

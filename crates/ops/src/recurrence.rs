@@ -10,7 +10,9 @@ use anyformer_kernels::recurrence as kernel;
 use anyformer_kernels::recurrence::{CHUNK_LEN, Problem};
 use burn::tensor::Tensor;
 
-use crate::adapter::{Array, Erased, Forward, Kernel, View, apply, erase, on_cpu};
+use crate::adapter::{
+    Array, Erased, Forward, Kernel, View, apply, erase, on_cpu, or_zeros, sequences,
+};
 use crate::meter;
 use composed::composed;
 
@@ -93,10 +95,7 @@ pub fn linear_recurrence(
         return (o.narrow(3, 0, value_dim) / divisor, last);
     }
     let [_, _, key_heads, key_dim] = k.dims();
-    let offsets = match &options.offsets {
-        Some(offsets) => offsets.clone(),
-        None => Arc::new((0..=batch).map(|row| row * time).collect()),
-    };
+    let offsets = sequences(options.offsets.as_ref(), batch, time);
     let sequences = offsets.len() - 1;
     assert_eq!(q.dims(), k.dims(), "recurrence: queries and keys");
     assert_eq!(
@@ -261,14 +260,7 @@ impl Kernel for Recurrence {
     ) -> Vec<Option<Array>> {
         let [q, k, v, initial] = [inputs[0], inputs[1], inputs[2], inputs[3]];
         let (gate, write) = self.arguments(inputs);
-        let zeros;
-        let d_o = match grads[0] {
-            Some(grad) => grad.data,
-            None => {
-                zeros = vec![0.0; v.data.len()];
-                &zeros
-            }
-        };
+        let d_o = or_zeros(grads[0], v.data.len());
         let got = kernel::backward(
             &self.problem(),
             q.data,
@@ -277,7 +269,7 @@ impl Kernel for Recurrence {
             gate,
             write,
             saved[0].data,
-            d_o,
+            &d_o,
             grads[1].map(|grad| grad.data),
         );
         let like = |view: View, data: Vec<f32>| Some(Array::new(view.shape, data));

@@ -6,7 +6,7 @@ use anyformer_kernels::scan as kernel;
 use burn::tensor::Tensor;
 
 use crate::activation::softplus;
-use crate::adapter::{Array, Forward, Kernel, View, apply, erase, on_cpu};
+use crate::adapter::{Array, Forward, Kernel, View, apply, erase, on_cpu, or_zeros, sequences};
 use crate::meter;
 
 pub use anyformer_kernels::scan::flops as scan_flops;
@@ -40,7 +40,7 @@ pub fn selective_scan(
 ) -> (Tensor<3>, Tensor<3>) {
     let [batch, time, channels] = inputs.u.dims();
     let state = inputs.a.dims()[1];
-    let offsets = offsets.unwrap_or_else(|| Arc::new((0..=batch).map(|row| row * time).collect()));
+    let offsets = sequences(offsets.as_ref(), batch, time);
     meter::add(scan_flops(batch * time, channels, state));
     let initial = initial
         .unwrap_or_else(|| Tensor::zeros([offsets.len() - 1, channels, state], &inputs.u.device()));
@@ -109,16 +109,9 @@ impl Kernel for Scan {
         saved: &[View],
         grads: &[Option<View>],
     ) -> Vec<Option<Array>> {
-        let zeros;
-        let dy = match grads[0] {
-            Some(grad) => grad.data,
-            None => {
-                zeros = vec![0.0; inputs[0].data.len()];
-                &zeros
-            }
-        };
+        let dy = or_zeros(grads[0], inputs[0].data.len());
         let dlast = grads[1].map(|grad| grad.data);
-        let got = kernel::backward(&self.arguments(inputs), saved[0].data, dy, dlast);
+        let got = kernel::backward(&self.arguments(inputs), saved[0].data, &dy, dlast);
         let all = [
             got.u,
             got.delta,

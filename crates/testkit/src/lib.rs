@@ -4,6 +4,7 @@
 pub mod cases;
 pub mod golden;
 pub mod laws;
+pub mod model_laws;
 pub mod tolerance;
 pub mod whole;
 

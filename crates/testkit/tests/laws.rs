@@ -2,6 +2,7 @@
 
 use anyformer_testkit::cases::cases;
 use anyformer_testkit::laws::LAWS;
+use anyformer_testkit::model_laws;
 
 #[test]
 fn every_mixer_keeps_every_law() {
@@ -12,6 +13,24 @@ fn every_mixer_keeps_every_law() {
         for (name, law) in LAWS {
             if let Err(what) = law(case) {
                 broken.push(format!("{}: {name}: {what}", case.label()));
+            }
+        }
+    }
+    assert!(
+        broken.is_empty(),
+        "{} broken:\n{}",
+        broken.len(),
+        broken.join("\n")
+    );
+}
+
+#[test]
+fn a_model_around_every_mixer_keeps_every_law() {
+    let mut broken = Vec::new();
+    for entry in anyformer_mixers::token_mixers() {
+        for (name, law) in model_laws::LAWS {
+            if let Err(what) = law(entry) {
+                broken.push(format!("{}: {name}: {what}", entry.card.name));
             }
         }
     }

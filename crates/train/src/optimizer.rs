@@ -89,11 +89,10 @@ impl AdamW {
             .map(|(held, _)| held.param.name())
     }
 
-    /// Makes one update; a gradient of a norm above `config.clip` is scaled down to it.
-    pub fn update(&mut self, gradient: &Gradient, rate: f64, config: &TrainConfig) {
+    /// Makes one update; a gradient of a `norm` (see [`Gradient::norm`]) above `config.clip` is scaled down to it.
+    pub fn update(&mut self, gradient: &Gradient, norm: f64, rate: f64, config: &TrainConfig) {
         self.updates += 1;
         let mut scale = 1.0 / gradient.weight;
-        let norm = gradient.norm();
         if config.clip > 0.0 && norm > config.clip {
             scale *= config.clip / norm;
         }

@@ -259,7 +259,8 @@ impl<'a> Trainer<'a> {
             });
         }
         let rate = self.config.rate(self.step);
-        self.optimizer.update(&gradient, rate, &self.config);
+        self.optimizer
+            .update(&gradient, grad_norm, rate, &self.config);
         self.step += 1;
         self.tokens += tokens;
         Ok(Update {

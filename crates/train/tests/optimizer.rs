@@ -72,7 +72,7 @@ fn adamw_is_its_equation_with_groups_clipping_and_accumulation() {
             .sqrt();
         assert!((sum.norm() - norm).abs() < 1e-5 * norm && norm > config.clip);
         assert_eq!(optimizer.first_not_finite(&sum), None);
-        optimizer.update(&sum, config.lr, &config);
+        optimizer.update(&sum, sum.norm(), config.lr, &config);
         for (index, [values, first, second]) in naive.iter_mut().enumerate() {
             let decay = if index == 0 { config.weight_decay } else { 0.0 };
             for place in 0..count {
