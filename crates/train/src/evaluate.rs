@@ -1,5 +1,7 @@
 //! The score of a model on a task.
 
+use std::collections::HashMap;
+
 use anyformer_data::{Batch, Split, Targets, Task};
 use anyformer_models::{Input, Model, Scored, Target};
 use anyformer_ops::ParamStore;
@@ -13,6 +15,8 @@ pub struct Evaluation {
     pub loss: f64,
     /// Part of the scored places that were right.
     pub accuracy: f64,
+    /// Part that the best constant answer would have had right: the floor that an accuracy is read against.
+    pub constant: f64,
     /// Scored places.
     pub counted: usize,
 }
@@ -29,17 +33,23 @@ pub fn evaluate(
     let _off = TrackingOff::new(model.params());
     let mut loader = task.loader(split, batch, 0)?;
     let (mut loss, mut correct, mut counted) = (0.0, 0, 0);
+    let mut answers: HashMap<i64, usize> = HashMap::new();
     for _ in 0..batches {
         let batch = loader.next_batch()?;
         let scored = score(model, &batch)?;
         loss += f64::from(value(&scored)) * scored.counted as f64;
         correct += scored.correct;
         counted += scored.counted;
+        let (Targets::Tokens(wanted) | Targets::Classes(wanted)) = &batch.targets;
+        for answer in wanted.iter().filter(|answer| **answer >= 0) {
+            *answers.entry(*answer).or_default() += 1;
+        }
     }
     let places = counted.max(1) as f64;
     Ok(Evaluation {
         loss: loss / places,
         accuracy: correct as f64 / places,
+        constant: answers.values().max().map_or(0.0, |most| *most as f64) / places,
         counted,
     })
 }

@@ -286,6 +286,7 @@ impl<'a> Trainer<'a> {
             loss,
             accuracy,
             counted,
+            ..
         } = evaluate(&self.model, self.task, Split::Validation, batch, batches)?;
         let step = self.step;
         if self.best.is_none_or(|best| loss < best.loss) {

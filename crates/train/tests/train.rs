@@ -132,11 +132,13 @@ fn the_loss_goes_down_and_evaluation_agrees() {
     )
     .unwrap();
     let counted = config.batch * config.eval_batches * common::TIME;
+    assert!(again.constant > 0.0 && again.constant < 0.5);
     assert_eq!(
         again,
         Evaluation {
             loss,
             accuracy,
+            constant: again.constant,
             counted
         }
     );

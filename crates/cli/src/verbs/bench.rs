@@ -7,12 +7,14 @@ use anyformer_lab::units::{bytes, seconds};
 use anyformer_mixers::{MixerSpec, token_mixer, token_mixers};
 use anyformer_models::{Input, Model, ModelConfig, Target};
 use anyformer_ops::Device;
+use anyformer_train::{AdamW, TrainConfig};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use crate::args::Global;
 use crate::exit::{Failure, Kind, bad_input};
 use crate::format::table;
+use crate::overrides;
 use crate::say::Say;
 use crate::session::gives_tokens;
 use crate::setup::{device, device_name, start_threads};
@@ -44,6 +46,12 @@ pub struct Args {
     /// Timed runs of each measurement, after one that is not timed; the median is told
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub runs: usize,
+    /// Time whole training steps too: forward, backward, clipping and AdamW
+    #[arg(long)]
+    pub step: bool,
+    /// Keys of the model that differ, as model.channel.name=mlp or model.mixers.0.heads=8
+    #[arg(value_name = "KEY=VALUE")]
+    pub changes: Vec<String>,
 }
 
 /// One measured point; times are medians in seconds.
@@ -52,6 +60,9 @@ struct Row {
     mixer: String,
     length: usize,
     forward_backward_s: f64,
+    /// A whole update; absent unless asked for.
+    update_s: Option<f64>,
+    parameters: usize,
     train_tokens_per_s: f64,
     peak_bytes: usize,
     /// Absent for mixers that cannot stream.
@@ -98,6 +109,7 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
                 row.mixer.clone(),
                 row.length.to_string(),
                 seconds(row.forward_backward_s),
+                optional(row.update_s.map(seconds)),
                 format!("{:.0}", row.train_tokens_per_s),
                 bytes(row.peak_bytes as f64),
                 optional(row.prefill_s.map(seconds)),
@@ -106,8 +118,8 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
             ]
         });
         let header =
-            ["mixer", "length", "forward+backward", "tokens/s", "peak memory", "prefill", "one token", "state"];
-        let mut text = table(&header, &[1, 2, 3, 4, 5, 6, 7], &cells.collect::<Vec<_>>());
+            ["mixer", "length", "forward+backward", "update", "tokens/s", "peak memory", "prefill", "one token", "state"];
+        let mut text = table(&header, &[1, 2, 3, 4, 5, 6, 7, 8], &cells.collect::<Vec<_>>());
         text += &format!(
             "\ndim {}, {} layers, batch {}, {threads} threads, median of {} runs; one token: after a prompt of that length\n",
             args.dim, args.layers, args.batch, args.runs
@@ -124,6 +136,18 @@ fn config(args: &Args, name: &str) -> Result<ModelConfig, Failure> {
         max_time: args.lengths.iter().copied().max().unwrap_or(0).max(2048),
         ..of_mixer(MixerSpec::named(name))
     };
+    let mut root = Map::new();
+    root.insert("model".into(), Value::Object(config.to_json()));
+    for text in &args.changes {
+        let change = overrides::parse(text)?;
+        if change.path[0] != "model" || change.path.len() < 2 {
+            return Err(bad_input(format!(
+                "measure with {text}: only keys of the model may differ: model.KEY=VALUE"
+            )));
+        }
+        overrides::apply(&mut root, &change)?;
+    }
+    let config = ModelConfig::from_json(&root["model"]).input()?;
     // Refused before anything is measured, so that no table stops in the middle.
     Model::shapes(&config).input()?;
     Ok(config)
@@ -173,12 +197,12 @@ fn measure(
     let model = Model::new(config, &device.clone().autodiff(), 0).input()?;
     let held = memory::allocated();
     memory::reset_peak();
+    let input = Input::Tokens { ids: &ids, batch };
+    let target = match gives_tokens(config) {
+        true => Target::Tokens(&targets),
+        false => Target::Classes(&classes),
+    };
     let forward_backward_s = median(args.runs, || {
-        let input = Input::Tokens { ids: &ids, batch };
-        let target = match gives_tokens(config) {
-            true => Target::Tokens(&targets),
-            false => Target::Classes(&classes),
-        };
         let scored = model.loss(input, None, target).broken()?;
         let mut gradients = scored.loss.backward();
         // Read one, so that nothing is left to be computed later.
@@ -187,6 +211,10 @@ fn measure(
         }
         Ok(())
     })?;
+    let update_s = match args.step {
+        true => Some(update(&model, input, target, args.runs)?),
+        false => None,
+    };
     let peak_bytes = memory::peak().saturating_sub(held);
     model.params().set_tracking(false);
     let (mut prefill_s, mut step_s, mut state_bytes) = (None, None, None);
@@ -212,11 +240,27 @@ fn measure(
         mixer: config.mixers[0].name.clone(),
         length,
         forward_backward_s,
+        update_s,
+        parameters: model.params().count(),
         train_tokens_per_s: (batch * length) as f64 / forward_backward_s,
         peak_bytes,
         prefill_s,
         step_s,
         state_bytes,
+    })
+}
+
+/// The median time of an update by the trainer's own optimiser, in seconds.
+fn update(model: &Model, input: Input, target: Target, runs: usize) -> Result<f64, Failure> {
+    let mut optimizer = AdamW::new(model.params());
+    let config = TrainConfig::default();
+    median(runs, || {
+        let mut sum = optimizer.gradient();
+        let scored = model.loss(input, None, target).broken()?;
+        let mut gradients = scored.loss.backward();
+        optimizer.accumulate(&mut sum, &mut gradients, 1.0);
+        optimizer.update(&sum, sum.norm(), config.lr, &config);
+        Ok(())
     })
 }
 

@@ -57,13 +57,15 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
     let perplexity = gives_tokens(&opened.config).then(|| found.loss.exp());
     let value = json!({
         "model": opened.path, "task": task_table(task.spec()), "split": args.split,
-        "loss": found.loss, "accuracy": found.accuracy, "perplexity": perplexity, "counted": found.counted,
+        "loss": found.loss, "accuracy": found.accuracy, "constant_accuracy": found.constant, "perplexity": perplexity,
+        "counted": found.counted,
     });
     say.result(&value, || {
         format!(
-            "{}: {}  ({} places scored)",
+            "{}: {}  (the best constant answer: {:.2} %; {} places scored)",
             args.split,
             score(found.loss, found.accuracy, perplexity),
+            100.0 * found.constant,
             found.counted
         )
     });
