@@ -166,18 +166,30 @@ fn plan(args: &Args) -> Result<Plan, Failure> {
         plan.seeds = (0..u64::from(seeds)).collect();
     }
     if let Some(steps) = args.steps {
-        for task in &mut plan.tasks {
-            task.train.insert("steps".into(), json!(steps));
-            let warmup = task
-                .train
-                .get("warmup")
-                .and_then(Value::as_u64)
-                .unwrap_or(0);
-            task.train
-                .insert("warmup".into(), json!(warmup.min(steps / 10)));
-        }
+        plan.tasks
+            .iter_mut()
+            .for_each(|task| train_for(task, steps));
     }
-    overridden(plan, &args.changes)
+    let mut plan = overridden(plan, &args.changes)?;
+    if let Some(steps) = args.steps {
+        reach_new_tasks(&mut plan, steps);
+    }
+    Ok(plan)
+}
+
+/// Tasks that an override has put in have not heard of `--steps`.
+fn reach_new_tasks(plan: &mut Plan, steps: u64) {
+    let silent = |task: &&mut TaskPlan| !task.train.contains_key("steps");
+    let tasks = plan.tasks.iter_mut().filter(silent);
+    tasks.for_each(|task| train_for(task, steps));
+}
+
+/// Sets the steps of a task, with a warm-up that fits in.
+fn train_for(task: &mut TaskPlan, steps: u64) {
+    let warmup = task.train.get("warmup").and_then(Value::as_u64);
+    let warmup = warmup.unwrap_or(0).min(steps / 10);
+    task.train.insert("steps".into(), json!(steps));
+    task.train.insert("warmup".into(), json!(warmup));
 }
 
 /// Every token mixer that looks back only, three seeds, five times the training, the learning rate tuned for each.
@@ -396,6 +408,12 @@ mod tests {
             plan.model["dim"] == 96
                 && plan.learning_rates == [0.01]
                 && plan.tasks[0].train["steps"] == 7
+        }));
+        let new = plan(&[r#"tasks=[{name="mqar"},{name="gap",train={steps=7}}]"#]);
+        assert!(new.is_ok_and(|mut plan| {
+            reach_new_tasks(&mut plan, 50);
+            let steps = plan.tasks.iter().map(|task| task.train["steps"].as_u64());
+            steps.eq([Some(50), Some(7)])
         }));
         for wrong in ["modle.dim=3", "seeds=three", "tasks.0.nmae=x"] {
             assert!(matches!(plan(&[wrong]), Err(Failure::Input(_))), "{wrong}");

@@ -23,7 +23,12 @@ pub struct TaskPlan {
     #[serde(default)]
     pub train: Map<String, Value>,
     /// Batches of the final evaluation.
+    #[serde(default = "eval_batches")]
     pub eval_batches: usize,
+}
+
+fn eval_batches() -> usize {
+    8
 }
 
 /// A whole comparison. Two equal plans share a store; another plan is refused.
@@ -133,7 +138,7 @@ impl TaskPlan {
             options: Map::new(),
             model: Map::new(),
             train: Map::new(),
-            eval_batches: 8,
+            eval_batches: eval_batches(),
         }
     }
 
