@@ -2,14 +2,17 @@
 
 use crate::card::{ChannelEntry, ConfigError, TokenEntry, nearest_name};
 use crate::{
-    attention, delta_net, gated_delta_net, gla, linear_attention, linformer, local, mamba, mamba2,
-    mlp, none, performer, pool, retention, swiglu,
+    attention, cosformer, delta_net, fnet, gated_delta_net, gla, linear_attention, linformer,
+    local, mamba, mamba2, mlp, none, nystromformer, performer, pool, retention, swiglu,
+    synthesizer,
 };
 
 /// Every token mixer, sorted by name.
 static TOKEN: &[&TokenEntry] = &[
     &attention::ENTRY,
+    &cosformer::ENTRY,
     &delta_net::ENTRY,
+    &fnet::ENTRY,
     &gated_delta_net::ENTRY,
     &gla::ENTRY,
     &linear_attention::ENTRY,
@@ -17,9 +20,11 @@ static TOKEN: &[&TokenEntry] = &[
     &local::ENTRY,
     &mamba::ENTRY,
     &mamba2::ENTRY,
+    &nystromformer::ENTRY,
     &performer::ENTRY,
     &pool::ENTRY,
     &retention::ENTRY,
+    &synthesizer::ENTRY,
 ];
 
 /// Every channel mixer, sorted by name.

@@ -12,7 +12,9 @@ mod gated;
 mod short;
 
 pub mod attention;
+pub mod cosformer;
 pub mod delta_net;
+pub mod fnet;
 pub mod gated_delta_net;
 pub mod gla;
 pub mod linear_attention;
@@ -22,10 +24,12 @@ pub mod mamba;
 pub mod mamba2;
 pub mod mlp;
 pub mod none;
+pub mod nystromformer;
 pub mod performer;
 pub mod pool;
 pub mod retention;
 pub mod swiglu;
+pub mod synthesizer;
 
 pub use all::{channel_mixer, channel_mixers, token_mixer, token_mixers};
 pub use card::{

@@ -96,6 +96,13 @@ pub fn cases() -> Vec<Case> {
             "mamba2" => vec![json!({"head_dim": 8, "groups": 2, "state": 6, "conv": 2})],
             "performer" => vec![json!({"kernel": "relu", "nb_features": 5})],
             "linformer" => vec![json!({"share_kv": true, "one_kv_head": true, "k": 5})],
+            "fnet" => vec![json!({"ortho": true})],
+            "nystromformer" => vec![json!({"landmarks": 8, "iterations": 3, "conv": 0})],
+            "synthesizer" => vec![
+                json!({"variant": "random", "max_time": 80}),
+                json!({"variant": "factorised_dense", "max_time": 80, "causal": false}),
+                json!({"variant": "factorised_random", "max_time": 80, "rank": 3}),
+            ],
             _ => vec![],
         };
         for options in more {
