@@ -2,17 +2,20 @@
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
 from common import Draw, golden
 from torch.func import functional_call
+from transformers.models.big_bird.modeling_big_bird import BigBirdBlockSparseAttention, BigBirdModel
 from transformers.models.fnet.modeling_fnet import FNetBasicFourierTransform
+from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
 from transformers.models.nystromformer.modeling_nystromformer import NystromformerSelfAttention
 
 BATCH = 2
 HF = {"transformers": transformers.__version__}
-DENSE = "equation written out in torch as a dense matrix (oracles/lra.py)"
+DENSE = "torch dense matrix written from the equation, no packaged implementation"
 
 
 def split(x, heads):
@@ -113,6 +116,102 @@ def synthesizer(name, variant, time, causal, rank=4, max_time=28, dim=32, heads=
            note=f"uses {time} of {max_time} positions", script="lra.py")
 
 
+def longformer(name, time, window, globals, dim=32, heads=4):
+    d = Draw(name)
+    names = {"q_proj": "query", "k_proj": "key", "v_proj": "value"}
+    names |= {f"{n[0]}_global": f"{theirs}_global" for n, theirs in names.items()}
+    p = projections(d, dim)
+    p |= {f"{n}_global.{part}": d.weight(dim, dim) if part == "weight" else d.bias(dim) for n in "qkv" for part in ("weight", "bias")}
+    config = transformers.LongformerConfig(hidden_size=dim, num_attention_heads=heads, attention_window=[2 * window],
+                                           attention_probs_dropout_prob=0.0)
+
+    def run(module, p, i):
+        at_global = (torch.arange(time) < globals).expand(BATCH, -1)
+        o = functional_call(module, renamed(p, names), (i["x"],), {
+            "attention_mask": at_global.to(i["x"].dtype) * 10000, "is_index_masked": torch.zeros(BATCH, time, dtype=torch.bool),
+            "is_index_global_attn": at_global, "is_global_attn": True})[0]
+        return linear(p, "o_proj", o), {}
+
+    golden(name, "longformer", {"dim": dim, "heads": heads, "window": window, "globals": globals}, p,
+           {"x": d.normal(BATCH, time, dim)}, run, lambda: LongformerSelfAttention(config, 0).eval(),
+           zero=["grad.w.k_proj.bias", "grad.w.k_global.bias"], versions=HF,
+           reference="transformers LongformerSelfAttention, torch linear after it", note=f"attention_window {2 * window}", script="lra.py")
+
+
+def splitmix(seed, head, query, key):
+    m = 2**64 - 1
+    z = ((seed << 48 ^ head << 42 ^ query << 21 ^ key) * 0x9E3779B97F4A7C15) & m
+    z = ((z ^ z >> 30) * 0xBF58476D1CE4E5B9) & m
+    z = ((z ^ z >> 27) * 0x94D049BB133111EB) & m
+    return z ^ z >> 31
+
+
+def bigbird(name, blocks, block=4, random=2, seed=7, dim=32, heads=4):
+    d = Draw(name)
+    p = projections(d, dim)
+    time = blocks * block
+    config = transformers.BigBirdConfig(hidden_size=dim, num_attention_heads=heads, block_size=block, num_random_blocks=random,
+                                        max_position_embeddings=time, attention_probs_dropout_prob=0.0)
+
+    def chosen(head, query):
+        others = [key for key in range(1, blocks - 1) if abs(key - query) > 1]
+        return sorted(others, key=lambda key: splitmix(seed, head, query, key))[:random]
+
+    def make():
+        module = BigBirdBlockSparseAttention(config).eval()
+        plan = [np.array([chosen(head, query) for query in range(1, blocks - 1)]) for head in range(heads)]
+        module._bigbird_block_rand_mask_with_head = lambda **_: plan
+        return module
+
+    def run(module, p, i):
+        ones = torch.ones(BATCH, time, dtype=i["x"].dtype)
+        blocked, band, source, target = BigBirdModel.create_masks_for_block_sparse_attn(ones, block)
+        theirs = renamed(p, {"q_proj": "query", "k_proj": "key", "v_proj": "value"})
+        return linear(p, "o_proj", functional_call(module, theirs, (i["x"], band, source, target, blocked, blocked))[0]), {}
+
+    golden(name, "bigbird", {"dim": dim, "heads": heads, "block": block, "random": random, "seed": seed}, p,
+           {"x": d.normal(BATCH, time, dim)}, run, make, zero=["grad.w.k_proj.bias"], versions=HF,
+           reference="transformers BigBirdBlockSparseAttention, torch linear after it",
+           note="its random blocks are replaced by ours, a hash of seed, head and blocks", script="lra.py")
+
+
+def masked(name, mixer, config, time, allowed, note, dim=32, heads=4):
+    """Softmax attention over the pairs for which `allowed(i, j)` holds."""
+    d = Draw(name)
+    p = projections(d, dim, bias=False)
+    mask = torch.tensor([[allowed(i, j) for j in range(time)] for i in range(time)])
+
+    def run(module, p, i):
+        q, k, v = (split(linear(p, f"{n}_proj", i["x"]), heads) for n in "qkv")
+        return linear(p, "o_proj", join(F.scaled_dot_product_attention(q, k, v, attn_mask=mask))), {}
+
+    golden(name, mixer, {"dim": dim, "heads": heads} | config, p, {"x": d.normal(BATCH, time, dim)}, run,
+           reference="torch scaled_dot_product_attention with a dense mask written from the equation", versions={}, note=note, script="lra.py")
+
+
+def sparse(name, pattern, time, stride, summary):
+    allowed = {"strided": lambda i, j: j <= i and (i - j <= stride or (i - j) % stride == 0),
+               "fixed": lambda i, j: j <= i and (j // stride == i // stride or j % stride >= stride - summary)}[pattern]
+    masked(name, "sparse", {"pattern": pattern, "stride": stride, "summary": summary}, time, allowed, "union of both sets in every head")
+
+
+def luna(name, time, length, dim=32, heads=4):
+    d = Draw(name)
+    p = projections(d, dim) | {f"pack_{n}": v for n, v in projections(d, dim, names="qkv").items()}
+    p["p"] = d.normal(length, dim)
+
+    def run(module, p, i):
+        def attend(prefix, q, kv):
+            q, k, v = (split(linear(p, f"{prefix}{n}_proj", s), heads) for n, s in zip("qkv", (q, kv, kv)))
+            return join(F.scaled_dot_product_attention(q, k, v))
+        packed = attend("pack_", p["p"].expand(BATCH, -1, -1), i["x"])
+        return linear(p, "o_proj", attend("", i["x"], packed)), {}
+
+    golden(name, "luna", {"dim": dim, "heads": heads, "length": length}, p, {"x": d.normal(BATCH, time, dim)}, run,
+           zero=["grad.w.k_proj.bias", "grad.w.pack_k_proj.bias"], versions={},
+           reference="torch scaled_dot_product_attention twice, joined as in the equation", script="lra.py")
+
+
 if __name__ == "__main__":
     fnet("fnet", 36)
     fnet("fnet_prime", 37)
@@ -124,3 +223,8 @@ if __name__ == "__main__":
     synthesizer("synthesizer_random", "random", 25, False)
     synthesizer("synthesizer_factorised_dense", "factorised_dense", 25, False)
     synthesizer("synthesizer_factorised_random", "factorised_random", 25, True)
+    longformer("longformer", 32, 4, 2)
+    bigbird("bigbird", 10)
+    sparse("sparse_fixed", "fixed", 45, 12, 3)
+    sparse("sparse_strided", "strided", 45, 9, 1)
+    luna("luna", 37, 6)

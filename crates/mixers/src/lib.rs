@@ -8,10 +8,12 @@ pub mod card;
 pub mod mixer;
 pub mod parts;
 
+mod block_sparse;
 mod gated;
 mod short;
 
 pub mod attention;
+pub mod bigbird;
 pub mod cosformer;
 pub mod delta_net;
 pub mod fnet;
@@ -20,6 +22,8 @@ pub mod gla;
 pub mod linear_attention;
 pub mod linformer;
 pub mod local;
+pub mod longformer;
+pub mod luna;
 pub mod mamba;
 pub mod mamba2;
 pub mod mlp;
@@ -28,6 +32,7 @@ pub mod nystromformer;
 pub mod performer;
 pub mod pool;
 pub mod retention;
+pub mod sparse;
 pub mod swiglu;
 pub mod synthesizer;
 

@@ -103,6 +103,16 @@ pub fn cases() -> Vec<Case> {
                 json!({"variant": "factorised_dense", "max_time": 80, "causal": false}),
                 json!({"variant": "factorised_random", "max_time": 80, "rank": 3}),
             ],
+            "longformer" => vec![
+                json!({"window": 3, "globals": 5}),
+                json!({"window": 70, "globals": 0, "bias": false}),
+            ],
+            "bigbird" => vec![json!({"block": 4, "random": 2, "seed": 3})],
+            "sparse" => vec![
+                json!({"pattern": "strided", "stride": 11, "bias": true, "summary": 1}),
+                json!({"stride": 12, "summary": 3}),
+            ],
+            "luna" => vec![json!({"length": 3, "bias": false, "heads": 2})],
             _ => vec![],
         };
         for options in more {
