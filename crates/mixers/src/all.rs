@@ -2,24 +2,33 @@
 
 use crate::card::{ChannelEntry, ConfigError, TokenEntry, nearest_name};
 use crate::{
-    attention, delta_net, gated_delta_net, gla, linear_attention, linformer, local, mamba, mamba2,
-    mlp, none, performer, pool, retention, swiglu,
+    attention, bigbird, cosformer, delta_net, fnet, gated_delta_net, gla, linear_attention,
+    linformer, local, longformer, luna, mamba, mamba2, mlp, none, nystromformer, performer, pool,
+    retention, sparse, swiglu, synthesizer,
 };
 
 /// Every token mixer, sorted by name.
 static TOKEN: &[&TokenEntry] = &[
     &attention::ENTRY,
+    &bigbird::ENTRY,
+    &cosformer::ENTRY,
     &delta_net::ENTRY,
+    &fnet::ENTRY,
     &gated_delta_net::ENTRY,
     &gla::ENTRY,
     &linear_attention::ENTRY,
     &linformer::ENTRY,
     &local::ENTRY,
+    &longformer::ENTRY,
+    &luna::ENTRY,
     &mamba::ENTRY,
     &mamba2::ENTRY,
+    &nystromformer::ENTRY,
     &performer::ENTRY,
     &pool::ENTRY,
     &retention::ENTRY,
+    &sparse::ENTRY,
+    &synthesizer::ENTRY,
 ];
 
 /// Every channel mixer, sorted by name.

@@ -8,24 +8,33 @@ pub mod card;
 pub mod mixer;
 pub mod parts;
 
+mod block_sparse;
 mod gated;
 mod short;
 
 pub mod attention;
+pub mod bigbird;
+pub mod cosformer;
 pub mod delta_net;
+pub mod fnet;
 pub mod gated_delta_net;
 pub mod gla;
 pub mod linear_attention;
 pub mod linformer;
 pub mod local;
+pub mod longformer;
+pub mod luna;
 pub mod mamba;
 pub mod mamba2;
 pub mod mlp;
 pub mod none;
+pub mod nystromformer;
 pub mod performer;
 pub mod pool;
 pub mod retention;
+pub mod sparse;
 pub mod swiglu;
+pub mod synthesizer;
 
 pub use all::{channel_mixer, channel_mixers, token_mixer, token_mixers};
 pub use card::{

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::card::{Card, ConfigError, Direction, Knob, TokenEntry, head_dim, read, resolve};
 use crate::mixer::{Context, Cost, RunError, State, TokenMixer};
-use crate::parts::split_heads;
+use crate::parts::{each_sequence, split_heads};
 
 /// Knobs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -171,14 +171,7 @@ impl TokenMixer for Linformer {
         if state.is_some() {
             return Err(RunError::CannotStream(CARD.name));
         }
-        let y = match &context.offsets {
-            None => self.dense(x)?,
-            Some(offsets) => {
-                let pairs = offsets.windows(2).filter(|pair| pair[1] > pair[0]);
-                let rows = pairs.map(|pair| self.dense(x.clone().slice([0..1, pair[0]..pair[1]])));
-                Tensor::cat(rows.collect::<Result<Vec<_>, _>>()?, 1)
-            }
-        };
+        let y = each_sequence(x, context.packed(), |x| self.dense(x))?;
         Ok((y, None))
     }
 

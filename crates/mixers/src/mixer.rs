@@ -61,6 +61,11 @@ impl Context {
         sequences(self.offsets.as_ref(), batch, time)
     }
 
+    /// The cumulative lengths, where sequences are packed.
+    pub fn packed(&self) -> Option<&[usize]> {
+        self.offsets.as_ref().map(|offsets| offsets.as_slice())
+    }
+
     /// Position of every token in its own sequence, counted on from `state` where one is carried: `[batch * time]`.
     pub fn positions(&self, batch: usize, time: usize, state: Option<&State>) -> Vec<usize> {
         let offsets = self.sequences(batch, time);

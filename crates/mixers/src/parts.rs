@@ -1,12 +1,13 @@
-//! Pieces that several token mixers share: heads, norms per head, the short convolution.
+//! Pieces that several token mixers share: heads, projections, norms per head, the short convolution, packed sequences.
 
 use std::sync::Arc;
 
 use anyformer_ops::conv::causal_conv1d;
 use anyformer_ops::norm::rms_norm;
-use anyformer_ops::{Builder, Init, LinearInit, Param, Tensor, meter};
+use anyformer_ops::recurrence::guard_divisor;
+use anyformer_ops::{Builder, Init, Linear, LinearInit, Param, Tensor, meter};
 
-use crate::mixer::Cost;
+use crate::mixer::{Cost, RunError};
 
 /// `[batch, time, heads * head_dim]` seen as `[batch, time, heads, head_dim]`.
 pub fn split_heads(x: Tensor<3>, heads: usize) -> Tensor<4> {
@@ -18,6 +19,75 @@ pub fn split_heads(x: Tensor<3>, heads: usize) -> Tensor<4> {
 pub fn join_heads(x: Tensor<4>) -> Tensor<3> {
     let [batch, time, heads, head_dim] = x.dims();
     x.reshape([batch, time, heads * head_dim])
+}
+
+/// The four projections of a multi-head mixer of width `dim`: `q_proj`, `k_proj`, `v_proj`, `o_proj`.
+pub struct Projections {
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    o_proj: Linear,
+    heads: usize,
+}
+
+impl Projections {
+    /// Square layers under the builder's path; `bias` on all four.
+    pub fn new(builder: &Builder, dim: usize, heads: usize, bias: bool) -> Self {
+        let linear = |name: &str| Linear::new(builder, name, dim, dim, bias);
+        Projections {
+            q_proj: linear("q_proj"),
+            k_proj: linear("k_proj"),
+            v_proj: linear("v_proj"),
+            o_proj: Linear::residual(builder, "o_proj", dim, dim, bias),
+            heads,
+        }
+    }
+
+    /// Queries, keys and values `[batch, time, heads, head_dim]` of `[batch, time, dim]`.
+    pub fn split(&self, x: &Tensor<3>) -> [Tensor<4>; 3] {
+        [&self.q_proj, &self.k_proj, &self.v_proj]
+            .map(|linear| split_heads(linear.forward(x.clone()), self.heads))
+    }
+
+    /// The output layer over the heads' results.
+    pub fn join(&self, o: Tensor<4>) -> Tensor<3> {
+        self.o_proj.forward(join_heads(o))
+    }
+
+    /// Parameters, and operations over `time` tokens.
+    pub fn cost(&self, time: usize) -> Cost {
+        linear_cost(
+            &[&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj],
+            time,
+        )
+    }
+}
+
+/// Parameters of linear layers and their operations over `time` tokens.
+pub fn linear_cost(layers: &[&Linear], time: usize) -> Cost {
+    let bias = |layer: &&Linear| layer.bias.as_ref().map_or(0, Param::count);
+    Cost {
+        params: layers
+            .iter()
+            .map(|layer| (layer.weight.count() + bias(layer)) as u64)
+            .sum(),
+        flops: layers.iter().map(|layer| layer.flops(time)).sum(),
+        state_bytes: 0,
+    }
+}
+
+/// Runs `one` over a dense batch `[batch, time, dim]`, or over each packed sequence on its own.
+pub fn each_sequence(
+    x: Tensor<3>,
+    offsets: Option<&[usize]>,
+    one: impl Fn(Tensor<3>) -> Result<Tensor<3>, RunError>,
+) -> Result<Tensor<3>, RunError> {
+    let Some(offsets) = offsets else {
+        return one(x);
+    };
+    let pairs = offsets.windows(2).filter(|pair| pair[1] > pair[0]);
+    let rows = pairs.map(|pair| one(x.clone().slice([0..1, pair[0]..pair[1]])));
+    Ok(Tensor::cat(rows.collect::<Result<Vec<_>, _>>()?, 1))
 }
 
 /// RMS norm over each head's features with one weight `[head_dim]` shared by all heads.
@@ -119,7 +189,7 @@ pub fn both_ways(
         let o = match normalise {
             true => {
                 let parts = o.split_with_sizes(vec![width - 1, 1], 3);
-                parts[0].clone() / parts[1].clone()
+                parts[0].clone() / guard_divisor(parts[1].clone())
             }
             false => o,
         };

@@ -11,7 +11,7 @@ use crate::adapter::{
 };
 use crate::meter;
 
-pub use anyformer_kernels::conv::flops as conv_flops;
+pub use anyformer_kernels::conv::{MAX_WIDTH, flops as conv_flops};
 
 /// `y[t, c] = bias[c] + sum_j weight[c, j] x[t - width + 1 + j, c]`, with SiLU where `activation` is set, for x
 /// `[batch, time, channels]`, weight `[channels, width]`. `initial` is the last inputs before each sequence

@@ -68,6 +68,12 @@ impl Default for RecurrenceOptions {
 /// See [`RecurrenceOptions::normaliser`].
 pub const SMALLEST_DIVISOR: f32 = 1e-6;
 
+/// The divisor, or [`SMALLEST_DIVISOR`] without a gradient where it is nearer to zero than that.
+pub fn guard_divisor(divisor: Tensor<4>) -> Tensor<4> {
+    let small = divisor.clone().abs().lower_elem(SMALLEST_DIVISOR);
+    divisor.mask_fill(small, SMALLEST_DIVISOR)
+}
+
 /// Runs the recurrence over `q`, `k` `[batch, time, key_heads, key_dim]` and `v` `[batch, time, heads, value_dim]`, where
 /// `key_heads` divides `heads`. `initial` is the state before, `[sequences, heads, key_dim, value_dim]` (one more column
 /// with the normaliser), zero when absent. Returns `o [batch, time, heads, value_dim]` and the state after.
@@ -90,9 +96,7 @@ pub fn linear_recurrence(
         };
         let (o, last) = linear_recurrence(q, k, v, gate, write, initial, &options);
         let divisor = o.clone().narrow(3, value_dim, 1);
-        let small = divisor.clone().abs().lower_elem(SMALLEST_DIVISOR);
-        let divisor = divisor.mask_fill(small, SMALLEST_DIVISOR);
-        return (o.narrow(3, 0, value_dim) / divisor, last);
+        return (o.narrow(3, 0, value_dim) / guard_divisor(divisor), last);
     }
     let [_, _, key_heads, key_dim] = k.dims();
     let offsets = sequences(options.offsets.as_ref(), batch, time);

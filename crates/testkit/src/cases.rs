@@ -96,6 +96,23 @@ pub fn cases() -> Vec<Case> {
             "mamba2" => vec![json!({"head_dim": 8, "groups": 2, "state": 6, "conv": 2})],
             "performer" => vec![json!({"kernel": "relu", "nb_features": 5})],
             "linformer" => vec![json!({"share_kv": true, "one_kv_head": true, "k": 5})],
+            "fnet" => vec![json!({"ortho": true})],
+            "nystromformer" => vec![json!({"landmarks": 8, "iterations": 3, "conv": 0})],
+            "synthesizer" => vec![
+                json!({"variant": "random", "max_time": 80}),
+                json!({"variant": "factorised_dense", "max_time": 80, "causal": false}),
+                json!({"variant": "factorised_random", "max_time": 80, "rank": 3}),
+            ],
+            "longformer" => vec![
+                json!({"window": 3, "globals": 5}),
+                json!({"window": 70, "globals": 0, "bias": false}),
+            ],
+            "bigbird" => vec![json!({"block": 4, "random": 2, "seed": 3})],
+            "sparse" => vec![
+                json!({"pattern": "strided", "stride": 11, "bias": true, "summary": 1}),
+                json!({"stride": 12, "summary": 3}),
+            ],
+            "luna" => vec![json!({"length": 3, "bias": false, "heads": 2})],
             _ => vec![],
         };
         for options in more {
