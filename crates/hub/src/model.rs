@@ -1,6 +1,6 @@
 //! A model, its config and its tokenizer in one folder.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -9,6 +9,7 @@ use anyformer_ops::{Device, ParamStore};
 use serde_json::{Map, Value, json};
 
 use crate::error::{Damage, HubError, Problem};
+use crate::families::Family;
 use crate::folder::{FolderWriter, Manifest, read};
 use crate::tensors::{NamedTensor, not_finite, parse_safetensors, write_tensors};
 
@@ -16,6 +17,8 @@ use crate::tensors::{NamedTensor, not_finite, parse_safetensors, write_tensors};
 pub const CONFIG_FILE: &str = "config.json";
 /// The weights of a model folder.
 pub const MODEL_FILE: &str = "model.safetensors";
+/// The list of weight files of a folder of another program, where there are several.
+pub const INDEX_FILE: &str = "model.safetensors.index.json";
 /// The tokenizer of a model folder.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
 /// The version of the format that is written.
@@ -90,6 +93,8 @@ pub struct ModelFolder {
     pub info: Map<String, Value>,
     /// The checksums of its files.
     pub manifest: Manifest,
+    /// Whose names its tensors have; `None` for ours.
+    pub family: Option<Family>,
 }
 
 impl ModelFolder {
@@ -110,30 +115,19 @@ impl ModelFolder {
         let wrong = |message: String| HubError::damaged(&path, Damage::Text(message));
         let value: Value =
             serde_json::from_str(&text).map_err(|error| wrong(format!("not JSON: {error}")))?;
-        let Some(config) = value.get("anyformer") else {
-            return Err(wrong(
-                "no key \"anyformer\"; it is the config of another program, convert its model first".into(),
-            ));
-        };
-        let version = value["format_version"].as_u64();
-        match version {
-            None => return Err(wrong("format_version is missing or no number".into())),
-            Some(got) if got > FORMAT_VERSION => {
-                let known = FORMAT_VERSION;
-                return Err(HubError::Version { path, got, known });
+        let (config, family) = match value.get("anyformer") {
+            Some(config) => (own_config(&path, &value, config)?, None),
+            None => {
+                let family = Family::of(&value).map_err(wrong)?;
+                (family.config(&value).map_err(wrong)?, Some(family))
             }
-            Some(_) => {}
-        }
-        let config = ModelConfig::from_json(config).map_err(|source| HubError::Model {
-            path: path.clone(),
-            source,
-        })?;
+        };
         let info = value
             .get("info")
             .and_then(Value::as_object)
             .cloned()
             .unwrap_or_default();
-        if !manifest.has(MODEL_FILE) {
+        if !manifest.has(MODEL_FILE) && !(family.is_some() && manifest.has(INDEX_FILE)) {
             return Err(not_a_model(MODEL_FILE));
         }
         Ok(ModelFolder {
@@ -141,6 +135,7 @@ impl ModelFolder {
             config,
             info,
             manifest,
+            family,
         })
     }
 
@@ -164,9 +159,63 @@ impl ModelFolder {
         Ok(parsed?.tensors)
     }
 
+    /// Every tensor of the model under our names, from one file or from the files of an index.
+    fn weights(&self) -> Result<Vec<NamedTensor>, HubError> {
+        let Some(family) = self.family else {
+            return self.tensors(MODEL_FILE);
+        };
+        let mut tensors = Vec::new();
+        for file in self.files()? {
+            tensors.extend(self.tensors(&file)?);
+        }
+        let shapes = Model::shapes(&self.config).map_err(|source| HubError::Model {
+            path: self.path.join(CONFIG_FILE),
+            source,
+        })?;
+        let ours: HashMap<String, &str> = shapes
+            .params()
+            .params()
+            .iter()
+            .map(|param| (family.their_name(param.name()), param.name()))
+            .collect();
+        tensors.retain(|tensor| {
+            ours.contains_key(&tensor.name) || !family.may_be_left(&tensor.name, &self.config)
+        });
+        for tensor in &mut tensors {
+            if let Some(name) = ours.get(&tensor.name) {
+                tensor.name = name.to_string();
+            }
+        }
+        Ok(tensors)
+    }
+
+    /// The weight files of a foreign folder.
+    fn files(&self) -> Result<Vec<String>, HubError> {
+        if self.manifest.has(MODEL_FILE) {
+            return Ok(vec![MODEL_FILE.to_string()]);
+        }
+        let path = self.path.join(INDEX_FILE);
+        let wrong = |message: &str| HubError::damaged(&path, Damage::Text(message.into()));
+        let index: Value = serde_json::from_str(&self.manifest.read_text(INDEX_FILE)?)
+            .map_err(|error| wrong(&format!("not JSON: {error}")))?;
+        let map = index["weight_map"]
+            .as_object()
+            .ok_or_else(|| wrong("weight_map should be a table of tensors and files"))?;
+        let names: Option<BTreeSet<String>> = map
+            .values()
+            .map(|file| file.as_str().map(str::to_string))
+            .collect();
+        let names = names.ok_or_else(|| wrong("weight_map names a file that is no text"))?;
+        let outside = |name: &String| Path::new(name).file_name() != Some(name.as_ref());
+        if names.iter().any(outside) {
+            return Err(wrong("weight_map names a file outside of the folder"));
+        }
+        Ok(names.into_iter().collect())
+    }
+
     /// Builds the model on `device` (an autodiff device to train it further) and fills in its weights.
     pub fn load(&self, device: &Device) -> Result<Model, HubError> {
-        let tensors = self.tensors(MODEL_FILE)?;
+        let tensors = self.weights()?;
         let path = self.path.join(MODEL_FILE);
         let broken = |source| HubError::Model {
             path: self.path.join(CONFIG_FILE),
@@ -184,6 +233,26 @@ impl ModelFolder {
         fill(&path, model.params(), tensors)?;
         Ok(model)
     }
+}
+
+/// The config of a folder that we have written.
+fn own_config(path: &Path, value: &Value, config: &Value) -> Result<ModelConfig, HubError> {
+    let wrong = |message: &str| HubError::damaged(path, Damage::Text(message.into()));
+    match value["format_version"].as_u64() {
+        None => return Err(wrong("format_version is missing or no number")),
+        Some(got) if got > FORMAT_VERSION => {
+            return Err(HubError::Version {
+                path: path.to_path_buf(),
+                got,
+                known: FORMAT_VERSION,
+            });
+        }
+        Some(_) => {}
+    }
+    ModelConfig::from_json(config).map_err(|source| HubError::Model {
+        path: path.to_path_buf(),
+        source,
+    })
 }
 
 /// Reads a model folder onto `device`.
