@@ -130,6 +130,7 @@ fn summary(root: &Path) -> Result<String, String> {
         ("quickstart.md", "Quickstart"),
         ("compare.md", "Comparing under a budget"),
         ("data.md", "Tasks and data"),
+        ("checkpoints.md", "Checkpoints of other programs"),
         ("adding.md", "Adding an architecture"),
         ("kernels.md", "Ops and kernels"),
         ("dependencies.md", "Dependencies and why"),
