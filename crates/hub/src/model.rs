@@ -127,7 +127,8 @@ impl ModelFolder {
             .and_then(Value::as_object)
             .cloned()
             .unwrap_or_default();
-        if !manifest.has(MODEL_FILE) && !(family.is_some() && manifest.has(INDEX_FILE)) {
+        let sharded = family.is_some() && manifest.has(INDEX_FILE);
+        if !sharded && !manifest.has(MODEL_FILE) {
             return Err(not_a_model(MODEL_FILE));
         }
         Ok(ModelFolder {
