@@ -3,8 +3,13 @@
 //! A family is a map of names and a translation of the config; the model that is built is ours. What our block cannot do
 //! is refused by the key that asks for it, so a checkpoint is never read into a model that computes something else.
 
-use anyformer_models::ModelConfig;
+use std::collections::HashMap;
+
+use anyformer_models::{Gives, ModelConfig};
+use anyformer_ops::{Param, ParamStore};
 use serde_json::{Value, json};
+
+use crate::tensors::NamedTensor;
 
 /// A layout of `config.json` and `model.safetensors` as Hugging Face transformers writes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,14 +82,26 @@ impl Family {
         map.iter().fold(ours.to_string(), inner)
     }
 
-    /// Whether a tensor that our model lacks may stand in their file: a buffer that follows from the config, or the head
-    /// of a model that shares it with the embedding.
-    pub fn may_be_left(self, theirs: &str, config: &ModelConfig) -> bool {
-        let tied = matches!(
-            config.gives,
-            anyformer_models::Gives::NextToken { tied: true }
-        );
-        theirs.ends_with(".rotary_emb.inv_freq") || (tied && theirs == "lm_head.weight")
+    /// Gives tensors our names where the model has them. Left out are those that the model lacks and needs not: buffers
+    /// that follow from the config, and the head of a model that shares it with the embedding.
+    pub(crate) fn rename(
+        self,
+        tensors: &mut Vec<NamedTensor>,
+        store: &ParamStore,
+        config: &ModelConfig,
+    ) {
+        let names = store.params().iter().map(Param::name);
+        let ours: HashMap<String, &str> = names.map(|name| (self.their_name(name), name)).collect();
+        let tied = matches!(config.gives, Gives::NextToken { tied: true });
+        let needless = |name: &str| {
+            name.ends_with(".rotary_emb.inv_freq") || (tied && name == "lm_head.weight")
+        };
+        tensors.retain(|tensor| ours.contains_key(&tensor.name) || !needless(&tensor.name));
+        for tensor in tensors {
+            if let Some(name) = ours.get(&tensor.name) {
+                tensor.name = name.to_string();
+            }
+        }
     }
 
     /// Our config for theirs. Every key that asks for something else than we compute is an error that names it.
@@ -115,18 +132,9 @@ fn llama(keys: &Keys) -> Result<Translated, String> {
     keys.must("hidden_act", &[json!("silu")])?;
     keys.must("mlp_bias", &[json!(false)])?;
     let heads = keys.number("num_attention_heads")?;
-    let head_dim = match keys.given("head_dim") {
-        Some(_) => keys.number("head_dim")?,
-        None => keys.number("hidden_size")? / heads.max(1),
-    };
-    let kv_heads = match keys.given("num_key_value_heads") {
-        Some(_) => keys.number("num_key_value_heads")?,
-        None => heads,
-    };
-    let window = match keys.given("sliding_window") {
-        Some(_) => keys.number("sliding_window")?,
-        None => 0,
-    };
+    let head_dim = keys.number_or("head_dim", keys.number("hidden_size")? / heads.max(1))?;
+    let kv_heads = keys.number_or("num_key_value_heads", heads)?;
+    let window = keys.number_or("sliding_window", 0)?;
     // Newer files gather the rotary keys in one table.
     let table = keys.given("rope_parameters").unwrap_or(keys.0);
     let base = match Keys(table).given("rope_theta") {
@@ -231,6 +239,13 @@ impl<'a> Keys<'a> {
         value
             .filter(|value| *value < 1 << 31)
             .ok_or_else(|| self.wrong(key, "a whole number below 2^31"))
+    }
+
+    fn number_or(&self, key: &str, otherwise: u64) -> Result<u64, String> {
+        match self.given(key) {
+            None => Ok(otherwise),
+            Some(_) => self.number(key),
+        }
     }
 
     fn real(&self, key: &str) -> Result<f64, String> {

@@ -160,32 +160,14 @@ impl ModelFolder {
         Ok(parsed?.tensors)
     }
 
-    /// Every tensor of the model under our names, from one file or from the files of an index.
-    fn weights(&self) -> Result<Vec<NamedTensor>, HubError> {
-        let Some(family) = self.family else {
+    /// Every tensor of the model under its name in the folder, from one file or from the files of an index.
+    fn stored(&self) -> Result<Vec<NamedTensor>, HubError> {
+        if self.family.is_none() {
             return self.tensors(MODEL_FILE);
-        };
+        }
         let mut tensors = Vec::new();
         for file in self.files()? {
             tensors.extend(self.tensors(&file)?);
-        }
-        let shapes = Model::shapes(&self.config).map_err(|source| HubError::Model {
-            path: self.path.join(CONFIG_FILE),
-            source,
-        })?;
-        let ours: HashMap<String, &str> = shapes
-            .params()
-            .params()
-            .iter()
-            .map(|param| (family.their_name(param.name()), param.name()))
-            .collect();
-        tensors.retain(|tensor| {
-            ours.contains_key(&tensor.name) || !family.may_be_left(&tensor.name, &self.config)
-        });
-        for tensor in &mut tensors {
-            if let Some(name) = ours.get(&tensor.name) {
-                tensor.name = name.to_string();
-            }
         }
         Ok(tensors)
     }
@@ -216,7 +198,7 @@ impl ModelFolder {
 
     /// Builds the model on `device` (an autodiff device to train it further) and fills in its weights.
     pub fn load(&self, device: &Device) -> Result<Model, HubError> {
-        let tensors = self.weights()?;
+        let mut tensors = self.stored()?;
         let path = self.path.join(MODEL_FILE);
         let broken = |source| HubError::Model {
             path: self.path.join(CONFIG_FILE),
@@ -229,6 +211,9 @@ impl ModelFolder {
             return Err(HubError::damaged(&path, Damage::Layout(message)));
         }
         let shapes = Model::shapes(&self.config).map_err(broken)?;
+        if let Some(family) = self.family {
+            family.rename(&mut tensors, shapes.params(), &self.config);
+        }
         check(&path, shapes.params(), &tensors)?;
         let model = Model::new(&self.config, device, 0).map_err(broken)?;
         fill(&path, model.params(), tensors)?;

@@ -121,3 +121,24 @@ fn everything_that_does_not_fit_is_in_one_error() {
         assert!(error.contains(name), "{name}: {error}");
     }
 }
+
+#[test]
+fn more_layers_than_tensors_are_refused_before_any_is_made() {
+    let goldens = golden::all().expect("goldens");
+    let golden = goldens.iter().find(|golden| golden.name == "model_llama");
+    let golden = golden.expect("model_llama");
+    let folder = tempfile::tempdir().expect("folder");
+    let mut config = golden.config.clone();
+    config.insert("num_hidden_layers".into(), json!(2_000_000_000));
+    let text = Value::Object(config).to_string();
+    std::fs::write(folder.path().join("config.json"), text).expect("writes");
+    let path = folder.path().join("model.safetensors");
+    write_safetensors(&path, &tensors(golden), &BTreeMap::new()).expect("writes");
+    let opened = ModelFolder::open(folder.path()).expect("opens");
+    let error = opened
+        .load(&Device::flex())
+        .err()
+        .expect("refused")
+        .to_string();
+    assert!(error.contains("2000000000 layers"), "{error}");
+}
