@@ -7,14 +7,12 @@
 
 use anyformer_ops::Tensor;
 use anyformer_ops::activation::relu;
-use anyformer_ops::recurrence::{
-    Gate, RecurrenceOptions, Write, linear_recurrence, recurrence_flops,
-};
 use serde::{Deserialize, Serialize};
 
+use crate::additive;
 use crate::card::{Card, ConfigError, Direction, Knob, TokenEntry, head_dim, read, resolve};
 use crate::mixer::{Context, Cost, RunError, State, TokenMixer};
-use crate::parts::{Projections, both_ways, both_ways_flops};
+use crate::parts::Projections;
 
 /// Knobs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -141,44 +139,16 @@ impl TokenMixer for Cosformer {
         let angles = self.angles(&q, &context.positions(batch, time, state))?;
         let (q, k) = (Self::features(q, &angles), Self::features(k, &angles));
         if !self.config.causal {
-            let o = both_ways(q, k, v, true, context.packed());
+            let o = additive::both_ways(q, k, v, true, context.packed());
             return Ok((self.projections.join(o), None));
         }
-        let options = RecurrenceOptions {
-            offsets: context.offsets.clone(),
-            normaliser: true,
-            ..RecurrenceOptions::default()
-        };
-        let initial = state.map(|state| {
-            let z: Tensor<3> = state.get("z");
-            Tensor::cat(vec![state.get::<4>("kv"), z.unsqueeze_dim(3)], 3)
-        });
-        let (o, last) = linear_recurrence(q, k, v, Gate::None, Write::Additive, initial, &options);
-        let y = self.projections.join(o);
-        let next = context.keep_state.then(|| {
-            let parts = last.split_with_sizes(vec![self.head_dim, 1], 3);
-            let z: Tensor<3> = parts[1].clone().squeeze_dim(3);
-            State::new(context.times_after(batch, time, state))
-                .with("kv", parts[0].clone())
-                .with("z", z)
-        });
-        Ok((y, next))
+        let (o, next) = additive::causal([q, k, v], 1.0, true, context, state);
+        Ok((self.projections.join(o), next))
     }
 
     fn cost(&self, time: usize) -> Cost {
         let (heads, features, width) = (self.config.heads, 2 * self.head_dim, self.head_dim + 1);
-        let (flops, state) = match self.config.causal {
-            true => (
-                recurrence_flops(time, heads, features, width, false),
-                heads * features * width,
-            ),
-            false => (both_ways_flops(time, heads, features, width), 0),
-        };
         self.projections.cost(time)
-            + Cost {
-                params: 0,
-                flops,
-                state_bytes: 4 * state as u64,
-            }
+            + additive::cost(self.config.causal, time, heads, features, width)
     }
 }

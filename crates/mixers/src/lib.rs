@@ -8,6 +8,7 @@ pub mod card;
 pub mod mixer;
 pub mod parts;
 
+mod additive;
 mod block_sparse;
 mod gated;
 mod short;

@@ -7,15 +7,13 @@
 //! the whole sequence.
 
 use anyformer_ops::activation::relu;
-use anyformer_ops::recurrence::{
-    Gate, RecurrenceOptions, Write, linear_recurrence, recurrence_flops,
-};
 use anyformer_ops::{Linear, Tensor};
 use serde::{Deserialize, Serialize};
 
+use crate::additive;
 use crate::card::{Card, Direction, Knob, TokenEntry, head_dim, read, resolve};
 use crate::mixer::{Context, Cost, RunError, State, TokenMixer};
-use crate::parts::{both_ways, both_ways_flops, join_heads, split_heads};
+use crate::parts::{join_heads, split_heads};
 
 /// The function applied to queries and keys.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,7 +134,7 @@ impl TokenMixer for LinearAttention {
         context: &Context,
         state: Option<&State>,
     ) -> Result<(Tensor<3>, Option<State>), RunError> {
-        let [batch, time, dim] = x.dims();
+        let dim = self.dim;
         let q = self.features(self.q_proj.forward(x.clone()));
         let k = self.features(self.k_proj.forward(x.clone()));
         let v = split_heads(self.v_proj.forward(x), self.config.heads);
@@ -144,54 +142,23 @@ impl TokenMixer for LinearAttention {
             if state.is_some() {
                 return Err(RunError::CannotStream("bidirectional linear attention"));
             }
-            let offsets = context.offsets.as_ref().map(|offsets| offsets.as_slice());
-            let o = both_ways(q, k, v, self.config.normalise, offsets);
+            let o = additive::both_ways(q, k, v, self.config.normalise, context.packed());
             return Ok((self.o_proj.forward(join_heads(o)), None));
         }
-        let options = RecurrenceOptions {
-            scale: ((dim / self.config.heads) as f32).powf(-0.5),
-            offsets: context.offsets.clone(),
-            normaliser: self.config.normalise,
-            ..RecurrenceOptions::default()
-        };
-        let initial = state.map(|state| {
-            let kv: Tensor<4> = state.get("kv");
-            match self.config.normalise {
-                true => Tensor::cat(vec![kv, state.get::<3>("z").unsqueeze_dim(3)], 3),
-                false => kv,
-            }
-        });
-        let (o, last) = linear_recurrence(q, k, v, Gate::None, Write::Additive, initial, &options);
-        let y = self.o_proj.forward(join_heads(o));
-        let next = context.keep_state.then(|| {
-            let state = State::new(context.times_after(batch, time, state));
-            let head_dim = dim / self.config.heads;
-            match self.config.normalise {
-                true => {
-                    let parts = last.split_with_sizes(vec![head_dim, 1], 3);
-                    let z: Tensor<3> = parts[1].clone().squeeze_dim(3);
-                    state.with("kv", parts[0].clone()).with("z", z)
-                }
-                false => state.with("kv", last),
-            }
-        });
-        Ok((y, next))
+        let scale = ((dim / self.config.heads) as f32).powf(-0.5);
+        let normalise = self.config.normalise;
+        let (o, next) = additive::causal([q, k, v], scale, normalise, context, state);
+        Ok((self.o_proj.forward(join_heads(o)), next))
     }
 
     fn cost(&self, time: usize) -> Cost {
         let (heads, head_dim) = (self.config.heads, self.dim / self.config.heads);
         let weights = 4 * self.dim * self.dim;
-        let (mixing, state) = match self.config.causal {
-            true => (
-                recurrence_flops(time, heads, head_dim, self.value_dim(), false),
-                heads * head_dim * self.value_dim(),
-            ),
-            false => (both_ways_flops(time, heads, head_dim, self.value_dim()), 0),
-        };
-        Cost {
+        let layers = Cost {
             params: weights as u64,
-            flops: 2 * (weights * time) as u64 + mixing,
-            state_bytes: 4 * state as u64,
-        }
+            flops: 2 * (weights * time) as u64,
+            state_bytes: 0,
+        };
+        layers + additive::cost(self.config.causal, time, heads, head_dim, self.value_dim())
     }
 }

@@ -168,11 +168,7 @@ impl TokenMixer for Linformer {
         context: &Context,
         state: Option<&State>,
     ) -> Result<(Tensor<3>, Option<State>), RunError> {
-        if state.is_some() {
-            return Err(RunError::CannotStream(CARD.name));
-        }
-        let y = each_sequence(x, context.packed(), |x| self.dense(x))?;
-        Ok((y, None))
+        each_sequence(CARD.name, x, context, state, |x| self.dense(x))
     }
 
     fn cost(&self, time: usize) -> Cost {

@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use anyformer_ops::conv::causal_conv1d;
 use anyformer_ops::norm::rms_norm;
-use anyformer_ops::recurrence::guard_divisor;
-use anyformer_ops::{Builder, Init, Linear, LinearInit, Param, Tensor, meter};
+use anyformer_ops::{Builder, Init, Linear, LinearInit, Param, Tensor};
 
-use crate::mixer::{Cost, RunError};
+use crate::mixer::{Context, Cost, RunError, State};
 
 /// `[batch, time, heads * head_dim]` seen as `[batch, time, heads, head_dim]`.
 pub fn split_heads(x: Tensor<3>, heads: usize) -> Tensor<4> {
@@ -76,18 +75,25 @@ pub fn linear_cost(layers: &[&Linear], time: usize) -> Cost {
     }
 }
 
-/// Runs `one` over a dense batch `[batch, time, dim]`, or over each packed sequence on its own.
+/// The forward of a mixer that cannot stream: `one` over a dense batch `[batch, time, dim]`, or over each packed sequence
+/// on its own. Refuses a state in the name of `mixer`.
 pub fn each_sequence(
+    mixer: &'static str,
     x: Tensor<3>,
-    offsets: Option<&[usize]>,
+    context: &Context,
+    state: Option<&State>,
     one: impl Fn(Tensor<3>) -> Result<Tensor<3>, RunError>,
-) -> Result<Tensor<3>, RunError> {
-    let Some(offsets) = offsets else {
-        return one(x);
+) -> Result<(Tensor<3>, Option<State>), RunError> {
+    if state.is_some() {
+        return Err(RunError::CannotStream(mixer));
+    }
+    let Some(offsets) = context.packed() else {
+        return Ok((one(x)?, None));
     };
     let pairs = offsets.windows(2).filter(|pair| pair[1] > pair[0]);
     let rows = pairs.map(|pair| one(x.clone().slice([0..1, pair[0]..pair[1]])));
-    Ok(Tensor::cat(rows.collect::<Result<Vec<_>, _>>()?, 1))
+    let y = Tensor::cat(rows.collect::<Result<Vec<_>, _>>()?, 1);
+    Ok((y, None))
 }
 
 /// RMS norm over each head's features with one weight `[head_dim]` shared by all heads.
@@ -160,53 +166,4 @@ impl ShortConv {
             state_bytes: 4 * (channels * (width - 1)) as u64,
         }
     }
-}
-
-/// Linear attention that looks both ways: `o = phi(q) (sum phi(k)^T v)`, divided by `phi(q) . sum phi(k)` where
-/// `normalise` is set. Features `[batch, time, heads, features]`, values `[batch, time, heads, value_dim]`; each packed
-/// sequence is summed on its own.
-pub fn both_ways(
-    q: Tensor<4>,
-    k: Tensor<4>,
-    v: Tensor<4>,
-    normalise: bool,
-    offsets: Option<&[usize]>,
-) -> Tensor<4> {
-    let one = |q: Tensor<4>, k: Tensor<4>, v: Tensor<4>| {
-        let [_, time, heads, features] = q.dims();
-        let v = v.permute([0, 2, 1, 3]);
-        let v = match normalise {
-            true => {
-                let ones = v.clone().slice([0..v.dims()[0], 0..heads, 0..time, 0..1]);
-                Tensor::cat(vec![v, ones.ones_like()], 3)
-            }
-            false => v,
-        };
-        let width = v.dims()[3];
-        meter::add(both_ways_flops(time, heads, features, width) * q.dims()[0] as u64);
-        let sum = k.permute([0, 2, 3, 1]).matmul(v);
-        let o = q.permute([0, 2, 1, 3]).matmul(sum);
-        let o = match normalise {
-            true => {
-                let parts = o.split_with_sizes(vec![width - 1, 1], 3);
-                parts[0].clone() / guard_divisor(parts[1].clone())
-            }
-            false => o,
-        };
-        o.permute([0, 2, 1, 3])
-    };
-    match offsets {
-        None => one(q, k, v),
-        Some(offsets) => {
-            let pairs = offsets.windows(2).filter(|pair| pair[1] > pair[0]);
-            let piece = |x: &Tensor<4>, pair: &[usize]| x.clone().slice([0..1, pair[0]..pair[1]]);
-            let rows = pairs.map(|pair| one(piece(&q, pair), piece(&k, pair), piece(&v, pair)));
-            Tensor::cat(rows.collect(), 1)
-        }
-    }
-}
-
-/// Operations of [`both_ways`] over one sequence; `width` counts the normaliser's column.
-pub fn both_ways_flops(time: usize, heads: usize, features: usize, width: usize) -> u64 {
-    4 * (time * heads * features * width) as u64
 }

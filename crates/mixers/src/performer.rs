@@ -9,16 +9,14 @@
 
 use anyformer_ops::activation::relu;
 use anyformer_ops::param::normal;
-use anyformer_ops::recurrence::{
-    Gate, RecurrenceOptions, Write, linear_recurrence, recurrence_flops,
-};
 use anyformer_ops::{Init, Linear, Param, Tensor, meter};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+use crate::additive;
 use crate::card::{Card, ConfigError, Direction, Knob, TokenEntry, head_dim, read, resolve};
 use crate::mixer::{Context, Cost, RunError, State, TokenMixer};
-use crate::parts::{both_ways, both_ways_flops, join_heads, split_heads};
+use crate::parts::{join_heads, split_heads};
 
 /// The kernel that the features estimate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -230,59 +228,35 @@ impl TokenMixer for Performer {
         context: &Context,
         state: Option<&State>,
     ) -> Result<(Tensor<3>, Option<State>), RunError> {
-        let [batch, time, _] = x.dims();
         let heads = self.config.heads;
         let project = |linear: &Linear| split_heads(linear.forward(x.clone()), heads);
         let q = self.features(project(&self.q_proj), |x| Some(x.max_dim(3)));
         let keys = project(&self.k_proj);
         let v = project(&self.v_proj);
-        let offsets = context.offsets.as_ref().map(|offsets| offsets.as_slice());
+        let offsets = context.packed();
         if !self.config.causal {
             if state.is_some() {
                 return Err(RunError::CannotStream("bidirectional performer"));
             }
             let k = self.features(keys, |x| Some(Self::over_sequence(x, offsets)));
-            let o = both_ways(q, k, v, true, offsets);
+            let o = additive::both_ways(q, k, v, true, offsets);
             return Ok((self.o_proj.forward(join_heads(o)), None));
         }
         let k = self.features(keys, |_| None);
-        let options = RecurrenceOptions {
-            offsets: context.offsets.clone(),
-            normaliser: true,
-            ..RecurrenceOptions::default()
-        };
-        let initial = state.map(|state| {
-            let z: Tensor<3> = state.get("z");
-            Tensor::cat(vec![state.get::<4>("kv"), z.unsqueeze_dim(3)], 3)
-        });
-        let (o, last) = linear_recurrence(q, k, v, Gate::None, Write::Additive, initial, &options);
-        let y = self.o_proj.forward(join_heads(o));
-        let next = context.keep_state.then(|| {
-            let parts = last.split_with_sizes(vec![self.head_dim, 1], 3);
-            let z: Tensor<3> = parts[1].clone().squeeze_dim(3);
-            State::new(context.times_after(batch, time, state))
-                .with("kv", parts[0].clone())
-                .with("z", z)
-        });
-        Ok((y, next))
+        let (o, next) = additive::causal([q, k, v], 1.0, true, context, state);
+        Ok((self.o_proj.forward(join_heads(o)), next))
     }
 
     fn cost(&self, time: usize) -> Cost {
         let (heads, width) = (self.config.heads, self.head_dim + 1);
         let weights = 4 * self.dim * self.dim;
         let features = 4 * (time * heads * self.head_dim * self.features) as u64;
-        let (mixing, state) = match self.config.causal {
-            true => (
-                recurrence_flops(time, heads, self.features, width, false),
-                heads * self.features * width,
-            ),
-            false => (both_ways_flops(time, heads, self.features, width), 0),
-        };
-        Cost {
+        let layers = Cost {
             params: weights as u64,
-            flops: 2 * (weights * time) as u64 + features + mixing,
-            state_bytes: 4 * state as u64,
-        }
+            flops: 2 * (weights * time) as u64 + features,
+            state_bytes: 0,
+        };
+        layers + additive::cost(self.config.causal, time, heads, self.features, width)
     }
 }
 

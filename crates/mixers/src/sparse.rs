@@ -156,15 +156,11 @@ impl TokenMixer for Sparse {
         context: &Context,
         state: Option<&State>,
     ) -> Result<(Tensor<3>, Option<State>), RunError> {
-        if state.is_some() {
-            return Err(RunError::CannotStream(CARD.name));
-        }
-        let y = each_sequence(x, context.packed(), |x| {
+        each_sequence(CARD.name, x, context, state, |x| {
             let plan = self.plan(x.dims()[1]);
             let o = plan.attend(self.projections.split(&x), |i, j| self.sees(i, j));
             Ok(self.projections.join(o))
-        })?;
-        Ok((y, None))
+        })
     }
 
     fn cost(&self, time: usize) -> Cost {
