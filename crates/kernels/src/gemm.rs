@@ -31,7 +31,7 @@ impl<'a> Matrix<'a> {
 }
 
 /// Values from the first element to the last.
-fn span(rows: usize, columns: usize, strides: (usize, usize)) -> usize {
+pub(crate) fn span(rows: usize, columns: usize, strides: (usize, usize)) -> usize {
     if rows == 0 || columns == 0 {
         0
     } else {

@@ -8,6 +8,7 @@ mod disjoint;
 pub mod embedding;
 pub mod gemm;
 pub mod math;
+pub mod matmul;
 pub mod memory;
 pub mod norm;
 pub mod pool;

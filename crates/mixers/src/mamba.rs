@@ -224,6 +224,7 @@ impl TokenMixer for Mamba {
         let step = Linear {
             weight: self.dt_weight.clone(),
             bias: None,
+            precision: self.x_proj.precision,
         };
         let (y, last) = selective_scan(
             ScanInputs {

@@ -27,6 +27,27 @@ pub enum NormKind {
     Layer,
 }
 
+/// To what the operands of linear layers' products are rounded, forward and backward. Parameters, sums, states and the
+/// optimiser are f32 either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// Not rounded.
+    #[default]
+    F32,
+    /// bfloat16, on the CPU: faster where the machine has AVX512-BF16, slower elsewhere.
+    Bf16,
+}
+
+impl From<Precision> for anyformer_ops::Precision {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => Self::F32,
+            Precision::Bf16 => Self::Bf16,
+        }
+    }
+}
+
 /// Positions added to the embedding. Rotary and linear-bias positions are knobs of the attention mixer instead.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -119,6 +140,8 @@ pub struct ModelConfig {
     pub initializer_range: Option<f32>,
     /// Multiply the initial weights that write into the residual stream by 1/sqrt(number of such layers).
     pub scale_residual: bool,
+    /// Precision of the products of linear layers.
+    pub precision: Precision,
     /// What the model reads.
     pub reads: Reads,
     /// What it gives.
@@ -139,6 +162,7 @@ impl Default for ModelConfig {
             max_time: 2048,
             initializer_range: None,
             scale_residual: true,
+            precision: Precision::F32,
             reads: Reads::Tokens { vocab: 256 },
             gives: Gives::NextToken { tied: true },
         }

@@ -9,7 +9,9 @@ pub mod model;
 mod rows;
 pub mod sample;
 
-pub use config::{Gives, ModelConfig, ModelError, NormKind, Pool, Positions, Reads, Wiring};
+pub use config::{
+    Gives, ModelConfig, ModelError, NormKind, Pool, Positions, Precision, Reads, Wiring,
+};
 pub use input::Input;
 pub use model::{Model, ModelState, Scored, Target};
 pub use sample::{SampleError, SampleOptions, Sampler};

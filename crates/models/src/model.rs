@@ -5,10 +5,12 @@ use std::sync::Arc;
 use anyformer_mixers::{Context, Cost, State};
 use anyformer_ops::embedding::embedding;
 use anyformer_ops::loss::cross_entropy;
-use anyformer_ops::{Builder, Device, Init, Linear, LinearInit, Param, ParamStore, Tensor, meter};
+use anyformer_ops::{
+    Builder, Device, Init, Linear, LinearInit, Param, ParamStore, Tensor, device_is_cpu, linear,
+};
 
 use crate::block::{Block, Norm};
-use crate::config::{Gives, ModelConfig, ModelError, Pool, Positions, Reads, Wiring};
+use crate::config::{Gives, ModelConfig, ModelError, Pool, Positions, Precision, Reads, Wiring};
 use crate::input::{Input, pack};
 use crate::rows::{gather_rows, places, sinusoids};
 
@@ -82,7 +84,17 @@ impl Model {
 
     fn build(config: &ModelConfig, builder: Builder) -> Result<Self, ModelError> {
         config.check()?;
-        let mut builder = builder;
+        if config.precision == Precision::Bf16
+            && builder
+                .device()
+                .is_some_and(|device| !device_is_cpu(device))
+        {
+            return Err(ModelError::Impossible(
+                "precision bf16 is of the CPU's products; on this device set precision = \"f32\""
+                    .into(),
+            ));
+        }
+        let mut builder = builder.with_precision(config.precision.into());
         if let Some(deviation) = config.initializer_range {
             builder = builder.with_linear_init(LinearInit::Normal(deviation));
         }
@@ -338,10 +350,12 @@ impl Model {
     fn scores(&self, rows: Tensor<2>) -> Tensor<2> {
         match (&self.head, &self.embed) {
             (Head::Tokens(linear) | Head::Classes { linear, .. }, _) => linear.forward(rows),
-            (Head::Tied, Embed::Tokens { weight, .. }) => {
-                meter::add(2 * (rows.dims()[0] * weight.count()) as u64);
-                rows.matmul(weight.tensor::<2>().transpose())
-            }
+            (Head::Tied, Embed::Tokens { weight, .. }) => linear(
+                rows,
+                weight.tensor::<2>(),
+                None,
+                self.config.precision.into(),
+            ),
             (Head::Tied, Embed::Patches { .. }) => panic!("checked when built"),
         }
     }

@@ -24,5 +24,5 @@ pub use adapter::{
 };
 pub use burn::tensor::{Device, Gradients, Int, Tensor};
 pub use device::{DeviceError, device, has_gpu};
-pub use linear::Linear;
+pub use linear::{Linear, Precision, linear};
 pub use param::{Builder, Init, LinearInit, Param, ParamStore, tensor_values};

@@ -1,9 +1,97 @@
 //! The linear layer `y = x Wᵀ + b`.
 
+use anyformer_kernels::gemm::Matrix;
+pub use anyformer_kernels::matmul::Precision;
+use anyformer_kernels::matmul::{column_sums, product};
 use burn::tensor::Tensor;
 
+use crate::activation::{only, output, single};
+use crate::adapter::{Array, Forward, Kernel, View, erase, on_cpu};
 use crate::meter;
 use crate::param::{Builder, Init, LinearInit, Param};
+
+/// Inputs: `x [rows, in]`, `weight [out, in]` and, for [`Affine`]s with a bias, `bias [out]`.
+#[derive(Debug)]
+struct Affine {
+    precision: Precision,
+    bias: bool,
+}
+
+impl Kernel for Affine {
+    fn forward(&self, inputs: &[View], _save: bool) -> Forward {
+        let (x, weight) = (inputs[0], inputs[1]);
+        let (rows, width, out) = (x.shape[0], x.shape[1], weight.shape[0]);
+        let bias = self.bias.then(|| inputs[2].data);
+        let (a, b) = (
+            Matrix::rows(x.data, width),
+            Matrix::rows(weight.data, width).transposed(),
+        );
+        output(
+            &[rows, out],
+            product(self.precision, [rows, width, out], a, b, bias),
+        )
+    }
+
+    fn backward(
+        &self,
+        inputs: &[View],
+        _saved: &[View],
+        grads: &[Option<View>],
+    ) -> Vec<Option<Array>> {
+        let (x, weight, dy) = (inputs[0], inputs[1], only(grads).data);
+        let (rows, width, out) = (x.shape[0], x.shape[1], weight.shape[0]);
+        let dy_rows = Matrix::rows(dy, out);
+        let dx = product(
+            self.precision,
+            [rows, out, width],
+            dy_rows,
+            Matrix::rows(weight.data, width),
+            None,
+        );
+        let dw = product(
+            self.precision,
+            [out, rows, width],
+            dy_rows.transposed(),
+            Matrix::rows(x.data, width),
+            None,
+        );
+        let mut gradients = vec![
+            Some(Array::new(x.shape, dx)),
+            Some(Array::new(weight.shape, dw)),
+        ];
+        if self.bias {
+            gradients.push(Some(Array::new([out], column_sums(dy, out))));
+        }
+        gradients
+    }
+}
+
+/// `x Wᵀ + b` for `x [rows, in]`, `weight [out, in]`, `bias [out]`. On the CPU the operands of this product and of its two
+/// gradients are rounded as `precision` says; on other devices they stay f32.
+pub fn linear(
+    x: Tensor<2>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    precision: Precision,
+) -> Tensor<2> {
+    let (rows, count) = (x.dims()[0], weight.dims().iter().product::<usize>());
+    meter::add(2 * (rows * count) as u64);
+    if on_cpu(&x) {
+        let bare = Affine {
+            precision,
+            bias: bias.is_some(),
+        };
+        return match bias {
+            Some(bias) => single(bare, [erase(x), erase(weight), erase(bias)]),
+            None => single(bare, [erase(x), erase(weight)]),
+        };
+    }
+    let y = x.matmul(weight.transpose());
+    match bias {
+        Some(bias) => y + bias.unsqueeze::<2>(),
+        None => y,
+    }
+}
 
 /// `[.., in] -> [.., out]`, weight `[out, in]`, optional bias `[out]`.
 #[derive(Clone, Debug)]
@@ -12,6 +100,8 @@ pub struct Linear {
     pub weight: Param,
     /// `[out]`.
     pub bias: Option<Param>,
+    /// Of the operands of its products.
+    pub precision: Precision,
 }
 
 impl Linear {
@@ -50,6 +140,7 @@ impl Linear {
         Linear {
             weight: at.param("weight", &[output, input], weight),
             bias: bias.then(|| at.param_no_decay("bias", &[output], offset)),
+            precision: builder.precision(),
         }
     }
 
@@ -58,19 +149,56 @@ impl Linear {
         let mut shape = x.dims();
         let rows = shape[..D - 1].iter().product::<usize>();
         let (output, input) = (self.weight.shape()[0], self.weight.shape()[1]);
-        meter::add(2 * (rows * input * output) as u64);
         shape[D - 1] = output;
-        let y = x
-            .reshape([rows, input])
-            .matmul(self.weight.tensor::<2>().transpose());
-        match &self.bias {
-            Some(bias) => (y + bias.tensor::<1>().unsqueeze::<2>()).reshape(shape),
-            None => y.reshape(shape),
-        }
+        let bias = self.bias.as_ref().map(|bias| bias.tensor::<1>());
+        linear(
+            x.reshape([rows, input]),
+            self.weight.tensor::<2>(),
+            bias,
+            self.precision,
+        )
+        .reshape(shape)
     }
 
     /// Operations of one application to `rows` rows.
     pub fn flops(&self, rows: usize) -> u64 {
         2 * (rows * self.weight.count()) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::{agree, close, run, values};
+
+    #[test]
+    fn the_kernel_agrees_with_the_composed_form() {
+        for (rows, input, out) in [(1, 1, 1), (7, 5, 9), (40, 33, 70)] {
+            let inputs = [
+                values(1, rows * input),
+                values(2, out * input),
+                values(3, out),
+            ];
+            let op = |precision: Precision, bias: bool| {
+                move |t: &[Tensor<1>]| {
+                    let (x, w) = (
+                        t[0].clone().reshape([rows, input]),
+                        t[1].clone().reshape([out, input]),
+                    );
+                    linear(x, w, bias.then(|| t[2].clone()), precision).reshape([rows * out])
+                }
+            };
+            agree("linear with bias", 1e-5, &inputs, op(Precision::F32, true));
+            agree("linear", 1e-5, &inputs[..2], op(Precision::F32, false));
+            // Rounded to 8 bits: near the unrounded result, and not equal to it.
+            let (exact, brief) = (
+                run(&inputs, op(Precision::F32, true)),
+                run(&inputs, op(Precision::Bf16, true)),
+            );
+            for (exact, brief) in exact.iter().zip(&brief) {
+                close("bf16", brief, exact, 0.02);
+            }
+            assert_ne!(exact[0], brief[0]);
+        }
     }
 }

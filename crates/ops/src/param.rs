@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use anyformer_kernels::matmul::Precision;
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -290,6 +291,7 @@ pub struct Builder {
     prefix: String,
     linear: LinearInit,
     residual_scale: f32,
+    precision: Precision,
 }
 
 /// How the weights of linear layers are filled unless a layer says otherwise.
@@ -323,6 +325,7 @@ impl Builder {
             prefix: String::new(),
             linear: LinearInit::FanIn,
             residual_scale: 1.0,
+            precision: Precision::F32,
         }
     }
 
@@ -337,6 +340,21 @@ impl Builder {
             residual_scale,
             ..self
         }
+    }
+
+    /// The same builder with another precision of the products of linear layers.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Builder { precision, ..self }
+    }
+
+    /// Where parameters live; `None` where none are made.
+    pub fn device(&self) -> Option<&Device> {
+        self.shared.device.as_ref()
+    }
+
+    /// The precision of the products of linear layers.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// The rule for linear layers.

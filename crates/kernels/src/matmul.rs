@@ -1,0 +1,457 @@
+//! Products of large matrices over all threads: `out = a b`, optionally onto `out` and with a row of biases.
+//!
+//! Precision is that of the inputs: [`Precision::F32`], or [`Precision::Bf16`], which rounds both operands to bfloat16
+//! (nearest, ties to even) as they are packed and sums in f32. Operands are slices of f32 either way, in any of the
+//! layouts that a product and its two gradients need, without a copy beside the packing.
+//!
+//! On AVX-512 the loops are ours (Goto and van de Geijn, 2008): the left operand is packed into panels of 12 rows, the right
+//! one into panels of 32 columns, and a tile of 12 x 32 sums stays in registers over a stretch of the inner dimension. The
+//! smaller operand is packed once for all threads; tasks take blocks of the larger one and pack them as they go. A packed unit is 32 bits in both precisions, one f32 or two neighbours of bf16, so that they
+//! differ in one instruction. Elsewhere the `gemm` crate multiplies. Each sum runs over the inner dimension in an order that
+//! depends on the sizes alone, so results are the same for any number of threads.
+#![allow(unsafe_code)]
+
+use rayon::prelude::*;
+
+use crate::gemm::{Matrix, span};
+use crate::simd::{add_partials, block_rows, collect, dispatched, dot, reduction_rows};
+
+#[cfg(target_arch = "x86_64")]
+mod pack;
+#[cfg(target_arch = "x86_64")]
+mod tile;
+
+/// What the operands of a product are rounded to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// As they are.
+    #[default]
+    F32,
+    /// bfloat16: 8 bits of mantissa, the range of f32.
+    Bf16,
+}
+
+/// Which code multiplies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// Our loops with AVX-512 (and AVX512-BF16 for [`Precision::Bf16`]).
+    Avx512,
+    /// The `gemm` crate, with operands rounded beforehand for [`Precision::Bf16`].
+    Portable,
+}
+
+impl Level {
+    /// The fastest that this machine runs.
+    pub fn best(precision: Precision) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let wide = is_x86_feature_detected!("avx512f");
+            let brief = precision == Precision::F32 || is_x86_feature_detected!("avx512bf16");
+            if wide && brief {
+                return Level::Avx512;
+            }
+        }
+        let _ = precision;
+        Level::Portable
+    }
+}
+
+/// What becomes of the sums.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Finish<'a> {
+    /// Adds to what `out` holds instead of replacing it.
+    pub add: bool,
+    /// `[n]`, added to every row.
+    pub bias: Option<&'a [f32]>,
+}
+
+/// `out = a b` for `a [m, k]`, `b [k, n]` of any strides and contiguous `out [m, n]`.
+///
+/// Panics when an operand reaches past its slice or `out` or the bias have another size.
+pub fn matmul(
+    precision: Precision,
+    size: [usize; 3],
+    a: Matrix,
+    b: Matrix,
+    out: &mut [f32],
+    finish: Finish,
+) {
+    matmul_at(Level::best(precision), precision, size, a, b, out, finish);
+}
+
+fn check([m, k, n]: [usize; 3], a: Matrix, b: Matrix, out: usize, finish: Finish) {
+    assert!(
+        span(m, k, a.strides) <= a.data.len() && span(k, n, b.strides) <= b.data.len(),
+        "a product reaches past its operands"
+    );
+    assert_eq!(out, m * n, "the output of a product of {m} x {n}");
+    if let Some(bias) = finish.bias {
+        assert_eq!(bias.len(), n, "the bias of a product of {m} x {n}");
+    }
+}
+
+/// As [`matmul`], by the code that `level` names. Panics where the machine lacks it.
+pub fn matmul_at(
+    level: Level,
+    precision: Precision,
+    [m, k, n]: [usize; 3],
+    a: Matrix,
+    b: Matrix,
+    out: &mut [f32],
+    finish: Finish,
+) {
+    check([m, k, n], a, b, out.len(), finish);
+    if k == 0 || out.is_empty() {
+        begin(n, out, finish);
+        return;
+    }
+    if m <= FEW && b.strides.0 == 1 && a.strides.1 == 1 {
+        few_rows(precision, [m, k, n], a, b, out, finish);
+        return;
+    }
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => {
+            assert_eq!(
+                Level::best(precision),
+                Level::Avx512,
+                "this machine lacks AVX-512"
+            );
+            blocked(precision, [m, k, n], a, b, Out(out.as_mut_ptr()), finish);
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        Level::Avx512 => panic!("this machine lacks AVX-512"),
+        Level::Portable => portable(precision, [m, k, n], a, b, out, finish),
+    }
+}
+
+/// A new `a b`, with a row of biases where one is given; arguments as of [`matmul`].
+pub fn product(
+    precision: Precision,
+    [m, k, n]: [usize; 3],
+    a: Matrix,
+    b: Matrix,
+    bias: Option<&[f32]>,
+) -> Vec<f32> {
+    let finish = Finish { add: false, bias };
+    #[cfg(target_arch = "x86_64")]
+    if k > 0 && m > FEW && Level::best(precision) == Level::Avx512 {
+        check([m, k, n], a, b, m * n, finish);
+        let mut out = Vec::with_capacity(m * n);
+        blocked(precision, [m, k, n], a, b, Out(out.as_mut_ptr()), finish);
+        // SAFETY: the tiles cover the output, and each was written.
+        unsafe { out.set_len(m * n) };
+        return out;
+    }
+    let mut out = vec![0.0; m * n];
+    matmul(precision, [m, k, n], a, b, &mut out, finish);
+    out
+}
+
+/// Up to this many rows are multiplied without packing: the right operand is read once, which then is what takes the time.
+const FEW: usize = 8;
+
+/// [`matmul`] of few rows by a matrix whose columns are contiguous, as the weight of a linear layer.
+fn few_rows(
+    precision: Precision,
+    [m, k, n]: [usize; 3],
+    a: Matrix,
+    b: Matrix,
+    out: &mut [f32],
+    finish: Finish,
+) {
+    let left: Vec<f32> = match precision {
+        Precision::F32 => (0..m)
+            .flat_map(|i| a.data[i * a.strides.0..][..k].iter().copied())
+            .collect(),
+        Precision::Bf16 => rounded(m, k, a),
+    };
+    // One value of each row beside its neighbours in a column, so that tasks write apart.
+    let columns = block_rows(k);
+    let parts = collect((0..n).step_by(columns), n * k, |first| {
+        let last = (first + columns).min(n);
+        let mut part = vec![0.0; m * (last - first)];
+        let right = &b.data[first * b.strides.1..];
+        few_columns(precision, [m, k], &left, right, b.strides.1, &mut part);
+        part
+    });
+    for (part, first) in parts.iter().zip((0..n).step_by(columns)) {
+        for (j, sums) in part.chunks_exact(m).enumerate() {
+            for (i, sum) in sums.iter().enumerate() {
+                let to = &mut out[i * n + first + j];
+                let held = if finish.add { *to } else { 0.0 };
+                *to = held + sum + finish.bias.map_or(0.0, |bias| bias[first + j]);
+            }
+        }
+    }
+}
+
+dispatched! {
+    /// `part [columns, m]`: each column of `right` with each row of `left`.
+    fn few_columns<'a>(
+        precision: Precision,
+        sizes: [usize; 2],
+        left: &'a [f32],
+        right: &'a [f32],
+        stride: usize,
+        part: &'a mut [f32],
+    ) {
+        let [m, k] = sizes;
+        let mut brief = match precision {
+            Precision::F32 => Vec::new(),
+            Precision::Bf16 => vec![0.0; k],
+        };
+        for (j, sums) in part.chunks_exact_mut(m).enumerate() {
+            let mut column = &right[j * stride..][..k];
+            if precision == Precision::Bf16 {
+                for (to, from) in brief.iter_mut().zip(column) {
+                    *to = round_to_bf16(*from);
+                }
+                column = &brief;
+            }
+            for (sum, row) in sums.iter_mut().zip(left.chunks_exact(k)) {
+                *sum = dot(row, column);
+            }
+        }
+    }
+}
+
+/// The sum of the rows of `x [rows, width]`: the gradient of a bias.
+pub fn column_sums(x: &[f32], width: usize) -> Vec<f32> {
+    let mut sums = vec![0.0; width];
+    if x.is_empty() {
+        return sums;
+    }
+    assert!(
+        x.len().is_multiple_of(width),
+        "column sums: {} values in rows of {width}",
+        x.len()
+    );
+    let rows = reduction_rows(x.len() / width, width);
+    let partials = collect(x.chunks(rows * width), x.len(), |x| {
+        let mut sums = vec![0.0; width];
+        add_rows(x, &mut sums);
+        sums
+    });
+    add_partials(&mut sums, &partials);
+    sums
+}
+
+dispatched! {
+    fn add_rows<'a>(x: &'a [f32], sums: &'a mut [f32]) {
+        for row in x.chunks_exact(sums.len()) {
+            for (sum, value) in sums.iter_mut().zip(row) {
+                *sum += value;
+            }
+        }
+    }
+}
+
+/// What `out` holds before anything is summed onto it.
+fn begin(n: usize, out: &mut [f32], finish: Finish) {
+    if out.is_empty() {
+        return;
+    }
+    if !finish.add {
+        out.fill(0.0);
+    }
+    if let Some(bias) = finish.bias {
+        for row in out.chunks_exact_mut(n) {
+            for (value, bias) in row.iter_mut().zip(bias) {
+                *value += bias;
+            }
+        }
+    }
+}
+
+/// The nearest bfloat16, ties to even; NaN stays NaN.
+#[inline(always)]
+pub fn round_to_bf16(value: f32) -> f32 {
+    let bits = value.to_bits();
+    if value.is_nan() {
+        return f32::from_bits((bits | 0x0040_0000) & 0xffff_0000);
+    }
+    let even = (bits >> 16) & 1;
+    f32::from_bits(bits.wrapping_add(0x7fff + even) & 0xffff_0000)
+}
+
+/// The matrix rounded, contiguous rows.
+fn rounded(rows: usize, columns: usize, matrix: Matrix) -> Vec<f32> {
+    let (down, across) = matrix.strides;
+    (0..rows)
+        .into_par_iter()
+        .flat_map_iter(|i| (0..columns).map(move |j| matrix.data[i * down + j * across]))
+        .map(round_to_bf16)
+        .collect()
+}
+
+fn portable(
+    precision: Precision,
+    [m, k, n]: [usize; 3],
+    a: Matrix,
+    b: Matrix,
+    out: &mut [f32],
+    finish: Finish,
+) {
+    if precision == Precision::Bf16 {
+        let (a, b) = (rounded(m, k, a), rounded(k, n, b));
+        let (a, b) = (Matrix::rows(&a, k), Matrix::rows(&b, n));
+        return portable(Precision::F32, [m, k, n], a, b, out, finish);
+    }
+    let sums_onto = finish.add || finish.bias.is_some();
+    if sums_onto {
+        begin(n, out, finish);
+    }
+    let threads = match m * k * n < 128 * 128 * 128 {
+        true => gemm::Parallelism::None,
+        false => gemm::Parallelism::Rayon(0),
+    };
+    // SAFETY: the caller checked that every element lies within its slice; `out` is borrowed mutably, so it overlaps
+    // neither operand.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            out.as_mut_ptr(),
+            1,
+            n as isize,
+            sums_onto,
+            a.data.as_ptr(),
+            a.strides.1 as isize,
+            a.strides.0 as isize,
+            b.data.as_ptr(),
+            b.strides.1 as isize,
+            b.strides.0 as isize,
+            1.0f32,
+            1.0f32,
+            false,
+            false,
+            false,
+            threads,
+        );
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod schedule {
+    /// Units of the inner dimension that a tile sums at a time: a panel of the right operand is then 32 KiB.
+    pub const DEPTH: usize = 256;
+    /// Most rows or columns that a task packs at a time: with [`DEPTH`], 192 KiB of the second level cache.
+    pub const BLOCK: usize = 192;
+    /// Units of the smaller operand that are packed at a time: 8 MiB.
+    pub const PACKED: usize = 2 << 20;
+    /// Fewest tasks for each thread, so that the last one to finish is not waited for long.
+    pub const TASKS: usize = 4;
+}
+
+/// The output, of which tasks write tiles that do not overlap.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+struct Out(*mut f32);
+// SAFETY: tasks write disjoint tiles of the output, which outlives them all.
+#[cfg(target_arch = "x86_64")]
+unsafe impl Send for Out {}
+// SAFETY: as above.
+#[cfg(target_arch = "x86_64")]
+unsafe impl Sync for Out {}
+
+#[cfg(target_arch = "x86_64")]
+impl Out {
+    /// Element `at`, still within the output. A method, so that closures capture the whole.
+    fn at(&self, at: usize) -> *mut f32 {
+        // SAFETY: callers stay within the `m * n` elements.
+        unsafe { self.0.add(at) }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn blocked(
+    precision: Precision,
+    [m, k, n]: [usize; 3],
+    a: Matrix,
+    b: Matrix,
+    out: Out,
+    finish: Finish,
+) {
+    use pack::{Panels, Side};
+    use schedule::{BLOCK, DEPTH, PACKED, TASKS};
+    use tile::{HEIGHT, WIDTH};
+
+    let left = Side::new(precision, m, k, a, HEIGHT);
+    let right = Side::new(precision, n, k, b.transposed(), WIDTH);
+    let shares_right = n <= m;
+    let (shared, split) = match shares_right {
+        true => (&right, &left),
+        false => (&left, &right),
+    };
+    let units = left.units();
+    let depth = units.div_ceil(units.div_ceil(DEPTH));
+    let threads = match m * k * n < 64 * 64 * 64 {
+        true => 1,
+        false => rayon::current_num_threads(),
+    };
+    let chunk = (PACKED / units).next_multiple_of(shared.width);
+    let chunk = chunk.min(shared.outer.next_multiple_of(shared.width));
+    let even = split.outer.div_ceil(threads * TASKS);
+    let rounds = even.div_ceil(BLOCK);
+    let block = split.outer.div_ceil(threads * TASKS * rounds);
+    let block = block.next_multiple_of(split.width);
+    if m * n == 0 {
+        return;
+    }
+    let mut packed = Panels::new(chunk, units, shared.width);
+    for from in (0..shared.outer).step_by(chunk) {
+        let held = from..(from + chunk).min(shared.outer);
+        packed.fill(shared, held.clone(), 0..units, threads > 1);
+        let packed = &packed;
+        let task = |index: usize| {
+            let own = index * block..((index + 1) * block).min(split.outer);
+            let (rows, columns) = match shares_right {
+                true => (own.clone(), held.clone()),
+                false => (held.clone(), own.clone()),
+            };
+            pack::with_buffer(block, depth, split.width, |panels| {
+                for first in (0..units).step_by(depth) {
+                    let stretch = first..(first + depth).min(units);
+                    panels.fill(split, own.clone(), stretch.clone(), false);
+                    let bias = finish.bias.filter(|_| stretch.end == units);
+                    for column in columns.clone().step_by(WIDTH) {
+                        let wide = (columns.end - column).min(WIDTH);
+                        for row in rows.clone().step_by(HEIGHT) {
+                            let (i, j) = (
+                                (row - rows.start) / HEIGHT,
+                                (column - columns.start) / WIDTH,
+                            );
+                            let (a, b) = match shares_right {
+                                true => (panels.panel(i, 0), packed.panel(j, first)),
+                                false => (packed.panel(i, first), panels.panel(j, 0)),
+                            };
+                            let tile = tile::Tile {
+                                a,
+                                b,
+                                units: stretch.len(),
+                                out: out.at(row * n + column),
+                                stride: n,
+                                size: [(rows.end - row).min(HEIGHT), wide],
+                                keeps: finish.add || first > 0,
+                                bias: bias.map(|bias| &bias[column..column + wide]),
+                            };
+                            // SAFETY: both panels hold `units` units, the tile lies within the output and no other
+                            // task writes it; the level was checked to run on this machine.
+                            unsafe { tile.multiply(precision) };
+                        }
+                    }
+                }
+            });
+        };
+        let tasks = split.outer.div_ceil(block);
+        match threads {
+            1 => (0..tasks).for_each(task),
+            _ => (0..tasks).into_par_iter().with_max_len(1).for_each(task),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

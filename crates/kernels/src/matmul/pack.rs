@@ -1,0 +1,336 @@
+//! Packing: stretches of an operand as panels, in the order in which a tile reads them.
+//!
+//! A panel holds `width` rows (of the left operand) or columns (of the right one): for each unit of the inner dimension
+//! `width` words of 32 bits, an f32 or two neighbours of bf16. Rows past the edge and the second half of an odd last
+//! pair are zero.
+
+use std::arch::x86_64::*;
+use std::cell::RefCell;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::Precision;
+use crate::gemm::Matrix;
+
+/// A cache line.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line(#[allow(dead_code)] [u32; 16]);
+
+/// An operand seen along its outer dimension: `outer` rows (or columns) of `inner` values.
+pub struct Side<'a> {
+    precision: Precision,
+    /// Rows.
+    pub outer: usize,
+    inner: usize,
+    data: &'a [f32],
+    strides: (usize, usize),
+    /// Contiguous rows, where neither stride of the operand is 1.
+    owned: Option<Vec<f32>>,
+    /// Of a panel.
+    pub width: usize,
+}
+
+impl<'a> Side<'a> {
+    /// `matrix` is `[outer, inner]`; panels are `width` wide.
+    pub fn new(
+        precision: Precision,
+        outer: usize,
+        inner: usize,
+        matrix: Matrix<'a>,
+        width: usize,
+    ) -> Self {
+        let (along, across) = matrix.strides;
+        let mut side = Side {
+            precision,
+            outer,
+            inner,
+            data: matrix.data,
+            strides: matrix.strides,
+            owned: None,
+            width,
+        };
+        if inner == 1 {
+            side.strides.1 = 1;
+        } else if outer == 1 {
+            side.strides.0 = 1;
+        }
+        if side.strides.0 != 1 && side.strides.1 != 1 {
+            let at = |i: usize| (0..inner).map(move |j| matrix.data[i * along + j * across]);
+            side.owned = Some((0..outer).flat_map(at).collect());
+            side.strides = (inner, 1);
+        }
+        side
+    }
+
+    /// Words of a row: its values, or pairs of them.
+    pub fn units(&self) -> usize {
+        match self.precision {
+            Precision::F32 => self.inner,
+            Precision::Bf16 => self.inner.div_ceil(2),
+        }
+    }
+
+    fn values(&self) -> &[f32] {
+        self.owned.as_deref().unwrap_or(self.data)
+    }
+}
+
+/// Room for packed panels.
+pub struct Panels {
+    lines: Vec<Line>,
+    width: usize,
+    units: usize,
+}
+
+impl Panels {
+    /// Room for `outer` rows of `units` words.
+    pub fn new(outer: usize, units: usize, width: usize) -> Self {
+        let mut panels = EMPTY;
+        panels.reserve(outer, units, width);
+        panels
+    }
+
+    fn reserve(&mut self, outer: usize, units: usize, width: usize) {
+        (self.width, self.units) = (width, units);
+        // A row of 12 is written as 16 words: four more than the last panel holds.
+        let words = outer.div_ceil(width) * width * units + 16;
+        self.lines.clear();
+        self.lines.reserve(words.div_ceil(16));
+    }
+
+    /// Where unit `unit` of panel `index` stands. The panel holds the units that [`Panels::fill`] was given last.
+    pub fn panel(&self, index: usize, unit: usize) -> *const u32 {
+        let at = (index * self.units + unit) * self.width;
+        assert!(at < self.lines.capacity() * 16, "a panel that is not there");
+        // SAFETY: within the allocation, as just checked.
+        unsafe { self.lines.as_ptr().cast::<u32>().add(at) }
+    }
+
+    /// Packs rows `outer` and units `units` of `side`.
+    pub fn fill(&mut self, side: &Side, outer: Range<usize>, units: Range<usize>, threads: bool) {
+        let count = outer.len().div_ceil(self.width);
+        self.units = units.len();
+        let words = count * self.width * self.units + 16;
+        assert!(words <= self.lines.capacity() * 16, "panels do not fit");
+        assert!(outer.end <= side.outer && units.end <= side.units() && self.width == side.width);
+        let start = Start(self.lines.as_mut_ptr().cast());
+        let work = |index: usize| {
+            let first = outer.start + index * self.width;
+            let rows = first..(first + self.width).min(outer.end);
+            // SAFETY: the panel lies within the allocation; rows and units within the operand, both checked above; this
+            // module runs only where AVX-512 (and AVX512-BF16 for bf16) was detected.
+            unsafe {
+                let to = start.get().add(index * self.width * self.units);
+                panel(side, rows, units.clone(), to);
+            }
+        };
+        // Panels of 12 spill over into the next one, which must be written later.
+        match threads && self.width.is_multiple_of(16) {
+            true => (0..count).into_par_iter().with_min_len(4).for_each(work),
+            false => (0..count).for_each(work),
+        }
+    }
+}
+
+/// The first word of the panels.
+struct Start(*mut u32);
+// SAFETY: each task writes a panel of its own.
+unsafe impl Sync for Start {}
+impl Start {
+    fn get(&self) -> *mut u32 {
+        self.0
+    }
+}
+
+const EMPTY: Panels = Panels {
+    lines: Vec::new(),
+    width: 0,
+    units: 0,
+};
+
+thread_local! {
+    static BUFFER: RefCell<Panels> = const { RefCell::new(EMPTY) };
+}
+
+/// Lends this thread's panels, with room for `outer` rows of `units` words.
+pub fn with_buffer<T>(
+    outer: usize,
+    units: usize,
+    width: usize,
+    work: impl FnOnce(&mut Panels) -> T,
+) -> T {
+    // Taken out while in use: a thread that waits within `work` may start another product.
+    let mut panels = BUFFER.with(|held| held.replace(EMPTY));
+    panels.reserve(outer, units, width);
+    let result = work(&mut panels);
+    BUFFER.with(|held| held.replace(panels));
+    result
+}
+
+/// One panel: rows of `side` (at most its width, the rest zero), the words `units` of each.
+///
+/// # Safety
+/// Rows and units lie within the operand; `to` has room for the panel and 16 words more; AVX-512 (for bf16 AVX512-BF16) is
+/// there.
+unsafe fn panel(side: &Side, rows: Range<usize>, units: Range<usize>, to: *mut u32) {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        match (side.precision, side.strides.1 == 1) {
+            (Precision::F32, true) => f32_rows(side, rows, units, to),
+            (Precision::F32, false) => f32_columns(side, rows, units, to),
+            (Precision::Bf16, true) => bf16_rows(side, rows, units, to),
+            (Precision::Bf16, false) => bf16_columns(side, rows, units, to),
+        }
+    }
+}
+
+/// The lowest `count` lanes, all of them from 16.
+fn lanes(count: usize) -> __mmask16 {
+    if count >= 16 { !0 } else { (1 << count) - 1 }
+}
+
+macro_rules! from_columns {
+    ($name:ident, $features:literal, $load:ident, $per:literal) => {
+        /// A panel of an operand whose outer dimension is contiguous: a word of each row is one load (or two).
+        #[target_feature(enable = $features)]
+        unsafe fn $name(side: &Side, rows: Range<usize>, units: Range<usize>, to: *mut u32) {
+            let stride = side.strides.1;
+            let values = side.values().as_ptr();
+            for (at, unit) in units.enumerate() {
+                let mut column = 0;
+                while column < side.width {
+                    let mask = lanes(rows.len().saturating_sub(column));
+                    let at = at * side.width + column;
+                    // SAFETY: lanes past the rows are masked out; the second of a pair only where it exists.
+                    unsafe {
+                        let from = values.add(unit * $per * stride + rows.start + column);
+                        let more = unit * $per + 1 < side.inner;
+                        _mm512_storeu_si512(to.add(at).cast(), $load(from, stride, mask, more));
+                    }
+                    column += 16;
+                }
+            }
+        }
+    };
+}
+from_columns!(f32_columns, "avx512f", load_f32, 1);
+from_columns!(bf16_columns, "avx512f,avx512bf16", load_pair, 2);
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn load_f32(from: *const f32, _: usize, mask: __mmask16, _: bool) -> __m512i {
+    // SAFETY: lanes outside the mask are not read.
+    unsafe { _mm512_castps_si512(_mm512_maskz_loadu_ps(mask, from)) }
+}
+
+/// 16 values and those a stride later, as pairs.
+#[target_feature(enable = "avx512f,avx512bf16")]
+#[inline]
+unsafe fn load_pair(from: *const f32, stride: usize, mask: __mmask16, more: bool) -> __m512i {
+    // SAFETY: lanes outside the mask are not read, the second row only where it exists.
+    unsafe {
+        let low = _mm512_maskz_loadu_ps(mask, from);
+        let high = match more {
+            true => _mm512_maskz_loadu_ps(mask, from.add(stride)),
+            false => _mm512_setzero_ps(),
+        };
+        let [low, high] = [low, high].map(|half| {
+            let brief: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(half));
+            _mm512_cvtepu16_epi32(brief)
+        });
+        _mm512_or_si512(low, _mm512_slli_epi32::<16>(high))
+    }
+}
+
+macro_rules! from_rows {
+    ($name:ident, $features:literal, $load:ident, $per:literal) => {
+        /// A panel of an operand whose inner dimension is contiguous: blocks of 16 x 16 words are transposed.
+        #[target_feature(enable = $features)]
+        unsafe fn $name(side: &Side, rows: Range<usize>, units: Range<usize>, to: *mut u32) {
+            let stride = side.strides.0;
+            let values = side.values().as_ptr();
+            let mut first = 0;
+            while first < units.len() {
+                let count = (units.len() - first).min(16);
+                let from = (units.start + first) * $per;
+                let valid = side.inner - from;
+                let mut column = 0;
+                while column < side.width {
+                    let mut block = [_mm512_setzero_si512(); 16];
+                    let held = rows.len().saturating_sub(column).min(16);
+                    for (row, line) in block.iter_mut().enumerate().take(held) {
+                        // SAFETY: values past the row are masked out.
+                        unsafe {
+                            let at = (rows.start + column + row) * stride + from;
+                            *line = $load(values.add(at), valid.min(count * $per));
+                        }
+                    }
+                    let block = transpose(block);
+                    for (unit, line) in block.iter().enumerate().take(count) {
+                        // SAFETY: within the panel and its slack.
+                        unsafe {
+                            let at = (first + unit) * side.width + column;
+                            _mm512_storeu_si512(to.add(at).cast(), *line);
+                        }
+                    }
+                    column += 16;
+                }
+                first += 16;
+            }
+        }
+    };
+}
+from_rows!(f32_rows, "avx512f", load_row, 1);
+from_rows!(bf16_rows, "avx512f,avx512bf16", load_pairs, 2);
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn load_row(from: *const f32, count: usize) -> __m512i {
+    // SAFETY: lanes past the count are not read.
+    unsafe { _mm512_castps_si512(_mm512_maskz_loadu_ps(lanes(count), from)) }
+}
+
+/// Up to 32 values of a row as 16 pairs.
+#[target_feature(enable = "avx512f,avx512bf16")]
+#[inline]
+unsafe fn load_pairs(from: *const f32, count: usize) -> __m512i {
+    // SAFETY: lanes past the count are not read.
+    unsafe {
+        let low = _mm512_maskz_loadu_ps(lanes(count), from);
+        let high = _mm512_maskz_loadu_ps(lanes(count.saturating_sub(16)), from.wrapping_add(16));
+        std::mem::transmute(_mm512_cvtne2ps_pbh(high, low))
+    }
+}
+
+/// Lane `j` of vector `i` to lane `i` of vector `j`.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn transpose(r: [__m512i; 16]) -> [__m512i; 16] {
+    let mut t = [_mm512_setzero_si512(); 16];
+    for i in 0..8 {
+        t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+    }
+    // u[4 g + c]: within each quarter, column c of rows 4 g to 4 g + 3.
+    let mut u = [_mm512_setzero_si512(); 16];
+    for g in 0..4 {
+        u[4 * g] = _mm512_unpacklo_epi64(t[4 * g], t[4 * g + 2]);
+        u[4 * g + 1] = _mm512_unpackhi_epi64(t[4 * g], t[4 * g + 2]);
+        u[4 * g + 2] = _mm512_unpacklo_epi64(t[4 * g + 1], t[4 * g + 3]);
+        u[4 * g + 3] = _mm512_unpackhi_epi64(t[4 * g + 1], t[4 * g + 3]);
+    }
+    let mut out = [_mm512_setzero_si512(); 16];
+    for c in 0..4 {
+        let low = _mm512_shuffle_i32x4::<0x88>(u[c], u[4 + c]);
+        let high = _mm512_shuffle_i32x4::<0xdd>(u[c], u[4 + c]);
+        let low2 = _mm512_shuffle_i32x4::<0x88>(u[8 + c], u[12 + c]);
+        let high2 = _mm512_shuffle_i32x4::<0xdd>(u[8 + c], u[12 + c]);
+        out[c] = _mm512_shuffle_i32x4::<0x88>(low, low2);
+        out[8 + c] = _mm512_shuffle_i32x4::<0xdd>(low, low2);
+        out[4 + c] = _mm512_shuffle_i32x4::<0x88>(high, high2);
+        out[12 + c] = _mm512_shuffle_i32x4::<0xdd>(high, high2);
+    }
+    out
+}

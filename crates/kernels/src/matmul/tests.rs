@@ -1,0 +1,190 @@
+use super::*;
+use crate::testing::{assert_close, rand_vec};
+
+/// The sums in f64, of operands rounded as the precision says.
+fn naive(
+    precision: Precision,
+    [m, k, n]: [usize; 3],
+    a: Matrix,
+    b: Matrix,
+    before: &[f32],
+    finish: Finish,
+) -> Vec<f32> {
+    let value = |matrix: Matrix, i: usize, j: usize| {
+        let value = matrix.data[i * matrix.strides.0 + j * matrix.strides.1];
+        match precision {
+            Precision::F32 => value as f64,
+            Precision::Bf16 => round_to_bf16(value) as f64,
+        }
+    };
+    let mut out = Vec::new();
+    for i in 0..m {
+        for j in 0..n {
+            let sum: f64 = (0..k).map(|c| value(a, i, c) * value(b, c, j)).sum();
+            let held = if finish.add { before[i * n + j] } else { 0.0 };
+            let bias = finish.bias.map_or(0.0, |bias| bias[j]);
+            out.push((sum + held as f64 + bias as f64) as f32);
+        }
+    }
+    out
+}
+
+fn levels(precision: Precision) -> Vec<Level> {
+    let mut levels = vec![Level::Portable];
+    if Level::best(precision) != Level::Portable {
+        levels.push(Level::best(precision));
+    }
+    levels
+}
+
+const SIZES: [[usize; 3]; 12] = [
+    [1, 1, 1],
+    [2, 3, 1],
+    [1, 40, 33],
+    [12, 16, 32],
+    [13, 17, 31],
+    [11, 31, 65],
+    [25, 513, 16],
+    [70, 2, 300],
+    [3, 1030, 17],
+    [200, 64, 64],
+    [37, 0, 5],
+    [0, 4, 5],
+];
+
+#[test]
+fn every_layout_level_and_finish_matches_the_sum() {
+    for precision in [Precision::F32, Precision::Bf16] {
+        for level in levels(precision) {
+            for [m, k, n] in SIZES {
+                // Rows, columns, and neither.
+                let a = rand_vec(1, 2 * m * k.max(1));
+                let b = rand_vec(2, 2 * k.max(1) * n);
+                let bias = rand_vec(3, n);
+                for (left, right) in [
+                    (Matrix::rows(&a, k), Matrix::rows(&b, n)),
+                    (Matrix::rows(&a, m).transposed(), Matrix::rows(&b, n)),
+                    (Matrix::rows(&a, k), Matrix::rows(&b, k).transposed()),
+                    (
+                        Matrix {
+                            data: &a,
+                            strides: (2 * k, 2),
+                        },
+                        Matrix {
+                            data: &b,
+                            strides: (2, 2 * k),
+                        },
+                    ),
+                ] {
+                    for (add, bias) in [
+                        (false, None),
+                        (true, None),
+                        (false, Some(&bias[..])),
+                        (true, Some(&bias[..])),
+                    ] {
+                        let finish = Finish { add, bias };
+                        let before = rand_vec(4, m * n);
+                        let want = naive(precision, [m, k, n], left, right, &before, finish);
+                        let mut got = before;
+                        matmul_at(level, precision, [m, k, n], left, right, &mut got, finish);
+                        let name = format!("{precision:?} {level:?} {m} x {k} x {n}");
+                        assert_close(&name, &got, &want, 2e-5);
+                        if !add && level == Level::best(precision) {
+                            let new = product(precision, [m, k, n], left, right, bias);
+                            assert!(new == got, "{name}, new");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn many_tasks_and_stretches_match_and_threads_do_not_show() {
+    let [m, k, n] = [500, 700, 600];
+    let (a, b) = (rand_vec(1, m * k), rand_vec(2, k * n));
+    let (left, right) = (Matrix::rows(&a, k), Matrix::rows(&b, n));
+    for precision in [Precision::F32, Precision::Bf16] {
+        let finish = Finish::default();
+        let want = naive(precision, [m, k, n], left, right, &[], finish);
+        let run = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            let mut got = vec![0.0; m * n];
+            pool.expect("a pool").install(|| {
+                matmul(precision, [m, k, n], left, right, &mut got, finish);
+            });
+            got
+        };
+        let one = run(1);
+        assert_close("product", &one, &want, 1e-4);
+        for threads in [2, 3, 5] {
+            assert!(run(threads) == one, "{precision:?} on {threads} threads");
+        }
+    }
+}
+
+#[test]
+fn what_is_not_a_number_stays_where_it_belongs() {
+    let [m, k, n] = [14, 5, 40];
+    let (mut a, mut b) = (rand_vec(1, m * k), rand_vec(2, k * n));
+    (a[3 * k + 2], b[k * n - 1]) = (f32::NAN, f32::INFINITY);
+    for precision in [Precision::F32, Precision::Bf16] {
+        let mut got = vec![0.0; m * n];
+        let (a, b) = (Matrix::rows(&a, k), Matrix::rows(&b, n));
+        matmul(precision, [m, k, n], a, b, &mut got, Finish::default());
+        for (at, value) in got.iter().enumerate() {
+            let touched = at / n == 3 || at % n == n - 1;
+            assert_eq!(
+                value.is_finite(),
+                !touched,
+                "{precision:?} at {at}: {value}"
+            );
+        }
+    }
+}
+
+#[test]
+fn rounding_is_to_nearest_even() {
+    let one = 1.0f32.to_bits();
+    for (extra, want) in [
+        (0x7fff, one),
+        (0x8000, one),
+        (0x8001, one + 0x1_0000),
+        (0x1_8000, one + 0x2_0000),
+    ] {
+        assert_eq!(
+            round_to_bf16(f32::from_bits(one + extra)).to_bits(),
+            want,
+            "{extra:x}"
+        );
+    }
+    assert!(round_to_bf16(f32::NAN).is_nan());
+    assert_eq!(round_to_bf16(f32::MAX), f32::INFINITY);
+    assert_eq!(round_to_bf16(f32::NEG_INFINITY), f32::NEG_INFINITY);
+}
+
+#[test]
+#[should_panic(expected = "reaches past")]
+fn short_operands_are_refused() {
+    let row = Matrix::rows(&[1.0, 2.0, 3.0], 2);
+    let size = [2, 2, 1];
+    matmul(
+        Precision::F32,
+        size,
+        row,
+        row,
+        &mut [0.0; 2],
+        Finish::default(),
+    );
+}
+
+#[test]
+fn columns_are_summed() {
+    for (rows, width) in [(0, 3), (1, 1), (7, 5), (3000, 40)] {
+        let x = rand_vec(1, rows * width);
+        let sum = |j: usize| (0..rows).map(|i| x[i * width + j] as f64).sum::<f64>() as f32;
+        let want: Vec<f32> = (0..width).map(sum).collect();
+        assert_close("sums", &column_sums(&x, width), &want, 1e-5);
+    }
+}
