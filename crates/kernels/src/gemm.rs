@@ -1,5 +1,11 @@
-//! Products of strided matrices inside slices, on the calling thread: a bounds-checked wrapper over the `gemm` crate.
+//! Products of strided matrices inside slices, on the calling thread: the blocks of which the chunked engines are made.
+//!
+//! With AVX-512 and an output that is contiguous along the dimension it shares with an operand that is, the loops are
+//! ours and pack nothing; every other product is the `gemm` crate's.
 #![allow(unsafe_code)]
+
+#[cfg(target_arch = "x86_64")]
+mod strip;
 
 /// A matrix within a slice: element `(i, j)` is at `i * strides.0 + j * strides.1`.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +64,10 @@ pub fn product(
             && span(m, n, strides) <= out.len(),
         "a block product reaches past its operands"
     );
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512f") && in_strips([m, k, n], alpha, a, b, out, strides, add) {
+        return;
+    }
     // SAFETY: every element that the product reads or writes lies within its slice, as just checked; `out` is borrowed
     // mutably, so it overlaps neither operand.
     unsafe {
@@ -85,6 +95,44 @@ pub fn product(
     }
 }
 
+/// [`product`] by our own loops, where the layout allows it; false where it does not, and nothing was done.
+#[cfg(target_arch = "x86_64")]
+fn in_strips(
+    [m, k, n]: [usize; 3],
+    alpha: f32,
+    a: Matrix,
+    b: Matrix,
+    out: &mut [f32],
+    strides: (usize, usize),
+    add: bool,
+) -> bool {
+    // The transposed product has the transposed operands in the other order.
+    let (rows, columns, left, right, stride) = if b.strides.1 == 1 && strides.1 == 1 {
+        (m, n, a, b, strides.0)
+    } else if a.strides.0 == 1 && strides.0 == 1 {
+        (n, m, b.transposed(), a.transposed(), strides.1)
+    } else {
+        return false;
+    };
+    // Longer, the strips of the right operand leave the first cache level; narrower, most lanes idle.
+    if k > 512 || columns < 8 {
+        return false;
+    }
+    let strip = strip::Strip {
+        left: left.data.as_ptr(),
+        left_strides: left.strides,
+        right: right.data.as_ptr(),
+        right_stride: right.strides.0,
+        out: out.as_mut_ptr(),
+        out_stride: stride,
+        alpha,
+        add,
+    };
+    // SAFETY: the caller checked that every element lies within its slice; `out` is borrowed mutably; AVX-512 was detected.
+    unsafe { strip.multiply(rows, k, columns) };
+    true
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,7 +140,14 @@ mod tests {
 
     #[test]
     fn strided_products_match_the_sum() {
-        for [m, k, n] in [[1, 1, 1], [3, 5, 2], [16, 33, 17], [4, 0, 3]] {
+        for [m, k, n] in [
+            [1, 1, 1],
+            [3, 5, 2],
+            [16, 33, 17],
+            [4, 0, 3],
+            [70, 20, 9],
+            [11, 64, 130],
+        ] {
             let (a, b) = (rand_vec(1, m * (k + 2)), rand_vec(2, n * (k + 1)));
             for (alpha, add) in [(1.0, false), (-0.5, true)] {
                 let before = rand_vec(3, m * (n + 3));
@@ -110,6 +165,34 @@ mod tests {
                     }
                 }
                 assert_close("product", &got, &want, 1e-5);
+            }
+        }
+    }
+
+    #[test]
+    fn every_order_of_strides_matches_the_sum() {
+        let [m, k, n] = [23, 37, 71];
+        let (a, b) = (rand_vec(1, m * k), rand_vec(2, k * n));
+        let layouts = |data, rows, columns| {
+            let turned = Matrix::rows(data, rows).transposed();
+            [Matrix::rows(data, columns), turned]
+        };
+        for left in layouts(&a, m, k) {
+            for right in layouts(&b, k, n) {
+                for (strides, size) in [((n, 1), m * n), ((1, m), m * n), ((2 * n, 2), 2 * m * n)] {
+                    let (mut got, mut want) = (vec![0.5; size], vec![0.5; size]);
+                    product([m, k, n], 2.0, left, right, &mut got, strides, true);
+                    for i in 0..m {
+                        for j in 0..n {
+                            let at = |x: Matrix, i: usize, j: usize| {
+                                x.data[i * x.strides.0 + j * x.strides.1]
+                            };
+                            let sum: f32 = (0..k).map(|c| at(left, i, c) * at(right, c, j)).sum();
+                            want[i * strides.0 + j * strides.1] += 2.0 * sum;
+                        }
+                    }
+                    assert_close("product", &got, &want, 1e-5);
+                }
             }
         }
     }

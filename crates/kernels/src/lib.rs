@@ -7,6 +7,7 @@ pub mod cross_entropy;
 mod disjoint;
 pub mod embedding;
 pub mod gemm;
+pub mod machine;
 pub mod math;
 pub mod matmul;
 pub mod memory;

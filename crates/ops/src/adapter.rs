@@ -22,6 +22,8 @@ use burn::backend::{
 };
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
+use crate::profile::{self, Pass};
+
 type Primitive = FloatTensor<Flex>;
 type Tracked = FloatTensor<Autodiff<Flex>>;
 
@@ -87,6 +89,22 @@ pub trait Kernel: Debug + Send + Sync + 'static {
         saved: &[View],
         grads: &[Option<View>],
     ) -> Vec<Option<Array>>;
+
+    /// Operations of the forward and of the backward pass, one multiply-add being two; zero where they are few beside the
+    /// bytes that are moved.
+    fn flops(&self, _inputs: &[View]) -> [u64; 2] {
+        [0, 0]
+    }
+
+    /// What profiles call it.
+    fn name(&self) -> &'static str {
+        profile::short(std::any::type_name::<Self>())
+    }
+}
+
+/// Bytes of arrays.
+fn bytes<'a>(lengths: impl IntoIterator<Item = &'a [f32]>) -> u64 {
+    lengths.into_iter().map(|data| 4 * data.len() as u64).sum()
 }
 
 /// A float tensor whose rank is forgotten, so that inputs of different ranks share one array.
@@ -269,7 +287,17 @@ fn contiguous(tensor: &Primitive) -> Primitive {
 
 fn run(kernel: &dyn Kernel, inputs: &[Primitive], save: bool) -> Forward {
     let inputs: Vec<Primitive> = inputs.iter().map(contiguous).collect();
-    kernel.forward(&Borrowed::new(&inputs).views(), save)
+    let inputs = Borrowed::new(&inputs);
+    let views = inputs.views();
+    let size = |made: &Forward| {
+        let written = made.outputs.iter().chain(&made.saved);
+        let moved =
+            bytes(inputs.data.iter().copied()) + bytes(written.map(|array| &array.data[..]));
+        [moved, kernel.flops(&views)[0]]
+    };
+    profile::span(kernel.name(), Pass::Forward, size, || {
+        kernel.forward(&views, save)
+    })
 }
 
 /// Gradients of the outputs after the first, on their way to the first node's backward.
@@ -317,7 +345,23 @@ impl<const N: usize> Backward<Flex, N> for First {
             .collect();
         let saved: Vec<View> = state.saved.iter().map(Array::view).collect();
         let inputs = Borrowed::new(&state.inputs);
-        let result = state.kernel.backward(&inputs.views(), &saved, &grad_views);
+        let (kernel, views) = (&*state.kernel, inputs.views());
+        let size = |made: &Vec<Option<Array>>| {
+            let read = inputs
+                .data
+                .iter()
+                .copied()
+                .chain(saved.iter().map(|saved| saved.data));
+            let given = grad_views.iter().flatten().map(|grad| grad.data);
+            let written = made.iter().flatten().map(|array| &array.data[..]);
+            [
+                bytes(read.chain(given).chain(written)),
+                kernel.flops(&views)[1],
+            ]
+        };
+        let result = profile::span(kernel.name(), Pass::Backward, size, || {
+            kernel.backward(&views, &saved, &grad_views)
+        });
         assert_eq!(
             result.len(),
             N,

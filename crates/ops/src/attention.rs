@@ -181,6 +181,20 @@ impl Flash {
 }
 
 impl Kernel for Flash {
+    /// The backward pass computes the scores again: five products for two.
+    fn flops(&self, inputs: &[View]) -> [u64; 2] {
+        let (head_dim, value_dim) = (inputs[0].shape[3], inputs[2].shape[3]);
+        let once = kernel::flops(
+            &self.q_offsets,
+            &self.k_offsets,
+            self.heads,
+            head_dim,
+            value_dim,
+            self.mask,
+        );
+        [once, once * 5 / 2]
+    }
+
     fn forward(&self, inputs: &[View], save: bool) -> Forward {
         let attention = self.arguments(inputs);
         let Output { o, lse } = kernel::forward(&attention);

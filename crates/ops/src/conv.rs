@@ -73,6 +73,12 @@ impl Conv {
 }
 
 impl Kernel for Conv {
+    fn flops(&self, inputs: &[View]) -> [u64; 2] {
+        let (channels, width) = (inputs[1].shape[0], inputs[1].shape[1]);
+        let once = conv_flops(inputs[0].data.len() / channels.max(1), channels, width);
+        [once, 2 * once]
+    }
+
     fn forward(&self, inputs: &[View], _save: bool) -> Forward {
         let (y, last) = kernel::forward(&self.arguments(inputs));
         Forward {

@@ -15,6 +15,7 @@ pub mod meter;
 pub mod norm;
 pub mod param;
 pub mod pool;
+pub mod profile;
 pub mod recurrence;
 pub mod rope;
 pub mod scan;

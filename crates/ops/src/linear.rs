@@ -18,6 +18,11 @@ struct Affine {
 }
 
 impl Kernel for Affine {
+    fn flops(&self, inputs: &[View]) -> [u64; 2] {
+        let once = 2 * (inputs[0].shape[0] * inputs[1].data.len()) as u64;
+        [once, 2 * once]
+    }
+
     fn forward(&self, inputs: &[View], _save: bool) -> Forward {
         let (x, weight) = (inputs[0], inputs[1]);
         let (rows, width, out) = (x.shape[0], x.shape[1], weight.shape[0]);

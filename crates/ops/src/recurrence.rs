@@ -228,6 +228,21 @@ impl Recurrence {
 }
 
 impl Kernel for Recurrence {
+    /// In the recurrent form; the chunks take more, the backward pass counted as twice the forward one.
+    fn flops(&self, _inputs: &[View]) -> [u64; 2] {
+        let problem = self.problem();
+        let total = problem.offsets[problem.offsets.len() - 1];
+        let delta = self.delta;
+        let once = recurrence_flops(
+            total,
+            problem.heads,
+            problem.key_dim,
+            problem.value_dim,
+            delta,
+        );
+        [once, 2 * once]
+    }
+
     fn forward(&self, inputs: &[View], save: bool) -> Forward {
         let [q, k, v, initial] = [inputs[0], inputs[1], inputs[2], inputs[3]];
         let (gate, write) = self.arguments(inputs);

@@ -88,6 +88,13 @@ impl Scan {
 }
 
 impl Kernel for Scan {
+    /// The backward pass counted as twice the forward one.
+    fn flops(&self, inputs: &[View]) -> [u64; 2] {
+        let (channels, state) = (inputs[3].shape[0], inputs[3].shape[1]);
+        let once = scan_flops(inputs[0].data.len() / channels.max(1), channels, state);
+        [once, 2 * once]
+    }
+
     fn forward(&self, inputs: &[View], save: bool) -> Forward {
         let out = kernel::forward(&self.arguments(inputs), save);
         let count = out.saved.len();

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 
 use anyformer_hub::NamedTensor;
 use anyformer_kernels::adamw::{self, sum_of_squares};
+use anyformer_ops::profile::{self, Pass};
 use anyformer_ops::{Gradients, Param, ParamStore};
 
 use crate::config::TrainConfig;
@@ -115,8 +116,12 @@ impl AdamW {
                 0.0
             };
             let (first, second) = (&mut held.first, &mut held.second);
-            held.param
-                .update(|values| kernel(decay).update(values, sum, first, second));
+            // Seven arrays of f32: four are read, three written.
+            let size = |_: &()| [7 * 4 * sum.len() as u64, 0];
+            profile::span("AdamW", Pass::Update, size, || {
+                held.param
+                    .update(|values| kernel(decay).update(values, sum, first, second));
+            });
         }
     }
 

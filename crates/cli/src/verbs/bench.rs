@@ -20,6 +20,11 @@ use crate::session::gives_tokens;
 use crate::setup::{device, device_name, start_threads};
 use crate::verbs::info::of_mixer;
 
+mod ops;
+mod profile;
+
+use profile::{Peaks, Profile};
+
 /// Flags.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -49,6 +54,18 @@ pub struct Args {
     /// Time whole training steps too: forward, backward, clipping and AdamW
     #[arg(long)]
     pub step: bool,
+    /// Tell what each kernel takes of a training step, with its operations and bytes per second beside the machine's peaks
+    #[arg(long)]
+    pub profile: bool,
+    /// Time ops alone instead of models, forward and backward: as a kernel, and composed out of tensor operations
+    #[arg(long, conflicts_with_all = ["mixers", "lengths", "batch", "dim", "layers", "step", "profile", "changes"])]
+    pub ops: bool,
+    /// With --ops: these only, by commas
+    #[arg(long, value_delimiter = ',', value_name = "OPS", requires = "ops")]
+    pub only: Vec<String>,
+    /// With --ops: leave the composed forms out
+    #[arg(long, requires = "ops")]
+    pub kernels: bool,
     /// Keys of the model that differ, as model.channel.name=mlp or model.mixers.0.heads=8
     #[arg(value_name = "KEY=VALUE")]
     pub changes: Vec<String>,
@@ -69,10 +86,15 @@ struct Row {
     prefill_s: Option<f64>,
     step_s: Option<f64>,
     state_bytes: Option<u64>,
+    /// Absent unless asked for.
+    profile: Option<Profile>,
 }
 
 /// Prints the table.
 pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
+    if args.ops {
+        return run_ops(args, global, say);
+    }
     let names: Vec<&str> = match args.mixers.is_empty() {
         true => token_mixers().iter().map(|entry| entry.card.name).collect(),
         false => args.mixers.iter().map(String::as_str).collect(),
@@ -98,8 +120,9 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
             rows.push(measure(config, *length, args, &device)?);
         }
     }
+    let peaks = args.profile.then(Peaks::measure);
     let value = json!({
-        "dim": args.dim, "layers": args.layers, "batch": args.batch, "runs": args.runs, "threads": threads,
+        "peaks": peaks, "dim": args.dim, "layers": args.layers, "batch": args.batch, "runs": args.runs, "threads": threads,
         "simd": super::doctor::simd(), "version": env!("CARGO_PKG_VERSION"), "rows": rows,
     });
     say.result(&value, || {
@@ -124,8 +147,31 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
             "\ndim {}, {} layers, batch {}, {threads} threads, median of {} runs; one token: after a prompt of that length\n",
             args.dim, args.layers, args.batch, args.runs
         );
+        for row in &rows {
+            if let Some(profile) = &row.profile {
+                text += &profile.text(&row.mixer, row.length);
+            }
+        }
+        if let Some(peaks) = &peaks {
+            text += &peaks.line();
+        }
         text
     });
+    Ok(())
+}
+
+fn run_ops(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
+    if args.runs == 0 {
+        return Err(bad_input("measure: runs must be at least 1"));
+    }
+    let threads = start_threads(global, None)?;
+    let measured = ops::measure(&args.only, args.runs, !args.kernels, |text| say.note(text))?;
+    let peaks = Peaks::measure();
+    let value = json!({
+        "threads": threads, "runs": args.runs, "simd": super::doctor::simd(), "peaks": peaks,
+        "version": env!("CARGO_PKG_VERSION"), "ops": measured,
+    });
+    say.result(&value, || ops::text(&measured, &peaks));
     Ok(())
 }
 
@@ -215,6 +261,10 @@ fn measure(
         true => Some(update(&model, input, target, args.runs)?),
         false => None,
     };
+    let profile = match args.profile {
+        true => Some(Profile::measure(&model, input, target, args.runs)?),
+        false => None,
+    };
     let peak_bytes = memory::peak().saturating_sub(held);
     model.params().set_tracking(false);
     let (mut prefill_s, mut step_s, mut state_bytes) = (None, None, None);
@@ -247,6 +297,7 @@ fn measure(
         prefill_s,
         step_s,
         state_bytes,
+        profile,
     })
 }
 

@@ -94,8 +94,7 @@ impl Panels {
 
     fn reserve(&mut self, outer: usize, units: usize, width: usize) {
         (self.width, self.units) = (width, units);
-        // A row of 12 is written as 16 words: four more than the last panel holds.
-        let words = outer.div_ceil(width) * width * units + 16;
+        let words = outer.div_ceil(width) * width * units;
         self.lines.clear();
         self.lines.reserve(words.div_ceil(16));
     }
@@ -112,7 +111,7 @@ impl Panels {
     pub fn fill(&mut self, side: &Side, outer: Range<usize>, units: Range<usize>, threads: bool) {
         let count = outer.len().div_ceil(self.width);
         self.units = units.len();
-        let words = count * self.width * self.units + 16;
+        let words = count * self.width * self.units;
         assert!(words <= self.lines.capacity() * 16, "panels do not fit");
         assert!(outer.end <= side.outer && units.end <= side.units() && self.width == side.width);
         let start = Start(self.lines.as_mut_ptr().cast());
@@ -126,8 +125,7 @@ impl Panels {
                 panel(side, rows, units.clone(), to);
             }
         };
-        // Panels of 12 spill over into the next one, which must be written later.
-        match threads && self.width.is_multiple_of(16) {
+        match threads {
             true => (0..count).into_par_iter().with_min_len(4).for_each(work),
             false => (0..count).for_each(work),
         }
@@ -172,8 +170,7 @@ pub fn with_buffer<T>(
 /// One panel: rows of `side` (at most its width, the rest zero), the words `units` of each.
 ///
 /// # Safety
-/// Rows and units lie within the operand; `to` has room for the panel and 16 words more; AVX-512 (for bf16 AVX512-BF16) is
-/// there.
+/// Rows and units lie within the operand; `to` has room for the panel; AVX-512 (for bf16 AVX512-BF16) is there.
 unsafe fn panel(side: &Side, rows: Range<usize>, units: Range<usize>, to: *mut u32) {
     // SAFETY: as promised by the caller.
     unsafe {
@@ -198,16 +195,25 @@ macro_rules! from_columns {
         unsafe fn $name(side: &Side, rows: Range<usize>, units: Range<usize>, to: *mut u32) {
             let stride = side.strides.1;
             let values = side.values().as_ptr();
+            let last = units.len() - 1;
             for (at, unit) in units.enumerate() {
+                let more = unit * $per + 1 < side.inner;
                 let mut column = 0;
                 while column < side.width {
-                    let mask = lanes(rows.len().saturating_sub(column));
-                    let at = at * side.width + column;
-                    // SAFETY: lanes past the rows are masked out; the second of a pair only where it exists.
+                    let read = lanes(rows.len().saturating_sub(column));
+                    // What is written past a row of 12 is written over by the next one.
+                    let written = if at == last {
+                        lanes(side.width - column)
+                    } else {
+                        !0
+                    };
+                    // SAFETY: lanes past the rows are masked out, and past the panel; the second of a pair is read only
+                    // where it exists.
                     unsafe {
-                        let from = values.add(unit * $per * stride + rows.start + column);
-                        let more = unit * $per + 1 < side.inner;
-                        _mm512_storeu_si512(to.add(at).cast(), $load(from, stride, mask, more));
+                        let from = values.wrapping_add(unit * $per * stride + rows.start + column);
+                        let words = $load(from, stride, read, more);
+                        let to = to.add(at * side.width + column);
+                        _mm512_mask_storeu_epi32(to.cast(), written, words);
                     }
                     column += 16;
                 }
@@ -233,7 +239,7 @@ unsafe fn load_pair(from: *const f32, stride: usize, mask: __mmask16, more: bool
     unsafe {
         let low = _mm512_maskz_loadu_ps(mask, from);
         let high = match more {
-            true => _mm512_maskz_loadu_ps(mask, from.add(stride)),
+            true => _mm512_maskz_loadu_ps(mask, from.wrapping_add(stride)),
             false => _mm512_setzero_ps(),
         };
         let [low, high] = [low, high].map(|half| {
@@ -269,10 +275,12 @@ macro_rules! from_rows {
                     }
                     let block = transpose(block);
                     for (unit, line) in block.iter().enumerate().take(count) {
-                        // SAFETY: within the panel and its slack.
+                        // SAFETY: lanes past the panel are masked out.
                         unsafe {
                             let at = (first + unit) * side.width + column;
-                            _mm512_storeu_si512(to.add(at).cast(), *line);
+                            let last = first + unit + 1 == units.len();
+                            let written = if last { lanes(side.width - column) } else { !0 };
+                            _mm512_mask_storeu_epi32(to.add(at).cast(), written, *line);
                         }
                     }
                     column += 16;
