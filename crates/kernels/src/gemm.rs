@@ -5,7 +5,11 @@
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]
+mod dots;
+#[cfg(target_arch = "x86_64")]
 mod strip;
+
+use crate::simd::{dispatched, dot};
 
 /// A matrix within a slice: element `(i, j)` is at `i * strides.0 + j * strides.1`.
 #[derive(Clone, Copy, Debug)]
@@ -95,6 +99,72 @@ pub fn product(
     }
 }
 
+/// `out[r][j] = rows[r] . keys[j]` for up to four rows and `count` keys that are `stride` apart; `out` is `[rows, out_stride]`.
+///
+/// Panics when an operand reaches past its slice.
+pub fn dots(
+    rows: &[&[f32]],
+    keys: &[f32],
+    stride: usize,
+    count: usize,
+    out: &mut [f32],
+    out_stride: usize,
+) {
+    let dim = rows.first().map_or(0, |row| row.len());
+    assert!(
+        rows.len() <= 4
+            && rows.iter().all(|row| row.len() == dim)
+            && span(count, dim, (stride, 1)) <= keys.len()
+            && span(rows.len(), count, (out_stride, 1)) <= out.len(),
+        "dot products reach past their operands"
+    );
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512f") && count > 0 {
+        // Three rows as two and one.
+        let mut first = 0;
+        while first < rows.len() {
+            let held = match rows.len() - first {
+                4.. => 4,
+                3 => 2,
+                left => left,
+            };
+            let (own, to) = (&rows[first..first + held], &mut out[first * out_stride..]);
+            // SAFETY: every element lies within its slice, as just checked; AVX-512 was detected.
+            unsafe {
+                dots::dots(
+                    own,
+                    dim,
+                    keys.as_ptr(),
+                    stride,
+                    count,
+                    to.as_mut_ptr(),
+                    out_stride,
+                )
+            };
+            first += held;
+        }
+        return;
+    }
+    few_dots(rows, keys, stride, count, out, out_stride);
+}
+
+dispatched! {
+    fn few_dots<'a>(
+        rows: &'a [&'a [f32]],
+        keys: &'a [f32],
+        stride: usize,
+        count: usize,
+        out: &'a mut [f32],
+        out_stride: usize,
+    ) {
+        for j in 0..count {
+            for (r, row) in rows.iter().enumerate() {
+                out[r * out_stride + j] = dot(row, &keys[j * stride..][..row.len()]);
+            }
+        }
+    }
+}
+
 /// [`product`] by our own loops, where the layout allows it; false where it does not, and nothing was done.
 #[cfg(target_arch = "x86_64")]
 fn in_strips(
@@ -166,6 +236,35 @@ mod tests {
                 }
                 assert_close("product", &got, &want, 1e-5);
             }
+        }
+    }
+
+    #[test]
+    fn dot_products_match_the_sum() {
+        for [rows, dim, count] in [
+            [1, 64, 64],
+            [2, 20, 9],
+            [3, 33, 17],
+            [4, 128, 5],
+            [4, 1, 1],
+            [1, 16, 40],
+        ] {
+            let (stride, out_stride) = (dim + 3, count + 2);
+            let (q, k) = (rand_vec(1, rows * dim), rand_vec(2, count * stride));
+            let held: Vec<&[f32]> = q.chunks(dim).collect();
+            let mut got = vec![5.0; rows * out_stride];
+            dots(&held, &k, stride, count, &mut got, out_stride);
+            let mut twin = vec![5.0; rows * out_stride];
+            few_dots(&held, &k, stride, count, &mut twin, out_stride);
+            let mut want = vec![5.0; rows * out_stride];
+            for r in 0..rows {
+                for j in 0..count {
+                    want[r * out_stride + j] =
+                        (0..dim).map(|c| q[r * dim + c] * k[j * stride + c]).sum();
+                }
+            }
+            assert_close("dots", &got, &want, 1e-5);
+            assert_close("portable dots", &twin, &want, 1e-5);
         }
     }
 

@@ -20,3 +20,4 @@ mod simd;
 pub mod softmax;
 #[cfg(test)]
 mod testing;
+mod transpose;

@@ -15,6 +15,7 @@ pub mod naive;
 #[cfg(test)]
 mod tests;
 
+use crate::transpose::transpose;
 use std::ops::Range;
 
 pub use backward::{Grads, backward};
@@ -105,24 +106,54 @@ impl Scan<'_> {
     /// `[channels, state]` to `[blocks, state]` of lanes; channels past the end are zero.
     fn blocked(&self, values: &[f32]) -> Vec<Lanes> {
         let mut blocked = vec![[0.0; LANES]; self.blocks() * self.state];
-        for (channel, row) in values.chunks_exact(self.state).enumerate() {
-            for (n, value) in row.iter().enumerate() {
-                blocked[channel / LANES * self.state + n][channel % LANES] = *value;
-            }
-        }
+        self.block_up(values, 0, &mut blocked);
         blocked
     }
 
-    /// The inverse of [`Scan::blocked`] for blocks from `first` on, added to `values`.
+    /// As [`Scan::blocked`], blocks from `first` on.
+    fn block_up(&self, values: &[f32], first: usize, blocked: &mut [Lanes]) {
+        for (index, block) in blocked.chunks_exact_mut(self.state).enumerate() {
+            let (from, count) = (
+                (first + index) * LANES * self.state,
+                self.width(first + index),
+            );
+            let to = block.as_flattened_mut();
+            transpose(
+                [count, self.state],
+                1.0,
+                &values[from..],
+                self.state,
+                to,
+                LANES,
+            );
+        }
+    }
+
+    /// The inverse of [`Scan::block_up`]: `[.., state]` of lanes to the channels' own rows, written to `values` from its
+    /// start on.
     fn unblock(&self, blocked: &[Lanes], first: usize, values: &mut [f32]) {
-        for (index, lanes) in blocked.iter().enumerate() {
-            let (block, n) = (first + index / self.state, index % self.state);
-            for (lane, value) in lanes.iter().enumerate() {
-                let channel = block * LANES + lane;
-                if channel < self.channels {
-                    values[channel * self.state + n] += value;
-                }
-            }
+        for (index, block) in blocked.chunks_exact(self.state).enumerate() {
+            let count = self.width(first + index);
+            let to = &mut values[index * LANES * self.state..];
+            transpose(
+                [self.state, count],
+                1.0,
+                block.as_flattened(),
+                LANES,
+                to,
+                self.state,
+            );
+        }
+    }
+
+    /// As [`Scan::unblock`], into all channels and added to what they hold.
+    fn add_unblocked(&self, blocked: &[Lanes], first: usize, values: &mut [f32]) {
+        let from = first * LANES * self.state;
+        let channels = (blocked.len() / self.state * LANES).min(self.channels - first * LANES);
+        let mut own = vec![0.0; channels * self.state];
+        self.unblock(blocked, first, &mut own);
+        for (value, own) in values[from..].iter_mut().zip(own) {
+            *value += own;
         }
     }
 
@@ -180,13 +211,11 @@ impl Task {
             return h;
         };
         let size = scan.channels * state;
-        let initial = &initial[self.sequence * size..][..size];
-        for (index, lanes) in h.iter_mut().enumerate() {
-            let block = self.blocks.start + index / state;
-            for lane in 0..scan.width(block) {
-                lanes[lane] = initial[(block * LANES + lane) * state + index % state];
-            }
-        }
+        scan.block_up(
+            &initial[self.sequence * size..][..size],
+            self.blocks.start,
+            &mut h,
+        );
         h
     }
 }

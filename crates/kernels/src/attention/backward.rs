@@ -9,6 +9,7 @@ use super::block::{Block, gather, gather_transposed, soften_back};
 use super::{Attention, Group, KEYS, Output, ROWS};
 use crate::disjoint::Disjoint;
 use crate::gemm::{Matrix, product};
+use crate::transpose::transpose;
 
 /// Gradients in the shapes of the arguments.
 #[derive(Clone, Debug)]
@@ -67,7 +68,7 @@ fn run(
     );
     let (mut g, mut g_rows) = (zeros(ROWS, value_dim), zeros(ROWS, value_dim));
     let (mut scores, mut dp) = (zeros(KEYS, ROWS), zeros(KEYS, ROWS));
-    let mut row = zeros(1, head_dim);
+    let mut turned = zeros(ROWS, head_dim);
     for first in (0..rows).step_by(ROWS) {
         let block = Block::new(attention, group, first, ROWS.min(rows - first));
         let width = block.width;
@@ -189,11 +190,16 @@ fn run(
                 true,
             );
         }
-        for lane in 0..block.rows {
-            for (row, dq) in row.iter_mut().zip(dq_here[lane..].iter().step_by(ROWS)) {
-                *row = dq * attention.scale;
-            }
-            write(dq, attention.row(group, first + lane), &row);
+        transpose(
+            [head_dim, block.rows],
+            attention.scale,
+            &dq_here,
+            ROWS,
+            &mut turned,
+            head_dim,
+        );
+        for (lane, row) in turned.chunks_exact(head_dim).enumerate().take(block.rows) {
+            write(dq, attention.row(group, first + lane), row);
         }
     }
     for (gradient, here, dim) in [(dk, &dk_here, head_dim), (dv, &dv_here, value_dim)] {

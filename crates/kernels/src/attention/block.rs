@@ -3,6 +3,7 @@
 use super::{Attention, Group, KEYS, LANES, ROWS};
 use crate::math::exp;
 use crate::simd::dispatched;
+use crate::transpose::transpose;
 
 /// Up to [`ROWS`] rows of a group: what the mask and the biases need to know about each.
 pub(super) struct Block {
@@ -187,15 +188,27 @@ pub(super) fn gather_transposed(
     factor: f32,
     out: &mut [f32],
 ) {
-    for row in 0..block.rows {
+    // Rows of one query lie beside each other, those of the next one `heads` further.
+    let fold = attention.fold();
+    let mut row = 0;
+    while row < block.rows {
         let at = attention.row(group, block.first + row) * dim;
-        for (out, value) in out[row..]
-            .iter_mut()
-            .step_by(ROWS)
-            .zip(&values[at..at + dim])
-        {
-            *out = value * factor;
-        }
+        let (count, stride) = match fold {
+            1 => (block.rows, attention.heads * dim),
+            _ => (
+                (fold - (block.first + row) % fold).min(block.rows - row),
+                dim,
+            ),
+        };
+        transpose(
+            [count, dim],
+            factor,
+            &values[at..],
+            stride,
+            &mut out[row..],
+            ROWS,
+        );
+        row += count;
     }
 }
 

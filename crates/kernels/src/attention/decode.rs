@@ -8,8 +8,9 @@ use rayon::prelude::*;
 
 use super::forward::Shared;
 use super::{Attention, Group, KEYS, merge};
+use crate::gemm::{Matrix, dots, product};
 use crate::math::exp;
-use crate::simd::dispatched;
+use crate::simd::{dispatched, max};
 
 /// Most rows of a group handled this way.
 pub(super) const ROWS: usize = 4;
@@ -100,106 +101,106 @@ fn piece(attention: &Attention, groups: &[Group], from: usize, to: usize) -> (Ve
     (o, largest)
 }
 
+/// Adds the keys `from..to` to the sums of a group's rows, all rows together: each key and value is read once.
+fn tile(attention: &Attention, group: &Group, from: usize, to: usize, partial: &mut Partial) {
+    let (head_dim, value_dim) = (attention.head_dim, attention.value_dim);
+    let (fold, keys) = (attention.fold(), to - from);
+    let rows = group.queries * fold;
+    let mut scores = [0.0; KEYS * ROWS];
+    let mut q: [&[f32]; ROWS] = [&[]; ROWS];
+    for (row, q) in q.iter_mut().enumerate().take(rows) {
+        *q = &attention.q[attention.row(group, row) * head_dim..][..head_dim];
+    }
+    let (k, k_stride) = attention.keys(group, from);
+    let (v, v_stride) = attention.values(group, from);
+    dots(&q[..rows], k, k_stride, keys, &mut scores, KEYS);
+    for (row, scores) in scores.chunks_exact_mut(KEYS).enumerate().take(rows) {
+        let index = attention.row(group, row);
+        let at = index - group.first_query * attention.heads;
+        let position = attention.position(group, row);
+        let (low, high) = attention.mask.allowed(position, group.keys);
+        soften(
+            Row {
+                scale: attention.scale,
+                slope: attention
+                    .alibi
+                    .map_or(0.0, |slopes| slopes[index % attention.heads]),
+                distance: (position - from as isize) as f32,
+                allowed: (low.clamp(from, to) - from, high.clamp(from, to) - from),
+            },
+            &mut scores[..keys],
+            &mut partial.largest[at],
+            &mut partial.sum[at],
+            &mut partial.o[at * value_dim..][..value_dim],
+        );
+    }
+    let values = Matrix {
+        data: v,
+        strides: (v_stride, 1),
+    };
+    for query in 0..group.queries {
+        let p = Matrix::rows(&scores[query * fold * KEYS..], KEYS);
+        let at = attention.row(group, query * fold) - group.first_query * attention.heads;
+        let o = &mut partial.o[at * value_dim..];
+        product(
+            [fold, keys, value_dim],
+            1.0,
+            p,
+            values,
+            o,
+            (value_dim, 1),
+            true,
+        );
+    }
+}
+
+/// What a row's scores are made from.
+struct Row {
+    scale: f32,
+    slope: f32,
+    /// From the row's position to the first key.
+    distance: f32,
+    /// Keys that the row may read.
+    allowed: (usize, usize),
+}
+
 dispatched! {
-    /// Adds the keys `from..to` to the sums of a group's rows.
-    fn tile<'a>(
-        attention: &'a Attention<'a>,
-        group: &'a Group,
-        from: usize,
-        to: usize,
-        partial: &'a mut Partial,
-    ) {
-        let (head_dim, value_dim) = (attention.head_dim, attention.value_dim);
-        let mut scores = [f32::NEG_INFINITY; KEYS];
-        for row in 0..group.queries * attention.fold() {
-            let index = attention.row(group, row);
-            let q = &attention.q[index * head_dim..][..head_dim];
-            let slope = match attention.alibi {
-                Some(slopes) => slopes[index % attention.heads],
-                None => 0.0,
-            };
-            let position = attention.position(group, row);
-            let (low, high) = attention.mask.allowed(position, group.keys);
-            let (low, high) = (low.max(from), high.min(to));
-            if low >= high {
-                continue;
+    /// Dot products become `exp(score - largest)`, zero where the mask forbids; the sum and `o` are brought to the new
+    /// largest score.
+    fn soften<'a>(row: Row, scores: &'a mut [f32], largest: &'a mut f32, sum: &'a mut f32, o: &'a mut [f32]) {
+        let (low, high) = row.allowed;
+        scores[..low].fill(0.0);
+        scores[high.max(low)..].fill(0.0);
+        if low >= high {
+            return;
+        }
+        let scores = &mut scores[low..high];
+        let from = row.distance - low as f32;
+        for (key, score) in scores.iter_mut().enumerate() {
+            *score = row.scale * *score - row.slope * (from - key as f32).abs();
+        }
+        let highest = max(scores);
+        if highest > *largest {
+            let factor = exp(*largest - highest);
+            *sum *= factor;
+            for o in o.iter_mut() {
+                *o *= factor;
             }
-            let keys = high - low;
-            let (k, k_stride) = attention.keys(group, low);
-            let (v, v_stride) = attention.values(group, low);
-            let mut largest = f32::NEG_INFINITY;
-            for key in 0..keys {
-                let distance = (position - (low + key) as isize).unsigned_abs() as f32;
-                let score = attention.scale * dot(q, &k[key * k_stride..][..head_dim]) - slope * distance;
-                largest = if score > largest { score } else { largest };
-                scores[key] = score;
-            }
-            scores[keys..].fill(f32::NEG_INFINITY);
-            let at = index - group.first_query * attention.heads;
-            let o = &mut partial.o[at * value_dim..][..value_dim];
-            if largest > partial.largest[at] {
-                let factor = exp(partial.largest[at] - largest);
-                partial.sum[at] *= factor;
-                for o in o.iter_mut() {
-                    *o *= factor;
-                }
-                partial.largest[at] = largest;
-            }
-            let base = partial.largest[at];
-            let mut sums = [0.0; LANES];
-            for lanes in scores.as_chunks_mut::<LANES>().0 {
-                for l in 0..LANES {
-                    lanes[l] = exp(lanes[l] - base);
-                    sums[l] += lanes[l];
-                }
-            }
-            partial.sum[at] += fold(sums);
-            // Four keys at a time: o is read and written once for them.
-            let (fours, _) = scores.as_chunks::<4>();
-            for (four, p) in fours.iter().enumerate().take(keys.div_ceil(4)) {
-                let last = keys - 1;
-                let v: [&[f32]; 4] = [
-                    &v[(4 * four).min(last) * v_stride..][..value_dim],
-                    &v[(4 * four + 1).min(last) * v_stride..][..value_dim],
-                    &v[(4 * four + 2).min(last) * v_stride..][..value_dim],
-                    &v[(4 * four + 3).min(last) * v_stride..][..value_dim],
-                ];
-                for c in 0..value_dim {
-                    let low = v[0][c].mul_add(p[0], v[1][c] * p[1]);
-                    let high = v[2][c].mul_add(p[2], v[3][c] * p[3]);
-                    o[c] += low + high;
-                }
+            *largest = highest;
+        }
+        let base = *largest;
+        let mut sums = [0.0; LANES];
+        let (blocks, rest) = scores.as_chunks_mut::<LANES>();
+        for block in blocks {
+            for l in 0..LANES {
+                block[l] = exp(block[l] - base);
+                sums[l] += block[l];
             }
         }
-    }
-}
-
-#[inline(always)]
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let (a_lanes, a_rest) = a.as_chunks::<LANES>();
-    let (b_lanes, b_rest) = b.as_chunks::<LANES>();
-    let mut sums = [0.0; LANES];
-    for (a, b) in a_lanes.iter().zip(b_lanes) {
-        for l in 0..LANES {
-            sums[l] = a[l].mul_add(b[l], sums[l]);
+        for (value, sum) in rest.iter_mut().zip(&mut sums) {
+            *value = exp(*value - base);
+            *sum += *value;
         }
+        *sum += sums.iter().sum::<f32>();
     }
-    let mut rest = 0.0;
-    for (a, b) in a_rest.iter().zip(b_rest) {
-        rest = a.mul_add(*b, rest);
-    }
-    fold(sums) + rest
-}
-
-/// The sum of all lanes, in halves.
-#[inline(always)]
-fn fold(a: [f32; LANES]) -> f32 {
-    let (mut eight, mut four) = ([0.0; 8], [0.0; 4]);
-    for l in 0..8 {
-        eight[l] = a[l] + a[l + 8];
-    }
-    for l in 0..4 {
-        four[l] = eight[l] + eight[l + 4];
-    }
-    (four[0] + four[2]) + (four[1] + four[3])
 }

@@ -6,6 +6,7 @@ use super::block::{Block, Running, gather_transposed, soften};
 use super::{Attention, Group, KEYS, ROWS, decode, flops};
 use crate::disjoint::Disjoint;
 use crate::gemm::{Matrix, product};
+use crate::transpose::transpose;
 
 /// What [`forward`] gives.
 #[derive(Clone, Debug)]
@@ -102,8 +103,8 @@ struct Scratch {
     scores: Vec<f32>,
     /// `[value_dim, ROWS]`.
     o: Vec<f32>,
-    /// `[value_dim]`.
-    row: Vec<f32>,
+    /// `[ROWS, value_dim]`.
+    turned: Vec<f32>,
 }
 
 impl Scratch {
@@ -112,7 +113,7 @@ impl Scratch {
             q: vec![0.0; attention.head_dim * ROWS],
             scores: vec![0.0; KEYS * ROWS],
             o: vec![0.0; attention.value_dim * ROWS],
-            row: vec![0.0; attention.value_dim],
+            turned: vec![0.0; attention.value_dim * ROWS],
         }
     }
 }
@@ -127,7 +128,12 @@ fn run(
 ) {
     let (head_dim, value_dim) = (attention.head_dim, attention.value_dim);
     let block = Block::new(attention, group, first, rows);
-    let Scratch { q, scores, o, row } = scratch;
+    let Scratch {
+        q,
+        scores,
+        o,
+        turned,
+    } = scratch;
     gather_transposed(
         attention,
         group,
@@ -180,15 +186,14 @@ fn run(
             true,
         );
     }
-    for lane in 0..rows {
+    transpose([value_dim, rows], 1.0, o, ROWS, turned, value_dim);
+    for (lane, row) in turned.chunks_exact_mut(value_dim).enumerate().take(rows) {
         let sum = running.sum[lane];
         if sum == 0.0 {
             continue;
         }
         let inverse = 1.0 / sum;
-        for (row, o) in row.iter_mut().zip(o[lane..].iter().step_by(ROWS)) {
-            *row = o * inverse;
-        }
+        row.iter_mut().for_each(|o| *o *= inverse);
         let lse = running.largest[lane] + sum.ln();
         shared.write(attention.row(group, first + lane), row, lse);
     }

@@ -12,6 +12,7 @@ use rayon::prelude::*;
 
 use super::Precision;
 use crate::gemm::Matrix;
+use crate::transpose::wide::{lanes, transposed};
 
 /// A cache line.
 #[derive(Clone, Copy)]
@@ -183,11 +184,6 @@ unsafe fn panel(side: &Side, rows: Range<usize>, units: Range<usize>, to: *mut u
     }
 }
 
-/// The lowest `count` lanes, all of them from 16.
-fn lanes(count: usize) -> __mmask16 {
-    if count >= 16 { !0 } else { (1 << count) - 1 }
-}
-
 macro_rules! from_columns {
     ($name:ident, $features:literal, $load:ident, $per:literal) => {
         /// A panel of an operand whose outer dimension is contiguous: a word of each row is one load (or two).
@@ -273,7 +269,7 @@ macro_rules! from_rows {
                             *line = $load(values.add(at), valid.min(count * $per));
                         }
                     }
-                    let block = transpose(block);
+                    let block = transposed(block);
                     for (unit, line) in block.iter().enumerate().take(count) {
                         // SAFETY: lanes past the panel are masked out.
                         unsafe {
@@ -310,35 +306,4 @@ unsafe fn load_pairs(from: *const f32, count: usize) -> __m512i {
         let high = _mm512_maskz_loadu_ps(lanes(count.saturating_sub(16)), from.wrapping_add(16));
         std::mem::transmute(_mm512_cvtne2ps_pbh(high, low))
     }
-}
-
-/// Lane `j` of vector `i` to lane `i` of vector `j`.
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn transpose(r: [__m512i; 16]) -> [__m512i; 16] {
-    let mut t = [_mm512_setzero_si512(); 16];
-    for i in 0..8 {
-        t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-        t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
-    }
-    // u[4 g + c]: within each quarter, column c of rows 4 g to 4 g + 3.
-    let mut u = [_mm512_setzero_si512(); 16];
-    for g in 0..4 {
-        u[4 * g] = _mm512_unpacklo_epi64(t[4 * g], t[4 * g + 2]);
-        u[4 * g + 1] = _mm512_unpackhi_epi64(t[4 * g], t[4 * g + 2]);
-        u[4 * g + 2] = _mm512_unpacklo_epi64(t[4 * g + 1], t[4 * g + 3]);
-        u[4 * g + 3] = _mm512_unpackhi_epi64(t[4 * g + 1], t[4 * g + 3]);
-    }
-    let mut out = [_mm512_setzero_si512(); 16];
-    for c in 0..4 {
-        let low = _mm512_shuffle_i32x4::<0x88>(u[c], u[4 + c]);
-        let high = _mm512_shuffle_i32x4::<0xdd>(u[c], u[4 + c]);
-        let low2 = _mm512_shuffle_i32x4::<0x88>(u[8 + c], u[12 + c]);
-        let high2 = _mm512_shuffle_i32x4::<0xdd>(u[8 + c], u[12 + c]);
-        out[c] = _mm512_shuffle_i32x4::<0x88>(low, low2);
-        out[8 + c] = _mm512_shuffle_i32x4::<0xdd>(low, low2);
-        out[4 + c] = _mm512_shuffle_i32x4::<0x88>(high, high2);
-        out[12 + c] = _mm512_shuffle_i32x4::<0xdd>(high, high2);
-    }
-    out
 }

@@ -87,8 +87,8 @@ pub fn backward(scan: &Scan, saved: &[f32], dy: &[f32], dlast: Option<&[f32]>) -
     };
     for (task, sums) in tasks.iter().zip(&sums) {
         let from = task.blocks.start;
-        scan.unblock(&sums.a, from, &mut grads.a);
-        scan.unblock(
+        scan.add_unblocked(&sums.a, from, &mut grads.a);
+        scan.add_unblocked(
             &sums.initial,
             from,
             &mut grads.initial[task.sequence * size..][..size],

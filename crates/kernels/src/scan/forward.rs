@@ -31,34 +31,30 @@ pub fn forward(scan: &Scan, save: bool) -> Output {
     let mut saved = vec![0.0; chunks * blocks * state * LANES];
     let (shared_y, shared_saved) = (Disjoint::new(&mut y), Disjoint::new(&mut saved));
     let tasks = scan.tasks();
-    let ends: Vec<Vec<Lanes>> = tasks
-        .par_iter()
-        .map(|task| {
-            let mut h = task.initial(scan);
-            let mut steps = vec![[[0.0; LANES]; 2]; CHUNK];
-            for (chunk, from) in task.rows.clone().step_by(CHUNK).enumerate() {
-                let rows = from..task.rows.end.min(from + CHUNK);
-                for (h, block) in h.chunks_exact_mut(state).zip(task.blocks.clone()) {
-                    if save {
-                        let at = ((before[task.sequence] + chunk) * blocks + block) * state * LANES;
-                        write(&shared_saved, at, h.as_flattened());
-                    }
-                    let a = &a[block * state..][..state];
-                    walk(scan, rows.clone(), block, a, h, &mut steps, &shared_y);
-                }
-            }
-            h
-        })
-        .collect();
     let size = scan.channels * state;
     let mut last = vec![0.0; scan.sequences() * size];
-    for (task, h) in tasks.iter().zip(&ends) {
-        scan.unblock(
-            h,
-            task.blocks.start,
-            &mut last[task.sequence * size..][..size],
-        );
-    }
+    let shared_last = Disjoint::new(&mut last);
+    tasks.par_iter().for_each(|task| {
+        let mut h = task.initial(scan);
+        let mut steps = vec![[[0.0; LANES]; 2]; CHUNK.min(task.rows.len())];
+        for (chunk, from) in task.rows.clone().step_by(CHUNK).enumerate() {
+            let rows = from..task.rows.end.min(from + CHUNK);
+            for (h, block) in h.chunks_exact_mut(state).zip(task.blocks.clone()) {
+                if save {
+                    let at = ((before[task.sequence] + chunk) * blocks + block) * state * LANES;
+                    write(&shared_saved, at, h.as_flattened());
+                }
+                let a = &a[block * state..][..state];
+                walk(scan, rows.clone(), block, a, h, &mut steps, &shared_y);
+            }
+        }
+        let from = task.blocks.start * LANES;
+        let channels = (task.blocks.end * LANES).min(scan.channels) - from;
+        let at = task.sequence * size + from * state;
+        write_last(&shared_last, at, channels * state, |last| {
+            scan.unblock(&h, task.blocks.start, last)
+        });
+    });
     Output { y, last, saved }
 }
 
@@ -95,6 +91,13 @@ pub(super) fn write(shared: &Disjoint, at: usize, values: &[f32]) {
     // SAFETY: tasks own different (sequence, channel block) pairs, and every position written belongs to one pair; the
     // part is gone when this returns.
     unsafe { shared.part(at, values.len()) }.copy_from_slice(values);
+}
+
+/// Lets a task write its own channels of the final states.
+#[allow(unsafe_code)]
+fn write_last(shared: &Disjoint, at: usize, count: usize, fill: impl FnOnce(&mut [f32])) {
+    // SAFETY: as of [`write`]: the channels of a task lie together and are its own; the part is gone when this returns.
+    fill(unsafe { shared.part(at, count) });
 }
 
 /// Fills `[Delta, Delta u]` for the rows of a block.

@@ -1,0 +1,107 @@
+//! Dot products of a few rows with many, both contiguous along the summed dimension: the scores of a decoded token.
+//!
+//! Sixteen dot products are summed in as many registers and then brought into the lanes of one by a tree of shuffles.
+
+use std::arch::x86_64::*;
+
+use crate::transpose::wide::lanes;
+
+/// `out[r * out_stride + j] = q[r] . k[j]` for `count` keys `k_stride` apart, `q.len()` being 1, 2 or 4.
+///
+/// # Safety
+/// Each row of `q` holds `dim` values, as each of the keys; `out` has room; AVX-512 is there.
+#[target_feature(enable = "avx512f")]
+pub unsafe fn dots(
+    q: &[&[f32]],
+    dim: usize,
+    k: *const f32,
+    k_stride: usize,
+    count: usize,
+    out: *mut f32,
+    out_stride: usize,
+) {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        match q.len() {
+            1 => rows::<1, 16>(q, dim, k, k_stride, count, out, out_stride),
+            2 => rows::<2, 8>(q, dim, k, k_stride, count, out, out_stride),
+            _ => rows::<4, 4>(q, dim, k, k_stride, count, out, out_stride),
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f")]
+unsafe fn rows<const R: usize, const C: usize>(
+    q: &[&[f32]],
+    dim: usize,
+    k: *const f32,
+    k_stride: usize,
+    count: usize,
+    out: *mut f32,
+    out_stride: usize,
+) {
+    let mut first = 0;
+    while first < count {
+        let held = (count - first).min(C);
+        let mut sums = [_mm512_setzero_ps(); 16];
+        let mut at = 0;
+        while at < dim {
+            let mask = lanes(dim - at);
+            // SAFETY: lanes past `dim` are masked out; keys past the last one repeat it.
+            unsafe {
+                let mut left = [_mm512_setzero_ps(); R];
+                for r in 0..R {
+                    left[r] = _mm512_maskz_loadu_ps(mask, q[r].as_ptr().add(at));
+                }
+                for c in 0..C {
+                    let key = first + c.min(held - 1);
+                    let right = _mm512_maskz_loadu_ps(mask, k.add(key * k_stride + at));
+                    for r in 0..R {
+                        sums[r * C + c] = _mm512_fmadd_ps(left[r], right, sums[r * C + c]);
+                    }
+                }
+            }
+            at += 16;
+        }
+        let mut all = [0.0f32; 16];
+        // SAFETY: `all` holds 16 values.
+        unsafe { _mm512_storeu_ps(all.as_mut_ptr(), totals(sums)) };
+        for r in 0..R {
+            // SAFETY: `out` has room for the rows and the keys that are there.
+            unsafe {
+                let to = out.add(r * out_stride + first);
+                std::ptr::copy_nonoverlapping(all.as_ptr().add(r * C), to, held);
+            }
+        }
+        first += C;
+    }
+}
+
+/// The sum over the lanes of vector `i` in lane `i`.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn totals(a: [__m512; 16]) -> __m512 {
+    let zero = _mm512_setzero_ps();
+    let (mut b, mut c, mut d) = ([zero; 8], [zero; 4], [zero; 2]);
+    for i in 0..8 {
+        let low = _mm512_shuffle_f32x4::<0x44>(a[2 * i], a[2 * i + 1]);
+        let high = _mm512_shuffle_f32x4::<0xee>(a[2 * i], a[2 * i + 1]);
+        b[i] = _mm512_add_ps(low, high);
+    }
+    for i in 0..4 {
+        let even = _mm512_shuffle_f32x4::<0x88>(b[2 * i], b[2 * i + 1]);
+        let odd = _mm512_shuffle_f32x4::<0xdd>(b[2 * i], b[2 * i + 1]);
+        c[i] = _mm512_add_ps(even, odd);
+    }
+    for i in 0..2 {
+        let (one, two) = (_mm512_castps_pd(c[2 * i]), _mm512_castps_pd(c[2 * i + 1]));
+        let low = _mm512_castpd_ps(_mm512_unpacklo_pd(one, two));
+        let high = _mm512_castpd_ps(_mm512_unpackhi_pd(one, two));
+        d[i] = _mm512_add_ps(low, high);
+    }
+    let even = _mm512_shuffle_ps::<0x88>(d[0], d[1]);
+    let odd = _mm512_shuffle_ps::<0xdd>(d[0], d[1]);
+    // Quarter j now holds the sums of vectors j, 4 + j, 8 + j, 12 + j.
+    let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_permutexvar_ps(order, _mm512_add_ps(even, odd))
+}
