@@ -25,6 +25,7 @@ pub fn pages(_root: &Path) -> Result<Vec<Page>, String> {
         let _ = writeln!(manifest, "{hash}  {file}");
         let close = match golden.mixer.as_str() {
             "model" => anyformer_testkit::whole::check(&golden)?,
+            "import" => anyformer_testkit::import::check(&golden)?,
             _ => golden.check_mixer()?,
         };
         let _ = writeln!(
@@ -48,5 +49,8 @@ pub fn pages(_root: &Path) -> Result<Vec<Page>, String> {
 
 /// The power of ten at or above `error`, not below `floor`: rounding of another machine must not change the table.
 fn decade(error: f64, floor: f64) -> String {
+    if error.is_nan() {
+        return "not compared".to_string();
+    }
     format!("1e{}", error.max(floor).log10().ceil() as i32)
 }

@@ -4,6 +4,8 @@
 
 mod block;
 pub mod config;
+mod embed;
+mod head;
 pub mod input;
 pub mod model;
 mod rows;
