@@ -31,7 +31,10 @@ pub fn write(golden: &Golden, folder: &Path, files: usize) -> Result<(), String>
     let put = |name: &str, content: String| {
         std::fs::write(folder.join(name), content).map_err(|error| text(&error))
     };
-    put("config.json", Value::Object(golden.config.clone()).to_string())?;
+    put(
+        "config.json",
+        Value::Object(golden.config.clone()).to_string(),
+    )?;
     let (all, none) = (tensors(golden), BTreeMap::new());
     let file = |name: &str, part: &[NamedTensor]| {
         write_safetensors(&folder.join(name), part, &none).map_err(|error| text(&error))
@@ -52,7 +55,9 @@ pub fn write(golden: &Golden, folder: &Path, files: usize) -> Result<(), String>
 /// Loads a folder.
 pub fn load(folder: &Path) -> Result<Model, String> {
     let opened = ModelFolder::open(folder).map_err(|error| error.to_string())?;
-    opened.load(&Device::flex()).map_err(|error| error.to_string())
+    opened
+        .load(&Device::flex())
+        .map_err(|error| error.to_string())
 }
 
 /// The golden's rows of unequal length: the ids of each.

@@ -13,12 +13,16 @@ use serde_json::{Value, json};
 
 fn goldens(kind: &str) -> Vec<Golden> {
     let all = golden::all().expect("goldens");
-    all.into_iter().filter(|golden| golden.mixer == kind).collect()
+    all.into_iter()
+        .filter(|golden| golden.mixer == kind)
+        .collect()
 }
 
 fn named(name: &str) -> Golden {
     let all = golden::all().expect("goldens");
-    all.into_iter().find(|golden| golden.name == name).expect(name)
+    all.into_iter()
+        .find(|golden| golden.name == name)
+        .expect(name)
 }
 
 fn written(golden: &Golden, files: usize) -> tempfile::TempDir {
@@ -99,7 +103,9 @@ fn every_family_gives_the_logits_of_its_reference() {
             if golden.get("types").is_ok() {
                 continue;
             }
-            let y = model.forward(Input::Tokens { ids, batch: 1 }, None).expect("runs");
+            let y = model
+                .forward(Input::Tokens { ids, batch: 1 }, None)
+                .expect("runs");
             check(name, &tensor_values(y), want, OUTPUT).expect("alone");
             if !model.config().streams() {
                 continue;
@@ -161,13 +167,20 @@ fn in_several_files_the_error_names_the_file_of_each() {
     let golden = named("import_gpt2");
     let folder = written(&golden, 2);
     let path = folder.path().join("model-1.safetensors");
-    let mut part = anyformer_hub::read_safetensors(&path).expect("reads").tensors;
+    let mut part = anyformer_hub::read_safetensors(&path)
+        .expect("reads")
+        .tensors;
     let gone = part.remove(0).name;
     part[0].shape.push(1);
     let shaped = part[0].name.clone();
     // It stands in the first file, too.
     let first = folder.path().join("model-0.safetensors");
-    part.push(anyformer_hub::read_safetensors(&first).expect("reads").tensors[0].clone());
+    part.push(
+        anyformer_hub::read_safetensors(&first)
+            .expect("reads")
+            .tensors[0]
+            .clone(),
+    );
     anyformer_hub::write_safetensors(&path, &part, &Default::default()).expect("writes");
     let error = load(folder.path()).err().expect("refused");
     for words in [
