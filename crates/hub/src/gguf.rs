@@ -50,10 +50,11 @@ pub(crate) fn weights(path: &Path, gguf: &Gguf) -> Result<Weights, HubError> {
     let damaged = |message: String| HubError::damaged(path, Damage::Gguf(message));
     for (name, shape, kind, offset) in &gguf.tensors {
         let Some(encoding) = Encoding::of_gguf(*kind) else {
-            weights.problems.push(Problem::Type {
+            let problem = Problem::Type {
                 name: name.clone(),
                 dtype: format!("of ggml type {kind}"),
-            });
+            };
+            weights.problems.push((name.clone(), problem));
             continue;
         };
         let values = shape

@@ -313,12 +313,12 @@ impl ModelFolder {
         places: &BTreeMap<String, Place>,
         index: &Map<String, Value>,
     ) -> Vec<Problem> {
-        let mut problems = weights.problems.clone();
+        let family = self.family;
+        let spare = |name: &str| family.is_some_and(|family| family.is_spare(name, &self.config));
+        let unread = weights.problems.iter().filter(|(name, _)| !spare(name));
+        let mut problems: Vec<Problem> = unread.map(|(_, problem)| problem.clone()).collect();
+        let unread = |name: &str| weights.problems.iter().any(|(held, _)| held == name);
         let mut used = BTreeSet::new();
-        let unread = |name: &str| {
-            let shown = |problem: &Problem| matches!(problem, Problem::Type { name: held, .. } if held.split(" in ").next() == Some(name));
-            weights.problems.iter().any(shown)
-        };
         for param in store.params() {
             let place = &places[param.name()];
             let expected = place.shape(param.shape());
@@ -342,10 +342,6 @@ impl ModelFolder {
                 Some(_) => {}
             }
         }
-        let spare = |name: &str| {
-            let family = self.family;
-            family.is_some_and(|family| family.is_spare(name, &self.config))
-        };
         let extra = weights
             .tensors()
             .iter()

@@ -35,8 +35,8 @@ pub(crate) struct Weights {
     files: Vec<(PathBuf, File)>,
     tensors: Vec<Stored>,
     by_name: HashMap<String, usize>,
-    /// Tensors that cannot be read: unknown types, names that stand twice.
-    pub(crate) problems: Vec<Problem>,
+    /// Tensors that cannot be read, by name: unknown types, names that stand twice.
+    pub(crate) problems: Vec<(String, Problem)>,
 }
 
 pub(crate) fn unreadable(path: &Path) -> impl Fn(io::Error) -> HubError {
@@ -64,8 +64,9 @@ impl Weights {
             let Problem::Type { name, dtype } = problem else {
                 continue;
             };
-            let name = self.shown(&name, number);
-            self.problems.push(Problem::Type { name, dtype });
+            let shown = self.shown(&name, number);
+            self.problems
+                .push((name, Problem::Type { name: shown, dtype }));
         }
         for (name, shape, encoding, offset) in layout.tensors {
             self.add(Stored {
@@ -89,10 +90,11 @@ impl Weights {
     pub(crate) fn add(&mut self, stored: Stored) {
         if let Some(other) = self.by_name.get(&stored.name) {
             let other = &self.tensors[*other];
-            self.problems.push(Problem::Twice {
+            let twice = Problem::Twice {
                 name: stored.name.clone(),
                 files: [other.file, stored.file].map(|file| self.file_name(file)),
-            });
+            };
+            self.problems.push((stored.name, twice));
             return;
         }
         self.by_name.insert(stored.name.clone(), self.tensors.len());

@@ -9,6 +9,8 @@ use anyformer_ops::{Device, tensor_values};
 use anyformer_testkit::golden::{self, Golden};
 use anyformer_testkit::import::{load, ragged, rows, tensors, write};
 use anyformer_testkit::tolerance::{OUTPUT, check};
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 
 fn goldens(kind: &str) -> Vec<Golden> {
@@ -191,6 +193,29 @@ fn in_several_files_the_error_names_the_file_of_each() {
         assert!(error.contains(&words), "{words}: {error}");
     }
     assert!(error.contains("3 tensors"), "{error}");
+}
+
+#[test]
+fn buffers_that_nobody_needs_may_be_of_any_type() {
+    let golden = named("import_bert_hidden");
+    let folder = written(&golden, 1);
+    let path = folder.path().join("model.safetensors");
+    let bytes = std::fs::read(&path).expect("reads");
+    let file = SafeTensors::deserialize(&bytes).expect("reads");
+    let mut all = file.tensors();
+    let ids: Vec<u8> = (0..16i64).flat_map(i64::to_le_bytes).collect();
+    let ids = TensorView::new(Dtype::I64, vec![1, 16], &ids).expect("a tensor");
+    all.push(("embeddings.position_ids".into(), ids.clone()));
+    std::fs::write(
+        &path,
+        safetensors::serialize(all.clone(), None).expect("bytes"),
+    )
+    .expect("writes");
+    load(folder.path()).expect("loads");
+    all.push(("encoder.other".into(), ids));
+    std::fs::write(&path, safetensors::serialize(all, None).expect("bytes")).expect("writes");
+    let error = load(folder.path()).err().expect("refused");
+    assert!(error.contains("encoder.other is I64"), "{error}");
 }
 
 #[test]

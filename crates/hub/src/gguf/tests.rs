@@ -83,9 +83,9 @@ fn offsets_beyond_the_file_and_unknown_types_are_refused() {
     let problems = open(&file(99)).expect("opens").problems;
     assert_eq!(problems.len(), 1, "{problems:?}");
     assert!(
-        problems[0].to_string().contains("ggml type 99"),
+        problems[0].1.to_string().contains("ggml type 99"),
         "{}",
-        problems[0]
+        problems[0].1
     );
 }
 
