@@ -157,3 +157,68 @@ fn q6k(bytes: &[u8], values: &mut [f32]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two blocks of made-up bytes; what the Python package gguf 0.19.0 (`quants.dequantize`) gives for them: the first two
+    /// values, one behind the middle, the last, and the sum of every value times its place.
+    #[test]
+    fn blocks_give_the_values_of_the_reference() {
+        let cases: &[(Encoding, &[usize], [f64; 5])] = &[
+            (
+                Encoding::Q8_0,
+                &[0],
+                [-5.6875, -1.125, 0.0, -6.2890625, -606.4140625],
+            ),
+            (
+                Encoding::Q4_0,
+                &[0],
+                [-0.1875, 0.375, -0.0546875, -0.21875, -122.34375],
+            ),
+            (
+                Encoding::Q4_1,
+                &[0, 2],
+                [0.78125, 0.34375, 0.02734375, 0.35546875, 849.0546875],
+            ),
+            (
+                Encoding::Q4K,
+                &[0, 2],
+                [
+                    25.09375,
+                    17.59375,
+                    -0.19140625,
+                    20.86328125,
+                    1788964.1328125,
+                ],
+            ),
+            (
+                Encoding::Q6K,
+                &[208],
+                [47.125, 6.5, 3.0625, 4.8671875, -385215.140625],
+            ),
+        ];
+        for (encoding, scales, want) in cases {
+            let (count, size) = encoding.block();
+            let mut bytes: Vec<u8> = (0..2 * size)
+                .map(|at| ((at * 73 + 19) % 251) as u8)
+                .collect();
+            for block in 0..2 {
+                for (number, at) in scales.iter().enumerate() {
+                    bytes[block * size + at] = 0;
+                    bytes[block * size + at + 1] = (0x2c - 4 * number - block) as u8;
+                }
+            }
+            let mut values = vec![0.0; 2 * count];
+            encoding.decode(&bytes, &mut values);
+            let places = values.iter().zip(1..);
+            let sum: f64 = places
+                .map(|(value, at)| f64::from(*value) * f64::from(at))
+                .sum();
+            let of = |at: usize| f64::from(values[at]);
+            let got = [of(0), of(1), of(count + 5), of(2 * count - 1), sum];
+            assert_eq!(got, *want, "{encoding:?}");
+        }
+    }
+}
