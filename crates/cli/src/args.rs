@@ -3,7 +3,8 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::verbs::{
-    bench, compare, completions, data, doctor, eval, generate, info, list, man, resume, train,
+    bench, chat, compare, completions, data, doctor, eval, export, generate, info, list, man,
+    resume, train,
 };
 
 /// Efficient transformers: train, compare under equal budgets, and run them.
@@ -45,7 +46,7 @@ pub struct Global {
 pub enum Verb {
     /// List the mixers, tasks and published sizes
     List(list::Args),
-    /// Show what is true of a mixer: equation, knobs, exact parameters, operations, state
+    /// Show what is true of a mixer (equation, knobs) or of a model folder: exact parameters, operations, state
     Info(info::Args),
     /// Train a model on a task
     Train(train::Args),
@@ -55,6 +56,10 @@ pub enum Verb {
     Eval(eval::Args),
     /// Continue a text with a trained language model
     Generate(generate::Args),
+    /// Talk with a language model that has a chat template
+    Chat(chat::Args),
+    /// Write a model as a folder that transformers or flash-linear-attention loads
+    Export(export::Args),
     /// Compare mixers under an equal budget; writes a table and report.html
     Compare(compare::Args),
     /// Measure the speed of mixers against length

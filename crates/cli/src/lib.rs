@@ -6,6 +6,7 @@
 //! - [`exit`] is the one place that chooses exit codes; [`say`] the one place that writes.
 
 pub mod args;
+pub mod continuation;
 pub mod exit;
 mod format;
 pub mod overrides;

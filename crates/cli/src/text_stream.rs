@@ -1,5 +1,7 @@
 //! Bytes that come one token at a time, written as text: a character whose bytes have not all come is held back.
 
+use anyformer_data::Tokenizer;
+
 /// Holds the beginning of an unfinished character.
 #[derive(Debug, Default)]
 pub(crate) struct TextStream {
@@ -43,9 +45,60 @@ impl TextStream {
     }
 }
 
+/// The text of tokens that come one by one, whatever the tokenizer.
+#[derive(Debug, Default)]
+pub(crate) struct TokenText {
+    bytes: TextStream,
+    /// Tokens whose text may still change, and those before them that it depends on.
+    ids: Vec<u32>,
+    shown: usize,
+}
+
+impl TokenText {
+    /// Adds a token and gives what can be shown now.
+    pub(crate) fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> String {
+        if tokenizer.is_byte_level() {
+            return self.bytes.push(&tokenizer.decode(&[id]));
+        }
+        // Such a tokenizer writes a token one way at the beginning and another way inside of a text.
+        let text = |ids: &[u32]| String::from_utf8_lossy(&tokenizer.decode(ids)).into_owned();
+        self.ids.push(id);
+        let (before, after) = (text(&self.ids[..self.shown]), text(&self.ids));
+        if after.ends_with(char::REPLACEMENT_CHARACTER) {
+            return String::new();
+        }
+        let Some(new) = after.strip_prefix(&before) else {
+            return String::new();
+        };
+        let new = new.to_string();
+        self.ids.drain(..self.shown);
+        self.shown = self.ids.len();
+        new
+    }
+
+    /// What is left when no more will come.
+    pub(crate) fn finish(self) -> String {
+        self.bytes.finish()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn words_keep_the_spaces_between_them() {
+        let json = r#"{"version":"1.0","truncation":null,"padding":null,"added_tokens":[],"normalizer":null,
+            "pre_tokenizer":{"type":"Metaspace","replacement":"\u2581","prepend_scheme":"always","split":true},
+            "post_processor":null,"decoder":{"type":"Sequence","decoders":[{"type":"ByteFallback"},
+            {"type":"Metaspace","replacement":"\u2581","prepend_scheme":"always","split":true}]},
+            "model":{"type":"BPE","byte_fallback":true,"fuse_unk":false,"unk_token":"<unk>","merges":[],
+            "vocab":{"<unk>":0,"\u2581a":1,"\u2581b":2,"c":3,"<0xC3>":4,"<0x9F>":5}}}"#;
+        let tokenizer = Tokenizer::from_json(json).expect("a tokenizer");
+        let mut stream = TokenText::default();
+        let parts = [1, 2, 3, 4, 5, 1].map(|id| stream.push(&tokenizer, id));
+        assert_eq!(parts, ["a", " b", "c", "", "ß", " a"]);
+    }
 
     #[test]
     fn characters_come_whole() {

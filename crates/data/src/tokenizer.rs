@@ -158,6 +158,28 @@ impl Tokenizer {
         }
     }
 
+    /// As [`Tokenizer::encode`], with the begin and end tokens that the file asks for around a text.
+    pub fn encode_whole(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        match self {
+            Self::Bytes => self.encode(text),
+            Self::Bpe(tokenizer) => Ok(tokenizer
+                .encode_fast(text, true)
+                .map_err(TokenizerError::library("encode a text"))?
+                .get_ids()
+                .to_vec()),
+        }
+    }
+
+    /// Whether every token stands for the same bytes wherever it is.
+    pub fn is_byte_level(&self) -> bool {
+        match self {
+            Self::Bytes => true,
+            Self::Bpe(tokenizer) => {
+                matches!(tokenizer.get_decoder(), Some(DecoderWrapper::ByteLevel(_)))
+            }
+        }
+    }
+
     /// The bytes of the tokens. A character whose bytes are spread over tokens may start or end outside `ids`, which is
     /// why this is no text; an id that no token has gives U+FFFD.
     ///
@@ -174,12 +196,12 @@ impl Tokenizer {
                 }
                 bytes
             }
-            Self::Bpe(tokenizer) => match tokenizer.get_decoder() {
-                Some(DecoderWrapper::ByteLevel(_)) => ids
+            Self::Bpe(tokenizer) => match self.is_byte_level() {
+                true => ids
                     .iter()
                     .flat_map(|&id| token_bytes(tokenizer, id))
                     .collect(),
-                _ => tokenizer
+                false => tokenizer
                     .decode(ids, false)
                     .map_or_else(|_| REPLACEMENT.to_vec(), String::into_bytes),
             },

@@ -59,6 +59,22 @@ pub enum HubError {
         /// What the model said.
         source: ModelError,
     },
+    /// A model that no family of another program has.
+    #[error("export {}: {reason}", path.display())]
+    NoFamily {
+        /// The model.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// A chat template that cannot be read or used.
+    #[error("use the chat template of {}: {reason}", path.display())]
+    Template {
+        /// The folder or file that holds it.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// A folder written by a newer version.
     #[error("read {}: format_version is {got}, this version reads up to {known}; update anyformer", path.display())]
     Version {
@@ -146,12 +162,16 @@ pub enum Damage {
     /// Named in the manifest, but not there (or the reverse, of a file that must be named).
     #[error("it is missing from {}", .0)]
     Missing(&'static str),
+    /// A GGUF file that cannot be read.
+    #[error("as a GGUF file {0}")]
+    Gguf(String),
     /// A text file that cannot be read.
     #[error("{0}")]
     Text(String),
 }
 
-/// One tensor that does not fit.
+/// One tensor that does not fit, under the name that it has in its file; of a model in several files the name of the file
+/// follows.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Problem {
     /// The model has it, the file does not.
@@ -180,8 +200,18 @@ pub enum Problem {
         /// In the file.
         got: Vec<usize>,
     },
+    /// In two files of one model.
+    #[error("{name} stands in {} and again in {}", files[0], files[1])]
+    Twice {
+        /// The tensor.
+        name: String,
+        /// The files.
+        files: [String; 2],
+    },
     /// A type that is not read as f32.
-    #[error("{name} is {dtype}; F32, F16 and BF16 are read")]
+    #[error(
+        "{name} is {dtype}; F32, F16 and BF16 are read, in GGUF also Q8_0, Q4_0, Q4_1, Q4_K and Q6_K"
+    )]
     Type {
         /// The tensor.
         name: String,

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, BufWriter, ErrorKind, Write};
+use std::io::{self, BufWriter, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
 use crate::atomic::{fill_file, is_temporary, parent, sync_folder, temporary_name};
 use crate::error::{Damage, HubError};
+use crate::weights::unreadable;
 
 /// The file with the checksums of the others, in the format of `sha256sum -c`.
 pub const MANIFEST_FILE: &str = "SHA256SUMS";
@@ -200,27 +201,47 @@ impl Manifest {
 
     /// Compares the bytes of the file `name` with its checksum.
     pub fn check(&self, name: &str, bytes: &[u8]) -> Result<(), HubError> {
+        self.compare(name, || Ok(hex(&Sha256::digest(bytes))))
+    }
+
+    /// Compares a file with its checksum, reading it piece by piece.
+    pub(crate) fn check_file(&self, name: &str) -> Result<(), HubError> {
+        let path = self.folder.join(name);
+        self.compare(name, || {
+            let mut sum = Sha256::new();
+            let mut file = File::open(&path)?;
+            let mut piece = vec![0; 1 << 20];
+            loop {
+                match file.read(&mut piece)? {
+                    0 => return Ok(hex(&sum.finalize())),
+                    count => sum.update(&piece[..count]),
+                }
+            }
+        })
+    }
+
+    fn compare(
+        &self,
+        name: &str,
+        sum: impl FnOnce() -> io::Result<String>,
+    ) -> Result<(), HubError> {
         let Some(sums) = &self.sums else {
             return Ok(());
         };
         let path = self.folder.join(name);
-        let Some(expected) = sums.get(name) else {
+        let Some(expected) = sums.get(name).cloned() else {
             return Err(HubError::damaged(&path, Damage::Missing(MANIFEST_FILE)));
         };
-        let got = hex(&Sha256::digest(bytes));
-        if *expected != got {
-            let expected = expected.clone();
-            return Err(HubError::damaged(&path, Damage::Checksum { expected, got }));
+        let got = sum().map_err(unreadable(&path))?;
+        match expected == got {
+            true => Ok(()),
+            false => Err(HubError::damaged(&path, Damage::Checksum { expected, got })),
         }
-        Ok(())
     }
 }
 
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>, HubError> {
-    fs::read(path).map_err(|source| HubError::Read {
-        path: path.to_path_buf(),
-        source,
-    })
+    fs::read(path).map_err(unreadable(path))
 }
 
 fn read_limited(path: &Path) -> Result<Vec<u8>, HubError> {

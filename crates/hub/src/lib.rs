@@ -6,21 +6,29 @@
 //! MODEL/tokenizer.json       optional
 //! MODEL/SHA256SUMS           a checksum of each file, in the format of `sha256sum -c`
 //! ```
-//! A folder that transformers wrote is read too, where its family is known ([`families`]).
+//! A folder that transformers wrote, and a GGUF file, are read too, where their family is known ([`families`]), and such
+//! folders are written ([`export`]).
 //!
 //! A folder is written beside its final name and renamed when it is whole, so that under the final name there is a
 //! complete folder or none. Everything read is checked: a damaged file is an error that names it, never a panic and
 //! never a model with other weights.
 
 pub mod atomic;
+pub mod chat;
+mod encoding;
 pub mod error;
+pub mod export;
 pub mod families;
 pub mod folder;
+mod gguf;
 pub mod model;
 pub mod tensors;
+mod weights;
 
+pub use chat::{ChatTemplate, Message};
 pub use error::{Damage, HubError, Problem};
-pub use families::{Family, MODEL_TYPES};
+pub use export::export;
+pub use families::Family;
 pub use folder::{FolderWriter, Manifest, clean_temporaries};
 pub use model::{
     CONFIG_FILE, Extra, FORMAT_VERSION, INDEX_FILE, MODEL_FILE, ModelFolder, TOKENIZER_FILE, load,

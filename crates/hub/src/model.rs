@@ -3,15 +3,19 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyformer_models::{Gives, Model, ModelConfig};
-use anyformer_ops::{Device, ParamStore};
+use anyformer_ops::{Device, Param, ParamStore};
 use serde_json::{Map, Value, json};
 
 use crate::error::{Damage, HubError, Problem};
 use crate::families::Family;
+use crate::families::names::Place;
 use crate::folder::{FolderWriter, Manifest, read};
+use crate::gguf::{self, Gguf};
 use crate::tensors::{NamedTensor, not_finite, parse_safetensors, write_tensors};
+use crate::weights::Weights;
 
 /// The config of a model folder.
 pub const CONFIG_FILE: &str = "config.json";
@@ -21,6 +25,8 @@ pub const MODEL_FILE: &str = "model.safetensors";
 pub const INDEX_FILE: &str = "model.safetensors.index.json";
 /// The tokenizer of a model folder.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
+/// How another program's folder says that text is made.
+pub(crate) const GENERATION_FILE: &str = "generation_config.json";
 /// The version of the format that is written.
 pub const FORMAT_VERSION: u64 = 1;
 
@@ -71,6 +77,8 @@ fn config_text(config: &ModelConfig, extra: &Extra) -> String {
     let architecture = match config.gives {
         Gives::NextToken { .. } => "AnyformerForCausalLM",
         Gives::Class { .. } => "AnyformerForClassification",
+        Gives::MaskedToken => "AnyformerForMaskedLM",
+        Gives::Hidden => "AnyformerModel",
     };
     let value = json!({
         "model_type": "anyformer",
@@ -82,10 +90,10 @@ fn config_text(config: &ModelConfig, extra: &Extra) -> String {
     format!("{value:#}\n")
 }
 
-/// An opened model folder: its config is read, its weights are not.
+/// An opened model folder or GGUF file: its config is read, its weights are not.
 #[derive(Clone, Debug)]
 pub struct ModelFolder {
-    /// The folder.
+    /// The folder or the GGUF file.
     pub path: PathBuf,
     /// The model's config.
     pub config: ModelConfig,
@@ -95,11 +103,17 @@ pub struct ModelFolder {
     pub manifest: Manifest,
     /// Whose names its tensors have; `None` for ours.
     pub family: Option<Family>,
+    /// The config as it stands in the folder.
+    pub(crate) raw: Value,
+    pub(crate) gguf: Option<Arc<Gguf>>,
 }
 
 impl ModelFolder {
-    /// Reads and checks `config.json`.
+    /// Reads and checks `config.json`, or the keys of a GGUF file.
     pub fn open(dir: &Path) -> Result<Self, HubError> {
+        if dir.is_file() {
+            return Self::open_gguf(dir);
+        }
         let path = dir.join(CONFIG_FILE);
         let not_a_model = |missing| HubError::NotAModel {
             folder: dir.to_path_buf(),
@@ -113,20 +127,16 @@ impl ModelFolder {
             other => other?,
         };
         let wrong = |message: String| HubError::damaged(&path, Damage::Text(message));
-        let value: Value =
+        let raw: Value =
             serde_json::from_str(&text).map_err(|error| wrong(format!("not JSON: {error}")))?;
-        let (config, family) = match value.get("anyformer") {
-            Some(config) => (own_config(&path, &value, config)?, None),
+        let (config, family) = match raw.get("anyformer") {
+            Some(config) => (own_config(&path, &raw, config)?, None),
             None => {
-                let family = Family::of(&value).map_err(wrong)?;
-                (family.config(&value).map_err(wrong)?, Some(family))
+                let family = Family::of(&raw).map_err(wrong)?;
+                (family.config(&raw).map_err(wrong)?, Some(family))
             }
         };
-        let info = value
-            .get("info")
-            .and_then(Value::as_object)
-            .cloned()
-            .unwrap_or_default();
+        let info = raw.get("info").and_then(Value::as_object).cloned();
         let sharded = family.is_some() && manifest.has(INDEX_FILE);
         if !sharded && !manifest.has(MODEL_FILE) {
             return Err(not_a_model(MODEL_FILE));
@@ -134,18 +144,64 @@ impl ModelFolder {
         Ok(ModelFolder {
             path: dir.to_path_buf(),
             config,
-            info,
+            info: info.unwrap_or_default(),
             manifest,
             family,
+            raw,
+            gguf: None,
         })
     }
 
-    /// The text of `tokenizer.json`, where there is one.
-    pub fn tokenizer(&self) -> Result<Option<String>, HubError> {
-        match self.manifest.has(TOKENIZER_FILE) {
-            true => self.manifest.read_text(TOKENIZER_FILE).map(Some),
+    fn open_gguf(path: &Path) -> Result<Self, HubError> {
+        let wrong = |message: String| HubError::damaged(path, Damage::Gguf(message));
+        let gguf = gguf::read(path)?;
+        let family = gguf::family(&gguf).map_err(wrong)?;
+        let raw = gguf::theirs(&gguf, family.kind()).map_err(wrong)?;
+        Ok(ModelFolder {
+            path: path.to_path_buf(),
+            config: family.config(&raw).map_err(wrong)?,
+            info: Map::new(),
+            manifest: Manifest::default(),
+            family: Some(family),
+            raw,
+            gguf: Some(Arc::new(gguf)),
+        })
+    }
+
+    /// A text of the folder, where there is such a file.
+    pub(crate) fn text(&self, name: &str) -> Result<Option<String>, HubError> {
+        match self.gguf.is_none() && self.manifest.has(name) {
+            true => self.manifest.read_text(name).map(Some),
             false => Ok(None),
         }
+    }
+
+    /// The text of `tokenizer.json`, where there is one; of a GGUF file, what it would be.
+    pub fn tokenizer(&self) -> Result<Option<String>, HubError> {
+        match &self.gguf {
+            None => self.text(TOKENIZER_FILE),
+            Some(gguf) => gguf::tokenizer_json(gguf)
+                .map_err(|message| HubError::damaged(&self.path, Damage::Gguf(message))),
+        }
+    }
+
+    /// The tokens after which a text is at its end: what `generation_config.json` says, else the config.
+    pub fn end_tokens(&self) -> Result<Vec<u32>, HubError> {
+        let generation = match self.text(GENERATION_FILE)? {
+            None => Value::Null,
+            Some(text) => serde_json::from_str(&text).map_err(|error| {
+                let message = format!("not JSON: {error}");
+                HubError::damaged(&self.path.join(GENERATION_FILE), Damage::Text(message))
+            })?,
+        };
+        let key = "eos_token_id";
+        let said = generation.get(key).filter(|value| !value.is_null());
+        let said = said.unwrap_or(&self.raw[key]);
+        let one = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+        Ok(match said {
+            Value::Array(ids) => ids.iter().filter_map(one).collect(),
+            id => one(id).into_iter().collect(),
+        })
     }
 
     /// Reads and checks the tensors of one safetensors file of the folder.
@@ -160,30 +216,18 @@ impl ModelFolder {
         Ok(parsed?.tensors)
     }
 
-    /// Every tensor of the model under its name in the folder, from one file or from the files of an index.
-    fn stored(&self) -> Result<Vec<NamedTensor>, HubError> {
-        if self.family.is_none() {
-            return self.tensors(MODEL_FILE);
-        }
-        let mut tensors = Vec::new();
-        for file in self.files()? {
-            tensors.extend(self.tensors(&file)?);
-        }
-        Ok(tensors)
-    }
-
-    /// The weight files of a foreign folder.
-    fn files(&self) -> Result<Vec<String>, HubError> {
-        if self.manifest.has(MODEL_FILE) {
-            return Ok(vec![MODEL_FILE.to_string()]);
+    /// The weight files of the folder, and where an index says that each tensor is.
+    fn files(&self) -> Result<(Vec<String>, Map<String, Value>), HubError> {
+        if self.family.is_none() || self.manifest.has(MODEL_FILE) {
+            return Ok((vec![MODEL_FILE.to_string()], Map::new()));
         }
         let path = self.path.join(INDEX_FILE);
         let wrong = |message: &str| HubError::damaged(&path, Damage::Text(message.into()));
-        let index: Value = serde_json::from_str(&self.manifest.read_text(INDEX_FILE)?)
+        let mut index: Value = serde_json::from_str(&self.manifest.read_text(INDEX_FILE)?)
             .map_err(|error| wrong(&format!("not JSON: {error}")))?;
-        let map = index["weight_map"]
-            .as_object()
-            .ok_or_else(|| wrong("weight_map should be a table of tensors and files"))?;
+        let Some(Value::Object(map)) = index.get_mut("weight_map").map(Value::take) else {
+            return Err(wrong("weight_map should be a table of tensors and files"));
+        };
         let names: Option<BTreeSet<String>> = map
             .values()
             .map(|file| file.as_str().map(str::to_string))
@@ -193,31 +237,120 @@ impl ModelFolder {
         if names.iter().any(outside) {
             return Err(wrong("weight_map names a file outside of the folder"));
         }
-        Ok(names.into_iter().collect())
+        Ok((names.into_iter().collect(), map))
     }
 
-    /// Builds the model on `device` (an autodiff device to train it further) and fills in its weights.
+    /// Builds the model on `device` (an autodiff device to train it further) and fills in its weights, one tensor after
+    /// the other: beside the model itself about a megabyte is in memory.
     pub fn load(&self, device: &Device) -> Result<Model, HubError> {
-        let mut tensors = self.stored()?;
-        let path = self.path.join(MODEL_FILE);
+        let mut weights = Weights::default();
+        let mut index = Map::new();
+        let mut path = self.path.clone();
+        if let Some(gguf) = &self.gguf {
+            weights = gguf::weights(&self.path, gguf)?;
+        } else {
+            let (files, map) = self.files()?;
+            index = map;
+            if let [only] = &files[..] {
+                path = self.path.join(only);
+            }
+            for file in &files {
+                weights.add_safetensors(&self.path.join(file))?;
+                self.manifest.check_file(file)?;
+            }
+        }
         let broken = |source| HubError::Model {
             path: self.path.join(CONFIG_FILE),
             source,
         };
-        if self.config.layers > tensors.len() {
-            let (layers, held) = (self.config.layers, tensors.len());
+        if self.config.layers > weights.len() {
+            let (layers, held) = (self.config.layers, weights.len());
             let message =
                 format!("{CONFIG_FILE} asks for {layers} layers, the file holds {held} tensors");
             return Err(HubError::damaged(&path, Damage::Layout(message)));
         }
         let shapes = Model::shapes(&self.config).map_err(broken)?;
-        if let Some(family) = self.family {
-            family.rename(&mut tensors, shapes.params(), &self.config);
+        let places = self.places(shapes.params(), &weights)?;
+        let mut problems = self.misfits(shapes.params(), &weights, &places, &index);
+        if problems.is_empty() {
+            let model = Model::new(&self.config, device, 0).map_err(broken)?;
+            for param in model.params().params() {
+                let place = &places[param.name()];
+                if let Some(stored) = weights.get(&place.name) {
+                    problems.extend(weights.fill(param, stored, place)?);
+                }
+            }
+            if problems.is_empty() {
+                return Ok(model);
+            }
         }
-        check(&path, shapes.params(), &tensors)?;
-        let model = Model::new(&self.config, device, 0).map_err(broken)?;
-        fill(&path, model.params(), tensors)?;
-        Ok(model)
+        Err(HubError::Mismatch { path, problems })
+    }
+
+    /// Where each parameter lies.
+    fn places(
+        &self,
+        store: &ParamStore,
+        weights: &Weights,
+    ) -> Result<BTreeMap<String, Place>, HubError> {
+        let names = weights.tensors().iter().map(|stored| stored.name.as_str());
+        match self.family {
+            None => {
+                let own = |param: &Param| (param.name().to_string(), Place::own(param.name()));
+                Ok(store.params().iter().map(own).collect())
+            }
+            Some(family) => family
+                .places(&self.config, store, names)
+                .map_err(|message| HubError::damaged(&self.path, Damage::Text(message))),
+        }
+    }
+
+    /// Every tensor that is missing, too many, or of another shape.
+    fn misfits(
+        &self,
+        store: &ParamStore,
+        weights: &Weights,
+        places: &BTreeMap<String, Place>,
+        index: &Map<String, Value>,
+    ) -> Vec<Problem> {
+        let family = self.family;
+        let spare = |name: &str| family.is_some_and(|family| family.is_spare(name, &self.config));
+        let unread = weights.problems.iter().filter(|(name, _)| !spare(name));
+        let mut problems: Vec<Problem> = unread.map(|(_, problem)| problem.clone()).collect();
+        let unread = |name: &str| weights.problems.iter().any(|(held, _)| held == name);
+        let mut used = BTreeSet::new();
+        for param in store.params() {
+            let place = &places[param.name()];
+            let expected = place.shape(param.shape());
+            // Several of ours may be parts of one of theirs.
+            if !used.insert(place.name.as_str()) || unread(&place.name) {
+                continue;
+            }
+            match weights.get(&place.name) {
+                None => problems.push(Problem::Missing {
+                    name: match index.get(&place.name).and_then(Value::as_str) {
+                        Some(file) => format!("{} in {file}", place.name),
+                        None => place.name.clone(),
+                    },
+                    shape: expected,
+                }),
+                Some(stored) if stored.shape != expected => problems.push(Problem::Shape {
+                    name: weights.shown(&stored.name, stored.file),
+                    expected,
+                    got: stored.shape.clone(),
+                }),
+                Some(_) => {}
+            }
+        }
+        let extra = weights
+            .tensors()
+            .iter()
+            .filter(|stored| !used.contains(stored.name.as_str()) && !spare(&stored.name));
+        problems.extend(extra.map(|stored| Problem::Extra {
+            name: weights.shown(&stored.name, stored.file),
+            shape: stored.shape.clone(),
+        }));
+        problems
     }
 }
 

@@ -6,12 +6,12 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use anyformer_ops::ParamStore;
-use half::{bf16, f16};
-use safetensors::tensor::TensorInfo;
-use safetensors::{Dtype, SafeTensorError, SafeTensors};
+use safetensors::SafeTensorError;
+use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::{Map, Value, json};
 
 use crate::atomic::write_file;
+use crate::encoding::Encoding;
 use crate::error::{Damage, HubError, Problem};
 use crate::folder::read;
 
@@ -58,27 +58,21 @@ pub fn read_safetensors(path: &Path) -> Result<TensorFile, HubError> {
 
 /// As [`read_safetensors`], of bytes that were read from `path`.
 pub fn parse_safetensors(path: &Path, bytes: &[u8]) -> Result<TensorFile, HubError> {
-    let (header, metadata) = SafeTensors::read_metadata(bytes)
-        .map_err(|error| HubError::damaged(path, damage(error, bytes)))?;
-    let mut problems = Vec::new();
+    let length = header_length(path, bytes, bytes.len() as u64)?;
+    let data = bytes.get(8 + length..).unwrap_or_default();
+    let layout = layout(path, &bytes[8..8 + length], data.len() as u64)?;
+    let mut problems = layout.problems;
     let mut tensors = Vec::new();
-    for name in metadata.offset_keys() {
-        let Some(info) = metadata.info(&name) else {
-            continue;
-        };
-        let (from, to) = info.data_offsets;
-        let start = 8 + header;
-        let Some(data) = bytes.get(start + from..start + to) else {
+    for (name, shape, encoding, offset) in layout.tensors {
+        let mut values = vec![0.0; shape.iter().product()];
+        let size = encoding.bytes(values.len()).unwrap_or(0);
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        let Some(data) = data.get(start..start.saturating_add(size)) else {
             let message = format!("{name} lies outside the file");
             return Err(HubError::damaged(path, Damage::Layout(message)));
         };
-        let Some(values) = floats(info, data) else {
-            let dtype = format!("{:?}", info.dtype);
-            problems.push(Problem::Type { name, dtype });
-            continue;
-        };
+        encoding.decode(data, &mut values);
         problems.extend(not_finite(&name, &values));
-        let shape = info.shape.clone();
         tensors.push(NamedTensor {
             name,
             shape,
@@ -89,28 +83,97 @@ pub fn parse_safetensors(path: &Path, bytes: &[u8]) -> Result<TensorFile, HubErr
         let path = path.to_path_buf();
         return Err(HubError::Mismatch { path, problems });
     }
-    let metadata = metadata.metadata().clone().unwrap_or_default();
     Ok(TensorFile {
         tensors,
-        metadata: metadata.into_iter().collect(),
+        metadata: layout.metadata,
     })
 }
 
-fn floats(info: &TensorInfo, data: &[u8]) -> Option<Vec<f32>> {
-    let half =
-        |read: fn([u8; 2]) -> f32| data.as_chunks().0.iter().map(|pair| read(*pair)).collect();
-    match info.dtype {
-        Dtype::F32 => Some(
-            data.as_chunks()
-                .0
-                .iter()
-                .map(|four| f32::from_le_bytes(*four))
-                .collect(),
-        ),
-        Dtype::F16 => Some(half(|pair| f16::from_le_bytes(pair).to_f32())),
-        Dtype::BF16 => Some(half(|pair| bf16::from_le_bytes(pair).to_f32())),
-        _ => None,
+/// What the header of a safetensors file says, checked against the length of the data after it.
+#[derive(Debug, Default)]
+pub(crate) struct Layout {
+    /// Name, shape, encoding and offset in the data, in the order of the values.
+    pub(crate) tensors: Vec<(String, Vec<usize>, Encoding, u64)>,
+    /// Tensors of types that are not read.
+    pub(crate) problems: Vec<Problem>,
+    metadata: BTreeMap<String, String>,
+}
+
+/// The length of the header, from the first bytes of a file of `total` bytes.
+pub(crate) fn header_length(path: &Path, first: &[u8], total: u64) -> Result<usize, HubError> {
+    let bytes = usize::try_from(total).unwrap_or(usize::MAX);
+    let Some(eight) = first.first_chunk() else {
+        return Err(HubError::damaged(path, Damage::NoHeader { bytes }));
+    };
+    let claimed = u64::from_le_bytes(*eight);
+    if claimed > LONGEST_HEADER {
+        let allowed = LONGEST_HEADER;
+        let damage = Damage::HeaderTooLarge { claimed, allowed };
+        return Err(HubError::damaged(path, damage));
     }
+    if claimed > total - 8 {
+        let damage = Damage::HeaderBeyondFile { claimed, bytes };
+        return Err(HubError::damaged(path, damage));
+    }
+    Ok(claimed as usize)
+}
+
+/// Reads a header and compares it with the `data` bytes after it.
+pub(crate) fn layout(path: &Path, header: &[u8], data: u64) -> Result<Layout, HubError> {
+    let not_json = |error: serde_json::Error| {
+        HubError::damaged(path, Damage::HeaderNotJson(error.to_string()))
+    };
+    let mut table: Map<String, Value> = serde_json::from_slice(header).map_err(not_json)?;
+    let metadata = match table.remove("__metadata__") {
+        None => BTreeMap::new(),
+        Some(text) => serde_json::from_value(text).map_err(not_json)?,
+    };
+    let mut infos = Vec::new();
+    for (name, entry) in table {
+        let info: TensorInfo = serde_json::from_value(entry).map_err(not_json)?;
+        infos.push((name, info));
+    }
+    infos.sort_by(|(a, x), (b, y)| x.data_offsets.cmp(&y.data_offsets).then(a.cmp(b)));
+    let expected = infos.iter().map(|(_, info)| info.data_offsets.1).max();
+    let metadata_of = Metadata::new(None, infos.clone());
+    metadata_of.map_err(|error| HubError::damaged(path, contradiction(error)))?;
+    let (expected, got) = (
+        expected.unwrap_or(0),
+        usize::try_from(data).unwrap_or(usize::MAX),
+    );
+    if expected != got {
+        return Err(HubError::damaged(path, Damage::Length { expected, got }));
+    }
+    let mut found = Layout {
+        metadata,
+        ..Layout::default()
+    };
+    for (name, info) in infos {
+        match Encoding::of_safetensors(info.dtype) {
+            Some(encoding) => {
+                let offset = info.data_offsets.0 as u64;
+                found.tensors.push((name, info.shape, encoding, offset));
+            }
+            None => found.problems.push(Problem::Type {
+                name,
+                dtype: format!("{:?}", info.dtype),
+            }),
+        }
+    }
+    Ok(found)
+}
+
+fn contradiction(error: SafeTensorError) -> Damage {
+    Damage::Layout(match error {
+        SafeTensorError::InvalidOffset(name) => {
+            format!("the values of {name} do not follow those before them")
+        }
+        SafeTensorError::TensorInvalidInfo => "a tensor's shape and size differ".to_string(),
+        SafeTensorError::ValidationOverflow => {
+            "a tensor's shape is larger than any memory".to_string()
+        }
+        other => other.to_string(),
+    })
 }
 
 pub(crate) fn not_finite(name: &str, values: &[f32]) -> Option<Problem> {
@@ -120,59 +183,6 @@ pub(crate) fn not_finite(name: &str, values: &[f32]) -> Option<Problem> {
         count: values.iter().filter(|value| !value.is_finite()).count(),
         first,
     })
-}
-
-fn damage(error: SafeTensorError, bytes: &[u8]) -> Damage {
-    let claimed = bytes
-        .first_chunk()
-        .map_or(0, |eight| u64::from_le_bytes(*eight));
-    let text = |error: SafeTensorError| match error {
-        SafeTensorError::InvalidOffset(name) => {
-            format!("the values of {name} do not follow those before them")
-        }
-        SafeTensorError::TensorInvalidInfo => "a tensor's shape and size differ".to_string(),
-        SafeTensorError::ValidationOverflow => {
-            "a tensor's shape is larger than any memory".to_string()
-        }
-        other => other.to_string(),
-    };
-    match error {
-        SafeTensorError::HeaderTooSmall => Damage::NoHeader { bytes: bytes.len() },
-        SafeTensorError::HeaderTooLarge => Damage::HeaderTooLarge {
-            claimed,
-            allowed: LONGEST_HEADER,
-        },
-        SafeTensorError::InvalidHeaderLength => Damage::HeaderBeyondFile {
-            claimed,
-            bytes: bytes.len(),
-        },
-        SafeTensorError::InvalidHeader(error) => Damage::HeaderNotJson(error.to_string()),
-        SafeTensorError::InvalidHeaderDeserialization(error) => {
-            Damage::HeaderNotJson(error.to_string())
-        }
-        SafeTensorError::MetadataIncompleteBuffer => {
-            let header = usize::try_from(claimed).unwrap_or(0);
-            let expected = length(bytes.get(8..8 + header).unwrap_or_default());
-            Damage::Length {
-                expected,
-                got: bytes.len().saturating_sub(8 + header),
-            }
-        }
-        other => Damage::Layout(text(other)),
-    }
-}
-
-/// The end of the last tensor that a header names.
-fn length(header: &[u8]) -> usize {
-    let Ok(Value::Object(table)) = serde_json::from_slice(header) else {
-        return 0;
-    };
-    let ends = table
-        .values()
-        .filter_map(|entry| entry["data_offsets"][1].as_u64());
-    ends.max()
-        .and_then(|end| usize::try_from(end).ok())
-        .unwrap_or(0)
 }
 
 /// Writes a safetensors file of f32 tensors under a temporary name and renames it.

@@ -2,7 +2,8 @@
 //!
 //! Vaswani et al. (2017), arXiv 1706.03762; grouped queries: Ainslie et al. (2023), arXiv 2305.13245; fewer query heads
 //! than `dim / head_dim`: Filipek, Sparse Query Attention (2025), arXiv 2510.01817. Rotary positions: Su et al. (2021),
-//! arXiv 2104.09864, half-split layout; linear biases: Press et al. (2022), arXiv 2108.12409.
+//! arXiv 2104.09864, half-split layout (stretched: [`crate::rotary`]); a norm per head on queries and keys: Henry et al.
+//! (2020), arXiv 2010.04245, RMS as in Qwen3; linear biases: Press et al. (2022), arXiv 2108.12409.
 //!
 //! Shapes: q `[batch, time, query_heads, head_dim]`, k and v `[batch, time, kv_heads, head_dim]`; query head `i` reads
 //! key head `i / (query_heads / kv_heads)`. With fewer query heads than key heads (reverse SQA) the query heads are
@@ -12,7 +13,6 @@
 use std::sync::Arc;
 
 use anyformer_ops::attention::{AttentionOptions, attention_flops, flash_attention};
-use anyformer_ops::rope::{Rotations, rope_by};
 use anyformer_ops::{Builder, Linear, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +20,8 @@ use crate::card::{
     Card, ConfigError, Direction, Knob, Preset, TokenEntry, head_dim, read, resolve,
 };
 use crate::mixer::{Context, Cost, RunError, State, TokenMixer};
-use crate::parts::{join_heads, split_heads};
+use crate::parts::{HeadNorm, join_heads, linear_cost, split_heads};
+use crate::rotary::{RopeScaling, Rotary};
 
 /// How attention knows positions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,8 +85,18 @@ pub struct AttentionConfig {
     pub position: Position,
     /// Base of the rotary frequencies.
     pub rope_base: f64,
+    /// Features of a head that turn, from the first on; 0 turns all.
+    pub rope_dim: usize,
+    /// How the rotary frequencies are stretched to longer texts.
+    pub rope_scaling: RopeScaling,
     /// Biases on all four projections.
     pub bias: bool,
+    /// Biases on queries, keys and values, whatever `bias` says.
+    pub qkv_bias: bool,
+    /// An RMS norm per head on queries and keys, before they turn.
+    pub qk_norm: bool,
+    /// Added to the mean square in that norm.
+    pub norm_eps: f64,
 }
 
 impl Default for AttentionConfig {
@@ -100,7 +111,12 @@ impl Default for AttentionConfig {
             window: 0,
             position: Position::Rope,
             rope_base: 10_000.0,
+            rope_dim: 0,
+            rope_scaling: RopeScaling::None,
             bias: false,
+            qkv_bias: false,
+            qk_norm: false,
+            norm_eps: 1e-6,
         }
     }
 }
@@ -144,8 +160,28 @@ pub(crate) const KNOBS: &[Knob] = &[
         doc: "base of the rotary frequencies",
     },
     Knob {
+        name: "rope_dim",
+        doc: "features of a head that turn, from the first on; 0 turns all",
+    },
+    Knob {
+        name: "rope_scaling",
+        doc: "how the rotary frequencies are stretched to longer texts, a table with type: none, linear (factor), dynamic (factor, length), yarn (factor, length, beta_fast, beta_slow, attention_factor, truncate), llama3 (factor, length, low_freq_factor, high_freq_factor); length in tokens",
+    },
+    Knob {
         name: "bias",
         doc: "biases on all four projections",
+    },
+    Knob {
+        name: "qkv_bias",
+        doc: "biases on queries, keys and values, whatever bias says",
+    },
+    Knob {
+        name: "qk_norm",
+        doc: "an RMS norm per head on queries and keys, before they turn",
+    },
+    Knob {
+        name: "norm_eps",
+        doc: "added to the mean square in that norm",
     },
 ];
 
@@ -186,7 +222,9 @@ pub(crate) struct Attention {
     head_dim: usize,
     causal: bool,
     window: Option<usize>,
-    inv_freq: Option<Vec<f32>>,
+    rotary: Option<Rotary>,
+    qk_norm: Option<[HeadNorm; 2]>,
+    scale: Option<f32>,
     slopes: Option<Arc<Vec<f32>>>,
 }
 
@@ -241,28 +279,49 @@ impl Attention {
                 "{query_heads} query heads and {kv_heads} kv_heads: one must divide the other"
             ));
         }
-        if config.position == Position::Rope && head_dim % 2 != 0 {
+        let turned = match config.rope_dim {
+            0 => head_dim,
+            given => given,
+        };
+        if turned > head_dim {
             return impossible(format!(
-                "rotary positions turn pairs of features, and head_dim {head_dim} is odd; choose an even one or position = \"none\""
+                "rope_dim {turned} is more than the head_dim {head_dim}"
             ));
         }
-        let inv_freq = (config.position == Position::Rope).then(|| {
-            let frequency =
-                |pair: usize| config.rope_base.powf(-2.0 * pair as f64 / head_dim as f64) as f32;
-            (0..head_dim / 2).map(frequency).collect()
+        let rotary = match config.position {
+            Position::Rope => {
+                match Rotary::new(config.rope_base, turned, config.rope_scaling.clone()) {
+                    Ok(rotary) => Some(rotary),
+                    Err(message) => return impossible(message),
+                }
+            }
+            _ => None,
+        };
+        let score_factor = rotary.as_ref().map_or(1.0, Rotary::score_factor);
+        if score_factor != 1.0 && turned != head_dim {
+            return impossible(format!(
+                "yarn multiplies turned features only, which needs rope_dim {turned} to be head_dim {head_dim}"
+            ));
+        }
+        let qk_norm = config.qk_norm.then(|| {
+            ["q_norm", "k_norm"]
+                .map(|name| HeadNorm::new(builder, name, head_dim, config.norm_eps as f32))
         });
+        let qkv_bias = config.bias || config.qkv_bias;
         let slopes = (config.position == Position::Alibi).then(|| Arc::new(alibi_slopes(large)));
         Ok(Attention {
-            q_proj: Linear::new(builder, "q_proj", dim, query_heads * head_dim, config.bias),
-            k_proj: Linear::new(builder, "k_proj", dim, kv_heads * head_dim, config.bias),
-            v_proj: Linear::new(builder, "v_proj", dim, kv_heads * head_dim, config.bias),
+            q_proj: Linear::new(builder, "q_proj", dim, query_heads * head_dim, qkv_bias),
+            k_proj: Linear::new(builder, "k_proj", dim, kv_heads * head_dim, qkv_bias),
+            v_proj: Linear::new(builder, "v_proj", dim, kv_heads * head_dim, qkv_bias),
             o_proj: Linear::residual(builder, "o_proj", large * head_dim, dim, config.bias),
             query_heads,
             kv_heads,
             head_dim,
             causal: config.causal,
             window: (config.window > 0).then_some(config.window),
-            inv_freq,
+            rotary,
+            qk_norm,
+            scale: (score_factor != 1.0).then(|| (score_factor / (head_dim as f64).sqrt()) as f32),
             slopes,
         })
     }
@@ -328,11 +387,12 @@ impl TokenMixer for Attention {
         let mut q = split_heads(self.q_proj.forward(x.clone()), self.query_heads);
         let mut k = split_heads(self.k_proj.forward(x.clone()), self.kv_heads);
         let v = split_heads(self.v_proj.forward(x), self.kv_heads);
-        if let Some(inv_freq) = &self.inv_freq {
+        if let Some([q_norm, k_norm]) = &self.qk_norm {
+            (q, k) = (q_norm.forward(q), k_norm.forward(k));
+        }
+        if let Some(rotary) = &self.rotary {
             let positions = context.positions(batch, time, state);
-            let rotations = Arc::new(Rotations::new(&positions, inv_freq));
-            q = rope_by(q, rotations.clone());
-            k = rope_by(k, rotations);
+            [q, k] = rotary.turn(q, k, &positions, &context.sequences(batch, time));
         }
         if self.query_heads < self.kv_heads {
             q = q.repeat_dim(2, self.kv_heads / self.query_heads);
@@ -341,7 +401,7 @@ impl TokenMixer for Attention {
             causal: self.causal,
             window: self.window,
             alibi: self.slopes.clone(),
-            scale: None,
+            scale: self.scale,
             q_offsets: context.offsets.clone(),
             k_offsets: context.offsets.clone(),
         };
@@ -408,9 +468,8 @@ impl TokenMixer for Attention {
 
     fn cost(&self, time: usize) -> Cost {
         let projections = [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj];
-        let weights: usize = projections.iter().map(|p| p.weight.count()).sum();
-        let bias = |p: &&Linear| p.bias.as_ref().map_or(0, |bias| bias.count());
-        let biases: usize = projections.iter().map(bias).sum();
+        let linear = linear_cost(&projections, time);
+        let norms = self.qk_norm.iter().flatten().map(HeadNorm::count);
         let attention = attention_flops(
             &[0, time],
             &[0, time],
@@ -424,8 +483,8 @@ impl TokenMixer for Attention {
             false => 0,
         };
         Cost {
-            params: (weights + biases) as u64,
-            flops: 2 * (weights * time) as u64 + attention,
+            params: linear.params + norms.sum::<usize>() as u64,
+            flops: linear.flops + attention,
             state_bytes: 4 * cache as u64,
         }
     }

@@ -28,6 +28,8 @@ pub struct DeltaNetConfig {
     pub conv_size: usize,
     /// Let beta reach 2, so that a write can turn the state's sign along a key.
     pub allow_neg_eigval: bool,
+    /// Added to the mean square in the norm per head.
+    pub norm_eps: f64,
 }
 
 impl Default for DeltaNetConfig {
@@ -36,6 +38,7 @@ impl Default for DeltaNetConfig {
             heads: 4,
             conv_size: 4,
             allow_neg_eigval: false,
+            norm_eps: 1e-5,
         }
     }
 }
@@ -62,6 +65,10 @@ static CARD: Card = Card {
             name: "allow_neg_eigval",
             doc: "let beta reach 2",
         },
+        Knob {
+            name: "norm_eps",
+            doc: "added to the mean square in the norm per head",
+        },
     ],
     presets: &[
         Preset {
@@ -77,8 +84,6 @@ static CARD: Card = Card {
 
 /// Epsilon under the square root of the norm of queries and keys.
 pub(crate) const L2_EPS: f32 = 1e-6;
-/// Epsilon of the norm per head.
-pub(crate) const NORM_EPS: f32 = 1e-5;
 
 /// The registered entry.
 pub static ENTRY: TokenEntry = TokenEntry {
@@ -93,7 +98,7 @@ pub static ENTRY: TokenEntry = TokenEntry {
             k: short("k"),
             v: short("v"),
             b_proj: Linear::new(builder, "b_proj", dim, config.heads, false),
-            o_norm: HeadNorm::new(builder, "o_norm", head_dim, NORM_EPS),
+            o_norm: HeadNorm::new(builder, "o_norm", head_dim, config.norm_eps as f32),
             o_proj: Linear::residual(builder, "o_proj", dim, dim, false),
             head_dim,
             config,

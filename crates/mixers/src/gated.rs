@@ -13,9 +13,6 @@ use crate::card::{Card, ConfigError};
 use crate::mixer::{Context, Cost, State};
 use crate::parts::{join_heads, split_heads};
 
-/// Epsilon of the norm per head.
-const NORM_EPS: f32 = 1e-5;
-
 pub(crate) struct Gated {
     pub q_proj: Linear,
     pub k_proj: Linear,
@@ -26,6 +23,7 @@ pub(crate) struct Gated {
     pub heads: usize,
     pub key_dim: usize,
     pub value_dim: usize,
+    norm_eps: f32,
 }
 
 impl Gated {
@@ -34,6 +32,7 @@ impl Gated {
         dim: usize,
         heads: usize,
         [expand_k, expand_v]: [f64; 2],
+        norm_eps: f64,
         builder: &Builder,
     ) -> Result<Self, ConfigError> {
         let width = |expand: f64| (dim as f64 * expand) as usize;
@@ -59,6 +58,7 @@ impl Gated {
             heads,
             key_dim: keys / heads,
             value_dim: values / heads,
+            norm_eps: norm_eps as f32,
         })
     }
 
@@ -89,7 +89,7 @@ impl Gated {
             o,
             gate,
             self.g_norm.tensor::<1>(),
-            NORM_EPS,
+            self.norm_eps,
             false,
             self.value_dim,
         );

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::card::{
     Card, ConfigError, Direction, Knob, Preset, TokenEntry, head_dim, read, resolve,
 };
-use crate::delta_net::{L2_EPS, NORM_EPS};
+use crate::delta_net::L2_EPS;
 use crate::mamba::step_bias;
 use crate::mixer::{Context, Cost, RunError, State, TokenMixer};
 use crate::parts::{join_heads, split_heads};
@@ -37,6 +37,8 @@ pub struct GatedDeltaNetConfig {
     pub conv_size: usize,
     /// Let beta reach 2.
     pub allow_neg_eigval: bool,
+    /// Added to the mean square in the norm per head.
+    pub norm_eps: f64,
 }
 
 impl Default for GatedDeltaNetConfig {
@@ -47,6 +49,7 @@ impl Default for GatedDeltaNetConfig {
             expand_v: 2.0,
             conv_size: 4,
             allow_neg_eigval: false,
+            norm_eps: 1e-5,
         }
     }
 }
@@ -80,6 +83,10 @@ static CARD: Card = Card {
         Knob {
             name: "allow_neg_eigval",
             doc: "let beta reach 2",
+        },
+        Knob {
+            name: "norm_eps",
+            doc: "added to the mean square in the norm per head",
         },
     ],
     presets: &[Preset {
@@ -200,7 +207,7 @@ impl TokenMixer for GatedDeltaNet {
             o,
             gate,
             self.o_norm.tensor::<1>(),
-            NORM_EPS,
+            self.config.norm_eps as f32,
             false,
             self.value_dim,
         );

@@ -27,6 +27,8 @@ pub struct GlaConfig {
     pub gate_low_rank_dim: usize,
     /// Divisor of the log decay: larger remembers longer.
     pub gate_logit_normalizer: f64,
+    /// Added to the mean square in the norm per head.
+    pub norm_eps: f64,
 }
 
 impl Default for GlaConfig {
@@ -37,6 +39,7 @@ impl Default for GlaConfig {
             expand_v: 1.0,
             gate_low_rank_dim: 16,
             gate_logit_normalizer: 16.0,
+            norm_eps: 1e-5,
         }
     }
 }
@@ -71,6 +74,10 @@ static CARD: Card = Card {
             name: "gate_logit_normalizer",
             doc: "divisor of the log decay; larger remembers longer",
         },
+        Knob {
+            name: "norm_eps",
+            doc: "added to the mean square in the norm per head",
+        },
     ],
     presets: &[
         Preset {
@@ -91,7 +98,7 @@ pub static ENTRY: TokenEntry = TokenEntry {
     build: |dim, options, builder| {
         let config: GlaConfig = read(&CARD, options)?;
         let expand = [config.expand_k, config.expand_v];
-        let gated = Gated::new(&CARD, dim, config.heads, expand, builder)?;
+        let gated = Gated::new(&CARD, dim, config.heads, expand, config.norm_eps, builder)?;
         let (rank, keys) = (config.gate_low_rank_dim, gated.heads * gated.key_dim);
         let gate = builder.at("gk_proj");
         Ok(Box::new(Gla {

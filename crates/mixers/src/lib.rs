@@ -33,6 +33,7 @@ pub mod nystromformer;
 pub mod performer;
 pub mod pool;
 pub mod retention;
+pub mod rotary;
 pub mod sparse;
 pub mod swiglu;
 pub mod synthesizer;

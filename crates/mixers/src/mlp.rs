@@ -3,12 +3,13 @@
 //! Vaswani et al., Attention Is All You Need (2017), arXiv 1706.03762; GELU as in BERT. Cost per token:
 //! `4·dim·hidden` operations.
 
-use anyformer_ops::activation::{gelu, relu, silu};
+use anyformer_ops::activation::{gelu, gelu_tanh, relu, silu};
 use anyformer_ops::{Linear, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::card::{Card, ChannelEntry, Direction, Knob, read, resolve};
 use crate::mixer::{ChannelMixer, Cost};
+use crate::parts::linear_cost;
 
 /// The function between the two layers.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
@@ -17,6 +18,8 @@ pub enum Activation {
     /// The exact form, by the error function.
     #[default]
     Gelu,
+    /// The approximation by tanh that GPT-2 uses.
+    GeluTanh,
     /// `max(x, 0)`.
     Relu,
     /// `x·sigmoid(x)`.
@@ -61,7 +64,7 @@ static CARD: Card = Card {
         },
         Knob {
             name: "activation",
-            doc: "gelu (exact), relu or silu",
+            doc: "gelu (exact), gelu_tanh, relu or silu",
         },
         Knob {
             name: "bias",
@@ -100,6 +103,7 @@ impl ChannelMixer for Mlp {
         let inner = self.fc1.forward(x);
         let inner = match self.activation {
             Activation::Gelu => gelu(inner),
+            Activation::GeluTanh => gelu_tanh(inner),
             Activation::Relu => relu(inner),
             Activation::Silu => silu(inner),
         };
@@ -107,14 +111,6 @@ impl ChannelMixer for Mlp {
     }
 
     fn cost(&self, time: usize) -> Cost {
-        let parts = [&self.fc1, &self.fc2];
-        let bias = |part: &Linear| part.bias.as_ref().map_or(0, |bias| bias.count());
-        let weights: usize = parts.iter().map(|part| part.weight.count()).sum();
-        let biases: usize = parts.iter().map(|part| bias(part)).sum();
-        Cost {
-            params: (weights + biases) as u64,
-            flops: 2 * (weights * time) as u64,
-            state_bytes: 0,
-        }
+        linear_cost(&[&self.fc1, &self.fc2], time)
     }
 }

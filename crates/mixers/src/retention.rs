@@ -26,6 +26,8 @@ pub struct RetentionConfig {
     pub expand_v: f64,
     /// Base of the rotary frequencies.
     pub rope_base: f64,
+    /// Added to the mean square in the norm per head.
+    pub norm_eps: f64,
 }
 
 impl Default for RetentionConfig {
@@ -35,6 +37,7 @@ impl Default for RetentionConfig {
             expand_k: 1.0,
             expand_v: 2.0,
             rope_base: 10_000.0,
+            norm_eps: 1e-5,
         }
     }
 }
@@ -65,6 +68,10 @@ static CARD: Card = Card {
             name: "rope_base",
             doc: "base of the rotary frequencies",
         },
+        Knob {
+            name: "norm_eps",
+            doc: "added to the mean square in the norm per head",
+        },
     ],
     presets: &[],
 };
@@ -76,7 +83,7 @@ pub static ENTRY: TokenEntry = TokenEntry {
     build: |dim, options, builder| {
         let config: RetentionConfig = read(&CARD, options)?;
         let expand = [config.expand_k, config.expand_v];
-        let gated = Gated::new(&CARD, dim, config.heads, expand, builder)?;
+        let gated = Gated::new(&CARD, dim, config.heads, expand, config.norm_eps, builder)?;
         if gated.key_dim % 2 != 0 {
             return Err(ConfigError::Impossible {
                 mixer: CARD.name,

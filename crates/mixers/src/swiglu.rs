@@ -1,4 +1,4 @@
-//! SwiGLU: `y = W_down (silu(W_gate x) ⊙ W_up x)`, three products without biases.
+//! SwiGLU: `y = W_down (silu(W_gate x) ⊙ W_up x)`, three products, with biases where asked.
 //!
 //! Shazeer, GLU Variants Improve Transformer (2020), arXiv 2002.05202. Cost per token: `6·dim·hidden` operations.
 
@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::card::{Card, ChannelEntry, Direction, Knob, read, resolve};
 use crate::mixer::{ChannelMixer, Cost};
+use crate::parts::linear_cost;
 
 /// Knobs.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -15,6 +16,8 @@ use crate::mixer::{ChannelMixer, Cost};
 pub struct SwigluConfig {
     /// Inner width; 0 takes `8/3·dim` rounded up to a multiple of 8.
     pub hidden: usize,
+    /// Biases on all three layers.
+    pub bias: bool,
 }
 
 impl SwigluConfig {
@@ -35,10 +38,16 @@ static CARD: Card = Card {
     streams: true,
     state: "constant",
     notes: "The channel mixer of Llama-like models.",
-    knobs: &[Knob {
-        name: "hidden",
-        doc: "inner width; 0 takes 8/3·dim rounded up to a multiple of 8",
-    }],
+    knobs: &[
+        Knob {
+            name: "hidden",
+            doc: "inner width; 0 takes 8/3·dim rounded up to a multiple of 8",
+        },
+        Knob {
+            name: "bias",
+            doc: "biases on all three layers",
+        },
+    ],
     presets: &[],
 };
 
@@ -48,7 +57,7 @@ pub static ENTRY: ChannelEntry = ChannelEntry {
     resolve: |options| resolve::<SwigluConfig>(&CARD, options),
     build: |dim, options, builder| {
         let config: SwigluConfig = read(&CARD, options)?;
-        Ok(Box::new(Swiglu::new(dim, config.hidden(dim), builder)))
+        Ok(Box::new(Swiglu::new(dim, &config, builder)))
     },
 };
 
@@ -59,11 +68,12 @@ struct Swiglu {
 }
 
 impl Swiglu {
-    fn new(dim: usize, hidden: usize, builder: &Builder) -> Self {
+    fn new(dim: usize, config: &SwigluConfig, builder: &Builder) -> Self {
+        let (hidden, bias) = (config.hidden(dim), config.bias);
         Swiglu {
-            gate: Linear::new(builder, "gate_proj", dim, hidden, false),
-            up: Linear::new(builder, "up_proj", dim, hidden, false),
-            down: Linear::residual(builder, "down_proj", hidden, dim, false),
+            gate: Linear::new(builder, "gate_proj", dim, hidden, bias),
+            up: Linear::new(builder, "up_proj", dim, hidden, bias),
+            down: Linear::residual(builder, "down_proj", hidden, dim, bias),
         }
     }
 }
@@ -75,12 +85,6 @@ impl ChannelMixer for Swiglu {
     }
 
     fn cost(&self, time: usize) -> Cost {
-        let parts = [&self.gate, &self.up, &self.down];
-        let params: usize = parts.iter().map(|part| part.weight.count()).sum();
-        Cost {
-            params: params as u64,
-            flops: 2 * (params * time) as u64,
-            state_bytes: 0,
-        }
+        linear_cost(&[&self.gate, &self.up, &self.down], time)
     }
 }

@@ -27,7 +27,12 @@ impl Norm {
         }
     }
 
-    pub(crate) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+    /// Number of parameters.
+    pub(crate) fn count(&self) -> usize {
+        self.weight.count() + self.bias.as_ref().map_or(0, Param::count)
+    }
+
+    pub(crate) fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let weight = self.weight.tensor::<1>();
         match &self.bias {
             None => rms_norm(x, weight, self.eps),
@@ -97,6 +102,14 @@ impl Block {
                 let (y, state) = mix(self.norm.forward(x.clone()))?;
                 (x + y, state)
             }
+            Wiring::Parallel => {
+                let (y, state) = mix(self.norm.forward(x.clone()))?;
+                let both = match &self.channel {
+                    None => y,
+                    Some(channel) => y + channel.mixer.forward(channel.norm.forward(x.clone())),
+                };
+                return Ok((x + both, state));
+            }
             Wiring::PostNorm => {
                 let (y, state) = mix(x.clone())?;
                 (self.norm.forward(x + y), state)
@@ -104,7 +117,7 @@ impl Block {
         };
         let x = match (&self.channel, self.wiring) {
             (None, _) => x,
-            (Some(channel), Wiring::PreNorm) => {
+            (Some(channel), Wiring::PreNorm | Wiring::Parallel) => {
                 let y = channel.mixer.forward(channel.norm.forward(x.clone()));
                 x + y
             }
@@ -123,7 +136,6 @@ impl Block {
     }
 
     pub(crate) fn norm_params(&self) -> usize {
-        let of = |norm: &Norm| norm.weight.count() + norm.bias.as_ref().map_or(0, Param::count);
-        of(&self.norm) + self.channel.as_ref().map_or(0, |part| of(&part.norm))
+        self.norm.count() + self.channel.as_ref().map_or(0, |part| part.norm.count())
     }
 }

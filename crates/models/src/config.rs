@@ -14,6 +14,9 @@ pub enum Wiring {
     PreNorm,
     /// `norm(x + f(x))`, as in the first Transformer.
     PostNorm,
+    /// `x + f(norm1(x)) + g(norm2(x))`: token and channel mixer side by side, and a norm after the last block, as in
+    /// GPT-NeoX.
+    Parallel,
 }
 
 /// The normalisation between sub-layers.
@@ -112,6 +115,11 @@ pub enum Gives {
         /// What is read off the last block.
         pool: Pool,
     },
+    /// Scores of the token that belongs at every position, by the head of BERT: a layer, GELU and a norm, then the weight
+    /// of the embedding with a bias of its own.
+    MaskedToken,
+    /// The hidden vector of every position: an encoder without a head.
+    Hidden,
 }
 
 /// A whole model. Every key has a default but `reads` and `gives`, which tasks fill in.
@@ -136,6 +144,10 @@ pub struct ModelConfig {
     pub positions: Positions,
     /// Longest sequence that learned positions can name.
     pub max_time: usize,
+    /// Number of token types (segments), each with a learned vector added to the embedding; 0 for none.
+    pub token_types: usize,
+    /// A norm over the embedding, positions and types added.
+    pub embed_norm: bool,
     /// Standard deviation of initial linear weights; absent: uniform in ±1/sqrt(fan_in).
     pub initializer_range: Option<f32>,
     /// Multiply the initial weights that write into the residual stream by 1/sqrt(number of such layers).
@@ -160,6 +172,8 @@ impl Default for ModelConfig {
             norm_eps: 1e-5,
             positions: Positions::None,
             max_time: 2048,
+            token_types: 0,
+            embed_norm: false,
             initializer_range: None,
             scale_residual: true,
             precision: Precision::F32,
@@ -292,10 +306,13 @@ impl ModelConfig {
                     ));
                 }
                 match self.gives {
-                    Gives::NextToken { .. } => {
+                    Gives::NextToken { .. } | Gives::MaskedToken => {
                         impossible("a model that reads patches gives a class, not tokens".into())
                     }
-                    Gives::Class { .. } => Ok(()),
+                    _ if self.token_types > 0 => {
+                        impossible("a model that reads patches has no token_types".into())
+                    }
+                    Gives::Class { .. } | Gives::Hidden => Ok(()),
                 }
             }
             Reads::Tokens { .. } => match self.gives {

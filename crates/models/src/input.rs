@@ -14,6 +14,15 @@ pub enum Input<'a> {
         /// Number of rows.
         batch: usize,
     },
+    /// Token ids with the type (segment) of each, for models that have token types.
+    TypedTokens {
+        /// The ids, `[batch, time]` row-major.
+        ids: &'a [u32],
+        /// Their types.
+        types: &'a [u32],
+        /// Number of rows.
+        batch: usize,
+    },
     /// Pictures `[batch, height, width, channels]`, values as the data gives them.
     Pixels {
         /// The values.

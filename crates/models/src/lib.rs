@@ -4,14 +4,18 @@
 
 mod block;
 pub mod config;
+mod embed;
+mod head;
 pub mod input;
 pub mod model;
 mod rows;
 pub mod sample;
+pub mod stop;
 
 pub use config::{
     Gives, ModelConfig, ModelError, NormKind, Pool, Positions, Precision, Reads, Wiring,
 };
 pub use input::Input;
 pub use model::{Model, ModelState, Scored, Target};
-pub use sample::{SampleError, SampleOptions, Sampler};
+pub use sample::{SampleError, SampleOptions, Sampler, likeliest, log_prob};
+pub use stop::Stops;

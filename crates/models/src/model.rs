@@ -3,16 +3,15 @@
 use std::sync::Arc;
 
 use anyformer_mixers::{Context, Cost, State};
-use anyformer_ops::embedding::embedding;
 use anyformer_ops::loss::cross_entropy;
-use anyformer_ops::{
-    Builder, Device, Init, Linear, LinearInit, Param, ParamStore, Tensor, device_is_cpu, linear,
-};
+use anyformer_ops::{Builder, Device, LinearInit, ParamStore, Tensor, device_is_cpu};
 
 use crate::block::{Block, Norm};
-use crate::config::{Gives, ModelConfig, ModelError, Pool, Positions, Precision, Reads, Wiring};
+use crate::config::{ModelConfig, ModelError, Pool, Precision, Wiring};
+use crate::embed::Embed;
+use crate::head::Head;
 use crate::input::{Input, pack};
-use crate::rows::{gather_rows, places, sinusoids};
+use crate::rows::{gather_rows, places, pooled};
 
 /// What a model carries from one call to the next: one state per layer.
 #[derive(Clone, Debug)]
@@ -49,23 +48,11 @@ pub struct Scored {
     pub counted: usize,
 }
 
-enum Embed {
-    Tokens { weight: Param, vocab: usize },
-    Patches { proj: Linear, reads: [usize; 4] },
-}
-
-enum Head {
-    Tied,
-    Tokens(Linear),
-    Classes { linear: Linear, pool: Pool },
-}
-
 /// A built model; see [`ModelConfig`] for what it can be.
 pub struct Model {
     config: ModelConfig,
     store: ParamStore,
     embed: Embed,
-    positions: Option<Param>,
     blocks: Vec<Block>,
     norm: Option<Norm>,
     head: Head,
@@ -106,60 +93,16 @@ impl Model {
             }
             false => builder.clone(),
         };
-        let embed = match config.reads {
-            Reads::Tokens { vocab } => Embed::Tokens {
-                weight: builder.at("embed").param(
-                    "weight",
-                    &[vocab, config.dim],
-                    Init::Normal(0.02),
-                ),
-                vocab,
-            },
-            Reads::Patches {
-                height,
-                width,
-                channels,
-                patch,
-            } => Embed::Patches {
-                proj: Linear::new(
-                    &builder,
-                    "embed",
-                    patch * patch * channels,
-                    config.dim,
-                    true,
-                ),
-                reads: [height, width, channels, patch],
-            },
-        };
-        let positions = (config.positions == Positions::Learned).then(|| {
-            builder.at("positions").param_no_decay(
-                "weight",
-                &[config.max_time, config.dim],
-                Init::Normal(0.02),
-            )
-        });
+        let embed = Embed::new(config, &builder);
         let blocks = (0..config.layers)
             .map(|layer| Block::new(config, layer, &inner.at("layers").at(layer)))
             .collect::<Result<Vec<_>, _>>()?;
-        let norm = (config.wiring == Wiring::PreNorm).then(|| Norm::new(config, "norm", &builder));
-        let head = match (config.gives, config.reads) {
-            (Gives::NextToken { tied: true }, _) => Head::Tied,
-            (Gives::NextToken { tied: false }, Reads::Tokens { vocab }) => {
-                Head::Tokens(Linear::new(&builder, "lm_head", config.dim, vocab, false))
-            }
-            (Gives::NextToken { .. }, Reads::Patches { .. }) => {
-                return Err(ModelError::Impossible("patches give a class".into()));
-            }
-            (Gives::Class { classes, pool }, _) => Head::Classes {
-                linear: Linear::new(&builder, "head", config.dim, classes, true),
-                pool,
-            },
-        };
+        let norm = (config.wiring != Wiring::PostNorm).then(|| Norm::new(config, "norm", &builder));
+        let head = Head::new(config, embed.weight(), &builder)?;
         Ok(Model {
             config: config.clone(),
             store: builder.store(),
             embed,
-            positions,
             blocks,
             norm,
             head,
@@ -181,49 +124,21 @@ impl Model {
         let blocks = self.blocks.iter().map(|block| block.cost(time));
         let mut cost = blocks.fold(Cost::default(), |a, b| a + b);
         let norms: usize = self.blocks.iter().map(Block::norm_params).sum();
-        cost.params += norms as u64;
-        cost.params += match &self.embed {
-            Embed::Tokens { weight, .. } => weight.count() as u64,
-            Embed::Patches { proj, .. } => {
-                cost.flops += proj.flops(time);
-                (proj.weight.count() + self.config.dim) as u64
-            }
-        };
-        cost.params += self.positions.as_ref().map_or(0, Param::count) as u64;
-        if self.norm.is_some() {
-            let per = match self.config.norm {
-                crate::config::NormKind::Rms => 1,
-                crate::config::NormKind::Layer => 2,
-            };
-            cost.params += (per * self.config.dim) as u64;
-        }
-        match (&self.head, &self.embed) {
-            (Head::Tied, Embed::Tokens { weight, .. }) => {
-                cost.flops += 2 * (time * weight.count()) as u64;
-            }
-            (Head::Tied, Embed::Patches { .. }) => {}
-            (Head::Tokens(linear), _) => {
-                cost.params += linear.weight.count() as u64;
-                cost.flops += linear.flops(time);
-            }
-            (Head::Classes { linear, .. }, _) => {
-                cost.params += (linear.weight.count() + linear.weight.shape()[0]) as u64;
-                cost.flops += linear.flops(1);
-            }
-        }
-        cost
+        cost.params += (norms + self.norm.as_ref().map_or(0, Norm::count)) as u64;
+        cost + self.embed.cost(time) + self.head.cost(time)
     }
 
     /// Hidden vectors after the last norm: `[batch, time, dim]`, or `[1, total, dim]` when packed.
     fn hidden(
         &self,
         x: Tensor<3>,
+        types: Option<&[u32]>,
         context: &Context,
         state: Option<&ModelState>,
     ) -> Result<(Tensor<3>, Option<ModelState>), ModelError> {
         let [batch, time, _] = x.dims();
         let times = state.map(|state| State::new(state.times.clone()));
-        let mut x = self.add_positions(x, context, times.as_ref())?;
+        let mut x = self.embed.finish(x, types, context, times.as_ref())?;
         let mut states = Vec::new();
         for (index, block) in self.blocks.iter().enumerate() {
             let held = state.map(|state| &state.layers[index]);
@@ -241,82 +156,6 @@ impl Model {
         Ok((x, next))
     }
 
-    fn add_positions(
-        &self,
-        x: Tensor<3>,
-        context: &Context,
-        state: Option<&State>,
-    ) -> Result<Tensor<3>, ModelError> {
-        let [batch, time, dim] = x.dims();
-        let positions = match self.config.positions {
-            Positions::None => return Ok(x),
-            _ => context.positions(batch, time, state),
-        };
-        let table = match &self.positions {
-            Some(table) => {
-                let rows = table.shape()[0];
-                if let Some(far) = positions.iter().find(|position| **position >= rows) {
-                    return Err(ModelError::Input(format!(
-                        "position {far} is beyond the {rows} learned positions; raise max_time"
-                    )));
-                }
-                table.tensor::<2>()
-            }
-            None => {
-                let rows = positions.iter().max().map_or(0, |last| last + 1);
-                sinusoids(rows, dim, &x.device())
-            }
-        };
-        let ids = positions.iter().map(|position| *position as u32).collect();
-        Ok(x + embedding(table, Arc::new(ids), [batch, time]))
-    }
-
-    fn embed_tokens(&self, ids: &[u32], batch: usize) -> Result<Tensor<3>, ModelError> {
-        let Embed::Tokens { weight, vocab } = &self.embed else {
-            return Err(ModelError::Input(
-                "expected pictures (the model reads patches), got tokens".into(),
-            ));
-        };
-        if batch == 0 || !ids.len().is_multiple_of(batch) {
-            return Err(ModelError::Input(format!(
-                "{} token ids do not fill {batch} rows",
-                ids.len()
-            )));
-        }
-        if let Some(id) = ids.iter().find(|id| **id as usize >= *vocab) {
-            return Err(ModelError::Input(format!(
-                "token id {id} is not below the vocabulary of {vocab}"
-            )));
-        }
-        let time = ids.len() / batch;
-        Ok(embedding(
-            weight.tensor::<2>(),
-            Arc::new(ids.to_vec()),
-            [batch, time],
-        ))
-    }
-
-    fn embed_pixels(&self, values: &[f32], batch: usize) -> Result<Tensor<3>, ModelError> {
-        let Embed::Patches { proj, reads } = &self.embed else {
-            return Err(ModelError::Input(
-                "expected tokens (the model has a vocabulary), got pictures".into(),
-            ));
-        };
-        let [height, width, channels, patch] = *reads;
-        if values.len() != batch * height * width * channels {
-            return Err(ModelError::Input(format!(
-                "expected {batch} pictures of {height} x {width} x {channels}, got {} values",
-                values.len()
-            )));
-        }
-        let (rows, columns) = (height / patch, width / patch);
-        let x = Tensor::<1>::from_data(values, &self.store.device())
-            .reshape([batch, rows, patch, columns, patch * channels])
-            .permute([0, 1, 3, 2, 4])
-            .reshape([batch, rows * columns, patch * patch * channels]);
-        Ok(proj.forward(x))
-    }
-
     /// Runs over whole sequences. Padded rows (valid up to `lengths`) are packed first: nothing reads padding, and the
     /// hidden vectors then come as `[1, sum of lengths, dim]`. Also returns the cumulative lengths.
     fn encode(
@@ -328,72 +167,41 @@ impl Model {
             grid: self.config.grid(),
             ..Context::default()
         };
-        let x = match (input, lengths) {
-            (Input::Tokens { ids, batch }, None) => self.embed_tokens(ids, batch)?,
-            (Input::Tokens { ids, batch }, Some(lengths)) => {
-                let packed = pack(ids, batch, lengths)?;
-                context.offsets = Some(packed.offsets);
-                self.embed_tokens(&packed.ids, 1)?
-            }
-            (Input::Pixels { values, batch }, None) => self.embed_pixels(values, batch)?,
-            (Input::Pixels { .. }, Some(_)) => {
-                return Err(ModelError::Input("pictures have no lengths".into()));
+        let (ids, types, batch) = match input {
+            Input::Tokens { ids, batch } => (ids, None, batch),
+            Input::TypedTokens { ids, types, batch } => (ids, Some(types), batch),
+            Input::Pixels { values, batch } => {
+                if lengths.is_some() {
+                    return Err(ModelError::Input("pictures have no lengths".into()));
+                }
+                let x = self.embed.pixels(values, batch, &self.store.device())?;
+                return self.run(x, None, &context);
             }
         };
+        let Some(lengths) = lengths else {
+            let x = self.embed.tokens(ids, batch)?;
+            return self.run(x, types, &context);
+        };
+        let packed = pack(ids, batch, lengths)?;
+        let types = types.map(|types| pack(types, batch, lengths)).transpose()?;
+        context.offsets = Some(packed.offsets);
+        let x = self.embed.tokens(&packed.ids, 1)?;
+        self.run(x, types.as_ref().map(|packed| &packed.ids[..]), &context)
+    }
+
+    fn run(
+        &self,
+        x: Tensor<3>,
+        types: Option<&[u32]>,
+        context: &Context,
+    ) -> Result<(Tensor<3>, Arc<Vec<usize>>), ModelError> {
         let [batch, time, _] = x.dims();
         let offsets = context.sequences(batch, time);
-        let (x, _) = self.hidden(x, &context, None)?;
-        Ok((x, offsets))
+        Ok((self.hidden(x, types, context, None)?.0, offsets))
     }
 
-    /// Scores of hidden rows `[rows, dim]`.
-    fn scores(&self, rows: Tensor<2>) -> Tensor<2> {
-        match (&self.head, &self.embed) {
-            (Head::Tokens(linear) | Head::Classes { linear, .. }, _) => linear.forward(rows),
-            (Head::Tied, Embed::Tokens { weight, .. }) => linear(
-                rows,
-                weight.tensor::<2>(),
-                None,
-                self.config.precision.into(),
-            ),
-            (Head::Tied, Embed::Patches { .. }) => panic!("checked when built"),
-        }
-    }
-
-    fn pooled(&self, x: Tensor<3>, offsets: &[usize], pool: Pool) -> Tensor<2> {
-        let dim = self.config.dim;
-        let total = x.dims()[0] * x.dims()[1];
-        let rows = offsets.len() - 1;
-        let flat = x.reshape([total, dim]);
-        let pick = |index: &dyn Fn(&[usize]) -> usize, flat: Tensor<2>| {
-            let ids: Vec<u32> = offsets.windows(2).map(|pair| index(pair) as u32).collect();
-            gather_rows(flat, ids)
-        };
-        match pool {
-            Pool::First => pick(&|pair| pair[0], flat),
-            Pool::Last => pick(&|pair| pair[1].max(1) - 1, flat),
-            Pool::Mean
-                if total.is_multiple_of(rows)
-                    && offsets[1] * rows == total
-                    && offsets
-                        .windows(2)
-                        .all(|pair| pair[1] - pair[0] == offsets[1]) =>
-            {
-                flat.reshape([rows, total / rows, dim])
-                    .mean_dim(1)
-                    .reshape([rows, dim])
-            }
-            Pool::Mean => {
-                let mean = |pair: &[usize]| match pair[1] - pair[0] {
-                    0 => flat.clone().slice([0..1]).zeros_like(),
-                    _ => flat.clone().slice([pair[0]..pair[1]]).mean_dim(0),
-                };
-                Tensor::cat(offsets.windows(2).map(mean).collect(), 0)
-            }
-        }
-    }
-
-    /// Scores: `[valid tokens, vocab]` of a model that gives tokens, `[batch, classes]` of one that gives a class.
+    /// Scores: `[valid tokens, vocab]` of a model that gives tokens, `[batch, classes]` of one that gives a class; of one
+    /// without a head the hidden vectors `[valid tokens, dim]`.
     pub fn forward(
         &self,
         input: Input,
@@ -401,13 +209,13 @@ impl Model {
     ) -> Result<Tensor<2>, ModelError> {
         let (x, offsets) = self.encode(input, lengths)?;
         let rows = match &self.head {
-            Head::Classes { pool, .. } => self.pooled(x, &offsets, *pool),
+            Head::Classes { pool, .. } => pooled(x, &offsets, *pool),
             _ => {
                 let total = x.dims()[0] * x.dims()[1];
                 x.reshape([total, self.config.dim])
             }
         };
-        Ok(self.scores(rows))
+        Ok(self.head.scores(rows))
     }
 
     /// The loss of a batch. Only scored places are projected onto the vocabulary.
@@ -427,9 +235,9 @@ impl Model {
                         classes.len()
                     )));
                 }
-                (self.pooled(x, &offsets, *pool), classes.to_vec())
+                (pooled(x, &offsets, *pool), classes.to_vec())
             }
-            (Head::Tied | Head::Tokens(_), Target::Tokens(tokens)) => {
+            (Head::Tied(_) | Head::Tokens(_) | Head::Masked { .. }, Target::Tokens(tokens)) => {
                 let places = places(tokens, &offsets, lengths.is_some())?;
                 let total = x.dims()[0] * x.dims()[1];
                 let flat = x.reshape([total, self.config.dim]);
@@ -446,7 +254,7 @@ impl Model {
                 ));
             }
         };
-        let scores = self.scores(rows);
+        let scores = self.head.scores(rows);
         let classes = scores.dims()[1];
         if let Some(wrong) = wanted.iter().find(|wanted| **wanted >= classes as i64) {
             return Err(ModelError::Input(format!(
@@ -491,21 +299,21 @@ impl Model {
         }
         let mut context = Context::with_state();
         let x = match lengths {
-            None => self.embed_tokens(ids, batch)?,
+            None => self.embed.tokens(ids, batch)?,
             Some(lengths) => {
                 let packed = pack(ids, batch, lengths)?;
                 context.offsets = Some(packed.offsets);
-                self.embed_tokens(&packed.ids, 1)?
+                self.embed.tokens(&packed.ids, 1)?
             }
         };
         let [rows, time, _] = x.dims();
         let offsets = context.sequences(rows, time);
-        let (x, next) = self.hidden(x, &context, state)?;
+        let (x, next) = self.hidden(x, None, &context, state)?;
         let Some(next) = next else {
             panic!("a mixer whose card says that it streams gave no state")
         };
-        let last = self.pooled(x, &offsets, Pool::Last);
-        Ok((self.scores(last), next))
+        let last = pooled(x, &offsets, Pool::Last);
+        Ok((self.head.scores(last), next))
     }
 
     /// One more token for each sequence.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyformer_ops::embedding::embedding;
 use anyformer_ops::{Device, Tensor};
 
-use crate::config::ModelError;
+use crate::config::{ModelError, Pool};
 
 /// The scored places: index of the hidden row and wanted token.
 pub(crate) fn places(
@@ -57,4 +57,38 @@ pub(crate) fn sinusoids(rows: usize, dim: usize, device: &Device) -> Tensor<2> {
         .map(|index| value(index / dim, index % dim))
         .collect();
     Tensor::<1>::from_data(values.as_slice(), device).reshape([rows, dim])
+}
+
+/// One row per sequence of hidden vectors.
+pub(crate) fn pooled(x: Tensor<3>, offsets: &[usize], pool: Pool) -> Tensor<2> {
+    let [batch, time, dim] = x.dims();
+    let total = batch * time;
+    let rows = offsets.len() - 1;
+    let flat = x.reshape([total, dim]);
+    let pick = |index: &dyn Fn(&[usize]) -> usize, flat: Tensor<2>| {
+        let ids: Vec<u32> = offsets.windows(2).map(|pair| index(pair) as u32).collect();
+        gather_rows(flat, ids)
+    };
+    match pool {
+        Pool::First => pick(&|pair| pair[0], flat),
+        Pool::Last => pick(&|pair| pair[1].max(1) - 1, flat),
+        Pool::Mean
+            if total.is_multiple_of(rows)
+                && offsets[1] * rows == total
+                && offsets
+                    .windows(2)
+                    .all(|pair| pair[1] - pair[0] == offsets[1]) =>
+        {
+            flat.reshape([rows, total / rows, dim])
+                .mean_dim(1)
+                .reshape([rows, dim])
+        }
+        Pool::Mean => {
+            let mean = |pair: &[usize]| match pair[1] - pair[0] {
+                0 => flat.clone().slice([0..1]).zeros_like(),
+                _ => flat.clone().slice([pair[0]..pair[1]]).mean_dim(0),
+            };
+            Tensor::cat(offsets.windows(2).map(mean).collect(), 0)
+        }
+    }
 }

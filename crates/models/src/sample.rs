@@ -1,5 +1,7 @@
 //! Choosing the next token from scores.
 
+use std::collections::BTreeSet;
+
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -12,6 +14,11 @@ pub struct SampleOptions {
     pub top_k: usize,
     /// Only the smallest set of tokens that holds this share of the probability takes part; 1 for all.
     pub top_p: f32,
+    /// Only tokens at least so likely, relative to the likeliest, take part; 0 for all.
+    pub min_p: f32,
+    /// Scores of tokens that were seen are divided by this where positive and multiplied where negative (Keskar et al.,
+    /// CTRL, 2019, arXiv 1909.05858); 1 for no change.
+    pub repetition_penalty: f32,
     /// Seed of the choice.
     pub seed: u64,
 }
@@ -22,6 +29,8 @@ impl Default for SampleOptions {
             temperature: 1.0,
             top_k: 0,
             top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
             seed: 0,
         }
     }
@@ -37,10 +46,12 @@ pub struct SampleError(String);
 pub struct Sampler {
     options: SampleOptions,
     rng: ChaCha8Rng,
+    seen: BTreeSet<u32>,
 }
 
 impl Sampler {
-    /// A chooser; refuses a negative temperature and a `top_p` outside `(0, 1]`.
+    /// A chooser; refuses a negative temperature, a `top_p` outside `(0, 1]`, a `min_p` outside `[0, 1]` and a penalty that
+    /// is not above 0.
     pub fn new(options: SampleOptions) -> Result<Self, SampleError> {
         if !(options.temperature >= 0.0 && options.temperature.is_finite()) {
             return Err(SampleError(format!(
@@ -54,29 +65,65 @@ impl Sampler {
                 options.top_p
             )));
         }
+        if !(0.0..=1.0).contains(&options.min_p) {
+            return Err(SampleError(format!(
+                "expected min_p of at least 0 and at most 1, got {}",
+                options.min_p
+            )));
+        }
+        if !(options.repetition_penalty > 0.0 && options.repetition_penalty.is_finite()) {
+            return Err(SampleError(format!(
+                "expected repetition_penalty above 0, got {}",
+                options.repetition_penalty
+            )));
+        }
         Ok(Sampler {
             options,
             rng: ChaCha8Rng::seed_from_u64(options.seed),
+            seen: BTreeSet::new(),
         })
+    }
+
+    /// Tokens that the penalty for repetition counts as seen, beside those that were chosen.
+    pub fn see(&mut self, ids: &[u32]) {
+        if self.options.repetition_penalty != 1.0 {
+            self.seen.extend(ids);
+        }
     }
 
     /// The next token for one row of scores. Scores that are not numbers never win.
     pub fn choose(&mut self, scores: &[f32]) -> u32 {
-        let mut order: Vec<u32> = (0..scores.len() as u32)
-            .filter(|id| !scores[*id as usize].is_nan())
-            .collect();
+        let chosen = match self.seen.is_empty() {
+            true => self.draw(scores),
+            false => {
+                let mut scores = scores.to_vec();
+                let penalty = self.options.repetition_penalty;
+                for id in &self.seen {
+                    if let Some(score) = scores.get_mut(*id as usize) {
+                        *score = match *score > 0.0 {
+                            true => *score / penalty,
+                            false => *score * penalty,
+                        };
+                    }
+                }
+                self.draw(&scores)
+            }
+        };
+        self.see(&[chosen]);
+        chosen
+    }
+
+    fn draw(&mut self, scores: &[f32]) -> u32 {
         // Equal scores: the lower id first, so that greedy choice is reproducible.
-        order.sort_by(|a, b| {
-            scores[*b as usize]
-                .total_cmp(&scores[*a as usize])
-                .then(a.cmp(b))
-        });
+        let wanted = match (self.options.temperature, self.options.top_k) {
+            (0.0, _) => 1,
+            (_, 0) => scores.len(),
+            (_, top_k) => top_k,
+        };
+        let order = likeliest(scores, wanted);
         let Some(&best) = order.first() else { return 0 };
         if self.options.temperature == 0.0 {
             return best;
-        }
-        if self.options.top_k > 0 {
-            order.truncate(self.options.top_k);
         }
         let top = scores[best as usize];
         let weight = |id: &u32| {
@@ -97,6 +144,10 @@ impl Sampler {
                 .map_or(weights.len(), |last| last + 1);
             weights.truncate(kept);
         }
+        // The likeliest weighs 1.
+        let enough = f64::from(self.options.min_p);
+        let kept = weights.partition_point(|weight| *weight >= enough);
+        weights.truncate(kept.max(1));
         let mut draw = self.rng.random::<f64>() * weights.iter().sum::<f64>();
         for (id, weight) in order.iter().zip(&weights) {
             draw -= weight;
@@ -106,6 +157,42 @@ impl Sampler {
         }
         order[weights.len() - 1]
     }
+}
+
+/// The log probability of a token under one row of scores.
+pub fn log_prob(scores: &[f32], id: u32) -> f32 {
+    let known = |score: &&f32| !score.is_nan();
+    let top = scores
+        .iter()
+        .filter(known)
+        .copied()
+        .fold(f32::MIN, f32::max);
+    let sum = scores
+        .iter()
+        .filter(known)
+        .map(|score| f64::from(score - top).exp());
+    let score = scores
+        .get(id as usize)
+        .copied()
+        .unwrap_or(f32::NEG_INFINITY);
+    (f64::from(score - top) - sum.sum::<f64>().ln()) as f32
+}
+
+/// The so many likeliest tokens, likeliest first.
+pub fn likeliest(scores: &[f32], count: usize) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..scores.len() as u32)
+        .filter(|id| !scores[*id as usize].is_nan())
+        .collect();
+    let before = |a: &u32, b: &u32| {
+        let by_score = scores[*b as usize].total_cmp(&scores[*a as usize]);
+        by_score.then(a.cmp(b))
+    };
+    if count < order.len() {
+        order.select_nth_unstable_by(count, before);
+        order.truncate(count);
+    }
+    order.sort_by(before);
+    order
 }
 
 #[cfg(test)]
@@ -140,6 +227,11 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(shares(top_p, &scores)[4], 0.0);
+        let min_p = SampleOptions {
+            min_p: 0.6,
+            ..Default::default()
+        };
+        assert_eq!(shares(min_p, &scores)[0], 1.0);
         let greedy = SampleOptions {
             temperature: 0.0,
             ..Default::default()
@@ -159,5 +251,25 @@ mod tests {
             })
             .is_err()
         );
+    }
+    #[test]
+    fn what_was_seen_is_less_likely_and_probabilities_sum_to_one() {
+        let options = SampleOptions {
+            temperature: 0.0,
+            repetition_penalty: 2.0,
+            ..Default::default()
+        };
+        let mut sampler = Sampler::new(options).expect("in range");
+        let scores = [3.0, 2.0, -1.0];
+        assert_eq!(sampler.choose(&scores), 0);
+        assert_eq!(sampler.choose(&scores), 1);
+        assert_eq!(sampler.choose(&scores), 0);
+        let mut other = Sampler::new(options).expect("in range");
+        other.see(&[0]);
+        assert_eq!(other.choose(&scores), 1);
+        let all: f32 = (0..3).map(|id| log_prob(&scores, id).exp()).sum();
+        assert!((all - 1.0).abs() < 1e-6);
+        assert_eq!(likeliest(&[1.0, f32::NAN, 3.0, 3.0], 2), [2, 3]);
+        assert_eq!(likeliest(&scores, 9), [0, 1, 2]);
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod cases;
 pub mod golden;
+pub mod import;
 pub mod laws;
 pub mod model_laws;
 pub mod tolerance;

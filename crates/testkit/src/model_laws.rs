@@ -74,7 +74,7 @@ fn gradients(
 
     let target = match model.config().gives {
         Gives::Class { .. } => Target::Classes(targets),
-        Gives::NextToken { .. } => Target::Tokens(targets),
+        _ => Target::Tokens(targets),
     };
     let scored = model
         .loss(input, lengths, target)

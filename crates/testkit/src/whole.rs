@@ -27,7 +27,7 @@ pub fn check(golden: &Golden) -> Result<Closeness, String> {
         .filter_map(|key| key.strip_prefix("w."))
         .collect();
     for param in model.params().params() {
-        let theirs = family.their_name(param.name());
+        let theirs = family.their_name(param.name()).unwrap_or_default();
         let (_, values) = golden.get(&format!("w.{theirs}"))?;
         param.set(values.to_vec()).map_err(|error| text(&error))?;
         unused.retain(|name| *name != theirs);
@@ -58,7 +58,10 @@ pub fn check(golden: &Golden) -> Result<Closeness, String> {
             .iter()
             .filter(|param| param.trainable())
         {
-            let name = format!("{prefix}.{}", family.their_name(param.name()));
+            let name = format!(
+                "{prefix}.{}",
+                family.their_name(param.name()).unwrap_or_default()
+            );
             let (_, want) = golden.get(&name)?;
             let got = param.gradient(&mut grads);
             let got = got.ok_or_else(|| at(&format!("{} has no gradient", param.name())))?;

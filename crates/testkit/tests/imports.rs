@@ -1,144 +1,245 @@
-//! Folders in the layout of transformers, written from the goldens with its names, are read by path and give its logits.
+//! Folders of other programs, written from the goldens with their names, are read by path and give their logits; written
+//! again they do so still.
 
-use std::collections::BTreeMap;
+use std::path::Path;
 
-use anyformer_hub::{ModelFolder, NamedTensor, write_safetensors};
-use anyformer_models::Input;
+use anyformer_hub::{ModelFolder, export};
+use anyformer_models::{Input, Model};
 use anyformer_ops::{Device, tensor_values};
 use anyformer_testkit::golden::{self, Golden};
+use anyformer_testkit::import::{load, ragged, rows, tensors, write};
 use anyformer_testkit::tolerance::{OUTPUT, check};
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 
-fn tensors(golden: &Golden) -> Vec<NamedTensor> {
-    let weights = golden.keys().filter_map(|key| {
-        let name = key.strip_prefix("w.")?;
-        let (shape, values) = golden.get(key).ok()?;
-        Some(NamedTensor {
-            name: name.to_string(),
-            shape: shape.to_vec(),
-            values: values.to_vec(),
-        })
-    });
-    weights.collect()
+fn goldens(kind: &str) -> Vec<Golden> {
+    let all = golden::all().expect("goldens");
+    all.into_iter()
+        .filter(|golden| golden.mixer == kind)
+        .collect()
 }
 
-fn logits(golden: &Golden, folder: &std::path::Path) -> Vec<f32> {
-    let opened = ModelFolder::open(folder).expect("opens");
-    let model = opened.load(&Device::flex()).expect("loads");
+fn named(name: &str) -> Golden {
+    let all = golden::all().expect("goldens");
+    all.into_iter()
+        .find(|golden| golden.name == name)
+        .expect(name)
+}
+
+fn written(golden: &Golden, files: usize) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("folder");
+    write(golden, folder.path(), files).expect("written");
+    folder
+}
+
+fn logits(golden: &Golden, folder: &Path) -> Vec<f32> {
+    let model = load(folder).expect("loads");
     let (shape, ids) = golden.get("ids").expect("ids");
     let ids: Vec<u32> = ids.iter().map(|id| *id as u32).collect();
-    let whole = model.forward(
-        Input::Tokens {
-            ids: &ids,
-            batch: shape[0],
-        },
-        None,
+    let batch = shape[0];
+    let whole = tensor_values(
+        model
+            .forward(Input::Tokens { ids: &ids, batch }, None)
+            .expect("runs"),
     );
     // Token by token, every row at once.
-    let (batch, time) = (shape[0], shape[1]);
-    let column = |at: usize| -> Vec<u32> { (0..batch).map(|row| ids[row * time + at]).collect() };
-    let (_, mut state) = model
-        .prefill(&column(0), batch, None, None)
-        .expect("prefill");
-    let mut last = Vec::new();
-    for at in 1..time {
-        let (scores, next) = model.step(&column(at), &state).expect("step");
-        (last, state) = (tensor_values(scores), next);
-    }
-    let whole = tensor_values(whole.expect("runs"));
+    let time = shape[1];
     let vocab = whole.len() / (batch * time);
     let want: Vec<f32> = (0..batch)
         .flat_map(|row| &whole[((row + 1) * time - 1) * vocab..(row + 1) * time * vocab])
         .copied()
         .collect();
+    let column = |at: usize| -> Vec<u32> { (0..batch).map(|row| ids[row * time + at]).collect() };
+    let last = streamed(&model, (0..time).map(column));
     check("streamed", &last, &want, OUTPUT).expect("streamed equals whole");
     whole
 }
 
-fn write_config(folder: &std::path::Path, golden: &Golden) {
-    let text = Value::Object(golden.config.clone()).to_string();
-    std::fs::write(folder.join("config.json"), text).expect("writes");
+/// The scores after the last of some tokens that come one by one, each for every sequence.
+fn streamed(model: &Model, tokens: impl Iterator<Item = Vec<u32>>) -> Vec<f32> {
+    let mut state = None;
+    let mut last = Vec::new();
+    for ids in tokens {
+        let (scores, next) = model
+            .prefill(&ids, ids.len(), None, state.as_ref())
+            .expect("runs");
+        (last, state) = (tensor_values(scores), Some(next));
+    }
+    last
 }
 
 #[test]
 fn folders_of_transformers_give_its_logits() {
-    let mut seen = 0;
-    for golden in golden::all().expect("goldens").iter() {
-        if golden.mixer != "model" {
-            continue;
-        }
-        seen += 1;
+    let all = goldens("model");
+    assert_eq!(all.len(), 3);
+    for golden in &all {
         let want = golden.get("y").expect("y").1;
-        let one = tempfile::tempdir().expect("folder");
-        write_config(one.path(), golden);
-        let all = tensors(golden);
-        let none = BTreeMap::new();
-        write_safetensors(&one.path().join("model.safetensors"), &all, &none).expect("writes");
-        check(&golden.name, &logits(golden, one.path()), want, OUTPUT).expect("one file");
-
-        let several = tempfile::tempdir().expect("folder");
-        write_config(several.path(), golden);
-        let mut map = serde_json::Map::new();
-        for (number, part) in all.chunks(all.len().div_ceil(2)).enumerate() {
-            let file = format!("model-{number}.safetensors");
-            map.extend(part.iter().map(|tensor| (tensor.name.clone(), json!(file))));
-            write_safetensors(&several.path().join(file), part, &none).expect("writes");
+        for files in [1, 2] {
+            let folder = written(golden, files);
+            check(&golden.name, &logits(golden, folder.path()), want, OUTPUT).expect("files");
         }
-        let index = json!({ "weight_map": map }).to_string();
-        let path = several.path().join("model.safetensors.index.json");
-        std::fs::write(path, index).expect("writes");
-        check(&golden.name, &logits(golden, several.path()), want, OUTPUT).expect("shards");
     }
-    assert_eq!(seen, 3);
+}
+
+/// A family: in a ragged batch of seven, each row alone, token by token, and after an export.
+#[test]
+fn every_family_gives_the_logits_of_its_reference() {
+    let all = goldens("import");
+    assert!(all.len() >= 19, "{} goldens", all.len());
+    for golden in &all {
+        let name = &golden.name;
+        let want = golden.get("y").expect("y").1;
+        let folder = written(golden, 2);
+        let model = load(folder.path()).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let y = ragged(golden, &model).expect("runs");
+        check(name, &y, want, OUTPUT).expect("ragged");
+
+        let rows = rows(golden).expect("rows");
+        assert_eq!(rows.len(), 7);
+        let width = want.len() / rows.iter().map(Vec::len).sum::<usize>();
+        let mut start = 0;
+        for ids in &rows {
+            let want = &want[start * width..(start + ids.len()) * width];
+            start += ids.len();
+            if golden.get("types").is_ok() {
+                continue;
+            }
+            let y = model
+                .forward(Input::Tokens { ids, batch: 1 }, None)
+                .expect("runs");
+            check(name, &tensor_values(y), want, OUTPUT).expect("alone");
+            if !model.config().streams() {
+                continue;
+            }
+            // Where positions depend on the length at hand, the reference's own steps differ from its whole.
+            let want = match golden.get("stream") {
+                Ok((_, stream)) if ids.len() == 12 => stream,
+                Ok(_) => continue,
+                Err(_) => &want[want.len() - width..],
+            };
+            let last = streamed(&model, ids.iter().map(|id| vec![*id]));
+            check(name, &last, want, OUTPUT).expect("token by token");
+        }
+
+        let place = tempfile::tempdir().expect("folder");
+        let to = place.path().join("out");
+        let opened = ModelFolder::open(folder.path()).expect("opens");
+        export(&opened, &to).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let again = load(&to).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let back = ragged(golden, &again).expect("runs");
+        assert_eq!(back, y, "{name} after an export");
+        let names = |folder: &Path, file: &str| -> Vec<(String, Vec<usize>)> {
+            let file = anyformer_hub::read_safetensors(&folder.join(file)).expect("reads");
+            let mut names: Vec<_> = file
+                .tensors
+                .into_iter()
+                .map(|tensor| (tensor.name, tensor.shape))
+                .filter(|(name, _)| !name.contains("pooler"))
+                .collect();
+            names.sort();
+            names
+        };
+        let mut theirs = names(folder.path(), "model-0.safetensors");
+        theirs.extend(names(folder.path(), "model-1.safetensors"));
+        theirs.sort();
+        assert_eq!(names(&to, "model.safetensors"), theirs, "{name}");
+    }
 }
 
 #[test]
-fn everything_that_does_not_fit_is_in_one_error() {
-    let goldens = golden::all().expect("goldens");
-    let golden = goldens.iter().find(|golden| golden.name == "model_llama");
-    let golden = golden.expect("model_llama");
-    let folder = tempfile::tempdir().expect("folder");
-    write_config(folder.path(), golden);
-    let mut all = tensors(golden);
+fn everything_that_does_not_fit_is_in_one_error_under_its_own_name() {
+    let golden = named("model_llama");
+    let folder = written(&golden, 1);
+    let mut all = tensors(&golden);
     let [first, second] = [all[0].name.clone(), all[1].name.clone()];
     all[0].name = "model.unknown".into();
     all[1].shape = vec![all[1].values.len()];
     let path = folder.path().join("model.safetensors");
-    write_safetensors(&path, &all, &BTreeMap::new()).expect("writes");
-    let opened = ModelFolder::open(folder.path()).expect("opens");
-    let error = opened
-        .load(&Device::flex())
-        .err()
-        .expect("refused")
-        .to_string();
-    // Missing tensors have our names: those are what the model lacks.
-    let ours = if second.contains("embed") {
-        "embed.weight"
-    } else {
-        second.as_str()
-    };
-    for name in ["model.unknown", first.as_str(), ours] {
+    anyformer_hub::write_safetensors(&path, &all, &Default::default()).expect("writes");
+    let error = load(folder.path()).err().expect("refused");
+    for name in ["model.unknown", first.as_str(), second.as_str()] {
         assert!(error.contains(name), "{name}: {error}");
     }
+    assert!(error.contains("3 tensors"), "{error}");
+}
+
+#[test]
+fn in_several_files_the_error_names_the_file_of_each() {
+    let golden = named("import_gpt2");
+    let folder = written(&golden, 2);
+    let path = folder.path().join("model-1.safetensors");
+    let mut part = anyformer_hub::read_safetensors(&path)
+        .expect("reads")
+        .tensors;
+    let gone = part.remove(0).name;
+    part[0].shape.push(1);
+    let shaped = part[0].name.clone();
+    // It stands in the first file, too.
+    let first = folder.path().join("model-0.safetensors");
+    part.push(
+        anyformer_hub::read_safetensors(&first)
+            .expect("reads")
+            .tensors[0]
+            .clone(),
+    );
+    anyformer_hub::write_safetensors(&path, &part, &Default::default()).expect("writes");
+    let error = load(folder.path()).err().expect("refused");
+    for words in [
+        format!("{gone} in model-1.safetensors"),
+        format!("{shaped} in model-1.safetensors should be"),
+        "model-0.safetensors and again in model-1.safetensors".to_string(),
+    ] {
+        assert!(error.contains(&words), "{words}: {error}");
+    }
+    assert!(error.contains("3 tensors"), "{error}");
+}
+
+#[test]
+fn buffers_that_nobody_needs_may_be_of_any_type() {
+    let golden = named("import_bert_hidden");
+    let folder = written(&golden, 1);
+    let path = folder.path().join("model.safetensors");
+    let bytes = std::fs::read(&path).expect("reads");
+    let file = SafeTensors::deserialize(&bytes).expect("reads");
+    let mut all = file.tensors();
+    let ids: Vec<u8> = (0..16i64).flat_map(i64::to_le_bytes).collect();
+    let ids = TensorView::new(Dtype::I64, vec![1, 16], &ids).expect("a tensor");
+    all.push(("embeddings.position_ids".into(), ids.clone()));
+    std::fs::write(
+        &path,
+        safetensors::serialize(all.clone(), None).expect("bytes"),
+    )
+    .expect("writes");
+    load(folder.path()).expect("loads");
+    all.push(("encoder.other".into(), ids));
+    std::fs::write(&path, safetensors::serialize(all, None).expect("bytes")).expect("writes");
+    let error = load(folder.path()).err().expect("refused");
+    assert!(error.contains("encoder.other is I64"), "{error}");
 }
 
 #[test]
 fn more_layers_than_tensors_are_refused_before_any_is_made() {
-    let goldens = golden::all().expect("goldens");
-    let golden = goldens.iter().find(|golden| golden.name == "model_llama");
-    let golden = golden.expect("model_llama");
-    let folder = tempfile::tempdir().expect("folder");
+    let golden = named("model_llama");
+    let folder = written(&golden, 1);
     let mut config = golden.config.clone();
     config.insert("num_hidden_layers".into(), json!(2_000_000_000));
     let text = Value::Object(config).to_string();
     std::fs::write(folder.path().join("config.json"), text).expect("writes");
-    let path = folder.path().join("model.safetensors");
-    write_safetensors(&path, &tensors(golden), &BTreeMap::new()).expect("writes");
-    let opened = ModelFolder::open(folder.path()).expect("opens");
-    let error = opened
-        .load(&Device::flex())
-        .err()
-        .expect("refused")
-        .to_string();
+    let error = load(folder.path()).err().expect("refused");
     assert!(error.contains("2000000000 layers"), "{error}");
+}
+
+#[test]
+fn a_model_of_ours_that_no_family_has_is_not_exported() {
+    let config = json!({"dim": 16, "layers": 1, "mixers": [{"name": "performer"}]});
+    let config = anyformer_models::ModelConfig::from_json(&config).expect("a config");
+    let model = Model::new(&config, &Device::flex(), 0).expect("built");
+    let place = tempfile::tempdir().expect("folder");
+    let from = place.path().join("from");
+    anyformer_hub::save(&from, &model, &Default::default()).expect("saved");
+    let opened = ModelFolder::open(&from).expect("opens");
+    let error = export(&opened, &place.path().join("to")).expect_err("refused");
+    assert!(error.to_string().contains("made of attention"), "{error}");
+    assert!(!place.path().join("to").exists());
 }

@@ -1,6 +1,8 @@
-//! `anyformer info NAME`: the card of a mixer and the exact cost of a model made of it. No parameter is allocated.
+//! `anyformer info NAME`: the card of a mixer and the exact cost of a model made of it, or of a model folder. No parameter
+//! is allocated.
 
 use std::fmt::Write;
+use std::path::Path;
 
 use anyformer_lab::units::{bytes, count, grouped};
 use anyformer_mixers::card::nearest_name;
@@ -13,12 +15,13 @@ use serde_json::{Map, Value, json};
 use crate::exit::{Failure, Kind, bad_input};
 use crate::overrides::{self, Override};
 use crate::say::Say;
+use crate::verbs::info_model;
 use crate::verbs::list::{card_json, direction};
 
 /// Flags.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A token mixer or channel mixer
+    /// A token mixer or channel mixer, or else a run folder, model folder or GGUF file
     pub name: String,
     /// A published size, as `130m` [default: a small model of this mixer]
     #[arg(long, value_name = "NAME")]
@@ -33,7 +36,18 @@ pub struct Args {
 
 /// Prints the card and the cost.
 pub fn run(args: &Args, say: &Say) -> Result<(), Failure> {
-    let (card, resolve, is_token) = find(&args.name)?;
+    let found = find(&args.name);
+    let path = Path::new(&args.name);
+    if found.is_err() && path.exists() {
+        if args.preset.is_some() || !args.set.is_empty() {
+            return Err(bad_input(format!(
+                "tell about {}: it is a model, which has no presets and cannot be changed; leave --preset and --set out",
+                path.display()
+            )));
+        }
+        return info_model::run(path, args.time as usize, say);
+    }
+    let (card, resolve, is_token) = found?;
     let config = config(args, card, is_token)?;
     let model = Model::shapes(&config).input()?;
     let time = args.time as usize;

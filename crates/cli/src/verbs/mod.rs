@@ -1,13 +1,16 @@
 //! One file per verb: its flags and what it does.
 
 pub mod bench;
+pub mod chat;
 pub mod compare;
 pub mod completions;
 pub mod data;
 pub mod doctor;
 pub mod eval;
+pub mod export;
 pub mod generate;
 pub mod info;
+mod info_model;
 pub mod list;
 pub mod man;
 pub mod resume;
@@ -27,6 +30,8 @@ pub fn run(cli: &Cli, say: &Say) -> Result<(), Failure> {
         Verb::Resume(args) => resume::run(args, global, say),
         Verb::Eval(args) => eval::run(args, global, say),
         Verb::Generate(args) => generate::run(args, global, say),
+        Verb::Chat(args) => chat::run(args, global, say),
+        Verb::Export(args) => export::run(args, global, say),
         Verb::Compare(args) => compare::run(args, global, say),
         Verb::Bench(args) => bench::run(args, global, say),
         Verb::Doctor(args) => doctor::run(args, global, say),

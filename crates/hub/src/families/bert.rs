@@ -1,0 +1,242 @@
+//! BERT, RoBERTa and DistilBERT: post-norm encoders that look both ways. Read with the masked-token head where the file
+//! was saved with it, else as hidden vectors.
+
+use serde_json::{Value, json};
+
+use super::keys::Keys;
+use super::names::{Name, Rows, rows, same};
+use super::{ACTIVATIONS, Layout, parts, their_activation};
+
+/// BERT's names under a prefix, then the given lines.
+macro_rules! bert_names {
+    ($prefix:literal, $($own:expr),* $(,)?) => {
+        const { &[
+            same("embed.weight", concat!($prefix, "embeddings.word_embeddings.weight")),
+            same("types.weight", concat!($prefix, "embeddings.token_type_embeddings.weight")),
+            same("embed_norm.*", concat!($prefix, "embeddings.LayerNorm.*")),
+            same("layers.#.norm1.*", concat!($prefix, "encoder.layer.#.attention.output.LayerNorm.*")),
+            same("layers.#.norm2.*", concat!($prefix, "encoder.layer.#.output.LayerNorm.*")),
+            same("layers.#.mixer.q_proj.*", concat!($prefix, "encoder.layer.#.attention.self.query.*")),
+            same("layers.#.mixer.k_proj.*", concat!($prefix, "encoder.layer.#.attention.self.key.*")),
+            same("layers.#.mixer.v_proj.*", concat!($prefix, "encoder.layer.#.attention.self.value.*")),
+            same("layers.#.mixer.o_proj.*", concat!($prefix, "encoder.layer.#.attention.output.dense.*")),
+            same("layers.#.channel.fc1.*", concat!($prefix, "encoder.layer.#.intermediate.dense.*")),
+            same("layers.#.channel.fc2.*", concat!($prefix, "encoder.layer.#.output.dense.*")),
+            $($own),*
+        ] }
+    };
+}
+
+pub(super) static BERT: Layout = Layout {
+    kinds: &["bert"],
+    prefix: "bert.",
+    names: |_| {
+        bert_names!(
+            "bert.",
+            same(
+                "positions.weight",
+                "bert.embeddings.position_embeddings.weight"
+            ),
+            same("head.dense.*", "cls.predictions.transform.dense.*"),
+            same("head.norm.*", "cls.predictions.transform.LayerNorm.*"),
+            same("head.bias", "cls.predictions.bias"),
+        )
+    },
+    spare: &[
+        "pooler.*",
+        "position_ids",
+        "predictions.decoder.*",
+        "seq_relationship.*",
+    ],
+    read,
+    write,
+};
+
+/// RoBERTa's positions begin after the two rows of the padding token.
+pub(super) static ROBERTA: Layout = Layout {
+    kinds: &["roberta"],
+    prefix: "roberta.",
+    names: |_| {
+        bert_names!(
+            "roberta.",
+            rows(
+                "positions.weight",
+                "roberta.embeddings.position_embeddings.weight",
+                Rows::After(2)
+            ),
+            same("head.dense.*", "lm_head.dense.*"),
+            same("head.norm.*", "lm_head.layer_norm.*"),
+            same("head.bias", "lm_head.bias"),
+        )
+    },
+    spare: &["pooler.*", "position_ids", "lm_head.decoder.*"],
+    read,
+    write,
+};
+
+pub(super) static DISTILBERT: Layout = Layout {
+    kinds: &["distilbert"],
+    prefix: "distilbert.",
+    names: |_| DISTILBERT_NAMES,
+    spare: &["position_ids", "vocab_projector.weight"],
+    read: read_distilbert,
+    write: write_distilbert,
+};
+
+const DISTILBERT_NAMES: &[Name] = &[
+    same(
+        "embed.weight",
+        "distilbert.embeddings.word_embeddings.weight",
+    ),
+    same(
+        "positions.weight",
+        "distilbert.embeddings.position_embeddings.weight",
+    ),
+    same("embed_norm.*", "distilbert.embeddings.LayerNorm.*"),
+    same(
+        "layers.#.norm1.*",
+        "distilbert.transformer.layer.#.sa_layer_norm.*",
+    ),
+    same(
+        "layers.#.norm2.*",
+        "distilbert.transformer.layer.#.output_layer_norm.*",
+    ),
+    same(
+        "layers.#.mixer.q_proj.*",
+        "distilbert.transformer.layer.#.attention.q_lin.*",
+    ),
+    same(
+        "layers.#.mixer.k_proj.*",
+        "distilbert.transformer.layer.#.attention.k_lin.*",
+    ),
+    same(
+        "layers.#.mixer.v_proj.*",
+        "distilbert.transformer.layer.#.attention.v_lin.*",
+    ),
+    same(
+        "layers.#.mixer.o_proj.*",
+        "distilbert.transformer.layer.#.attention.out_lin.*",
+    ),
+    same(
+        "layers.#.channel.fc1.*",
+        "distilbert.transformer.layer.#.ffn.lin1.*",
+    ),
+    same(
+        "layers.#.channel.fc2.*",
+        "distilbert.transformer.layer.#.ffn.lin2.*",
+    ),
+    same("head.dense.*", "vocab_transform.*"),
+    same("head.norm.*", "vocab_layer_norm.*"),
+    same("head.bias", "vocab_projector.bias"),
+];
+
+/// What the file was saved with; a head that is not read is refused.
+fn gives(keys: &Keys) -> Result<Value, String> {
+    let saved = keys.0["architectures"][0].as_str().unwrap_or("Model");
+    if saved.ends_with("ForMaskedLM") || saved.ends_with("ForPreTraining") {
+        keys.must("tie_word_embeddings", &[json!(true)])?;
+        return Ok(json!("masked_token"));
+    }
+    match saved.ends_with("Model") {
+        true => Ok(json!("hidden")),
+        false => Err(format!(
+            "architectures names {saved}; an encoder saved as …Model or …ForMaskedLM can be read"
+        )),
+    }
+}
+
+fn attention(heads: u64) -> Value {
+    json!([{"name": "attention", "heads": heads, "causal": false, "position": "none", "bias": true}])
+}
+
+fn read(keys: &Keys, kind: &str) -> Result<Value, String> {
+    keys.must("is_decoder", &[json!(false)])?;
+    keys.must("add_cross_attention", &[json!(false)])?;
+    keys.must("position_embedding_type", &[json!("absolute")])?;
+    let mut longest = keys.number("max_position_embeddings")?;
+    if kind == "roberta" {
+        keys.must("pad_token_id", &[json!(1)])?;
+        longest = longest.saturating_sub(2);
+    }
+    let gives = gives(keys)?;
+    let activation = keys.word("hidden_act", ACTIVATIONS)?;
+    Ok(json!({
+        "dim": keys.number("hidden_size")?,
+        "layers": keys.number("num_hidden_layers")?,
+        "mixers": attention(keys.number("num_attention_heads")?),
+        "channel": {"name": "mlp", "hidden": keys.number("intermediate_size")?, "activation": activation},
+        "wiring": "post_norm",
+        "norm": "layer",
+        "norm_eps": keys.real_or("layer_norm_eps", 1e-12)?,
+        "positions": "learned",
+        "max_time": longest,
+        "token_types": keys.number_or("type_vocab_size", 2)?,
+        "embed_norm": true,
+        "reads": {"tokens": {"vocab": keys.number("vocab_size")?}},
+        "gives": gives,
+    }))
+}
+
+fn write(ours: &Value, kind: &str) -> Result<Value, String> {
+    let (mixer, channel) = parts(ours, "attention", "mlp")?;
+    let (name, before) = match kind {
+        "roberta" => ("Roberta", 2),
+        _ => ("Bert", 0),
+    };
+    let mut theirs = json!({
+        "architectures": [architecture(name, ours)],
+        "hidden_size": ours["dim"],
+        "num_hidden_layers": ours["layers"],
+        "num_attention_heads": mixer["heads"],
+        "intermediate_size": channel["hidden"],
+        "hidden_act": their_activation(channel),
+        "layer_norm_eps": ours["norm_eps"],
+        "max_position_embeddings": ours["max_time"].as_u64().unwrap_or(0) + before,
+        "type_vocab_size": ours["token_types"],
+        "vocab_size": ours["reads"]["tokens"]["vocab"],
+    });
+    if kind == "roberta" {
+        theirs["pad_token_id"] = json!(1);
+    }
+    Ok(theirs)
+}
+
+fn architecture(name: &str, ours: &Value) -> String {
+    match ours["gives"] == "hidden" {
+        true => format!("{name}Model"),
+        false => format!("{name}ForMaskedLM"),
+    }
+}
+
+fn read_distilbert(keys: &Keys, _kind: &str) -> Result<Value, String> {
+    let gives = gives(keys)?;
+    let activation = keys.word("activation", ACTIVATIONS)?;
+    Ok(json!({
+        "dim": keys.number("dim")?,
+        "layers": keys.number("n_layers")?,
+        "mixers": attention(keys.number("n_heads")?),
+        "channel": {"name": "mlp", "hidden": keys.number("hidden_dim")?, "activation": activation},
+        "wiring": "post_norm",
+        "norm": "layer",
+        "norm_eps": 1e-12,
+        "positions": "learned",
+        "max_time": keys.number("max_position_embeddings")?,
+        "embed_norm": true,
+        "reads": {"tokens": {"vocab": keys.number("vocab_size")?}},
+        "gives": gives,
+    }))
+}
+
+fn write_distilbert(ours: &Value, _kind: &str) -> Result<Value, String> {
+    let (mixer, channel) = parts(ours, "attention", "mlp")?;
+    Ok(json!({
+        "architectures": [architecture("DistilBert", ours)],
+        "dim": ours["dim"],
+        "n_layers": ours["layers"],
+        "n_heads": mixer["heads"],
+        "hidden_dim": channel["hidden"],
+        "activation": their_activation(channel),
+        "max_position_embeddings": ours["max_time"],
+        "vocab_size": ours["reads"]["tokens"]["vocab"],
+    }))
+}

@@ -1,0 +1,203 @@
+//! The tensors of a model as they lie in one or several files: opened at once, their values read piece by piece, so that
+//! loading needs little memory beside the model's own.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use anyformer_ops::Param;
+
+use crate::encoding::Encoding;
+use crate::error::{HubError, Problem};
+use crate::families::names::Place;
+use crate::tensors::{header_length, layout, not_finite};
+
+/// Bytes that are read at once, unless a row is longer.
+const PIECE: usize = 1 << 20;
+
+/// A tensor in a file.
+#[derive(Clone, Debug)]
+pub(crate) struct Stored {
+    pub(crate) name: String,
+    /// Extents, outermost first.
+    pub(crate) shape: Vec<usize>,
+    pub(crate) encoding: Encoding,
+    /// Which file.
+    pub(crate) file: usize,
+    /// First byte in the file.
+    pub(crate) offset: u64,
+}
+
+/// Opened files with the tensors that they hold.
+#[derive(Debug, Default)]
+pub(crate) struct Weights {
+    files: Vec<(PathBuf, File)>,
+    tensors: Vec<Stored>,
+    by_name: HashMap<String, usize>,
+    /// Tensors that cannot be read, by name: unknown types, names that stand twice.
+    pub(crate) problems: Vec<(String, Problem)>,
+}
+
+pub(crate) fn unreadable(path: &Path) -> impl Fn(io::Error) -> HubError {
+    move |source| HubError::Read {
+        path: path.to_path_buf(),
+        source,
+    }
+}
+
+impl Weights {
+    /// Adds a safetensors file.
+    pub(crate) fn add_safetensors(&mut self, path: &Path) -> Result<(), HubError> {
+        let mut file = File::open(path).map_err(unreadable(path))?;
+        let total = file.metadata().map_err(unreadable(path))?.len();
+        let mut first = Vec::new();
+        let start = (&mut file).take(8).read_to_end(&mut first);
+        start.map_err(unreadable(path))?;
+        let length = header_length(path, &first, total)?;
+        let mut header = vec![0; length];
+        file.read_exact(&mut header).map_err(unreadable(path))?;
+        let data = 8 + length as u64;
+        let layout = layout(path, &header, total - data)?;
+        let number = self.add_file(path, file);
+        for problem in layout.problems {
+            let Problem::Type { name, dtype } = problem else {
+                continue;
+            };
+            let shown = self.shown(&name, number);
+            self.problems
+                .push((name, Problem::Type { name: shown, dtype }));
+        }
+        for (name, shape, encoding, offset) in layout.tensors {
+            self.add(Stored {
+                name,
+                shape,
+                encoding,
+                file: number,
+                offset: data + offset,
+            });
+        }
+        Ok(())
+    }
+
+    /// Adds a file, whose tensors [`Weights::add`] then tells.
+    pub(crate) fn add_file(&mut self, path: &Path, file: File) -> usize {
+        self.files.push((path.to_path_buf(), file));
+        self.files.len() - 1
+    }
+
+    /// Adds a tensor that lies within its file.
+    pub(crate) fn add(&mut self, stored: Stored) {
+        if let Some(other) = self.by_name.get(&stored.name) {
+            let other = &self.tensors[*other];
+            let twice = Problem::Twice {
+                name: stored.name.clone(),
+                files: [other.file, stored.file].map(|file| self.file_name(file)),
+            };
+            self.problems.push((stored.name, twice));
+            return;
+        }
+        self.by_name.insert(stored.name.clone(), self.tensors.len());
+        self.tensors.push(stored);
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.tensors.len()
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<&Stored> {
+        self.by_name.get(name).map(|at| &self.tensors[*at])
+    }
+
+    pub(crate) fn tensors(&self) -> &[Stored] {
+        &self.tensors
+    }
+
+    fn file_name(&self, file: usize) -> String {
+        let name = self.files[file].0.file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    }
+
+    /// The name of a tensor for messages: with its file, where there are several.
+    pub(crate) fn shown(&self, name: &str, file: usize) -> String {
+        match self.files.len() {
+            0 | 1 => name.to_string(),
+            _ => format!("{name} in {}", self.file_name(file)),
+        }
+    }
+
+    /// Reads whole rows of a tensor, from row `first` on, into `values`.
+    fn rows(
+        &self,
+        stored: &Stored,
+        columns: usize,
+        first: usize,
+        values: &mut [f32],
+    ) -> Result<(), HubError> {
+        let (path, mut file) = {
+            let (path, file) = &self.files[stored.file];
+            (path, file)
+        };
+        let width = stored.encoding.bytes(columns).unwrap_or(0);
+        let offset = stored.offset + (first * width) as u64;
+        file.seek(SeekFrom::Start(offset))
+            .map_err(unreadable(path))?;
+        let at_once = (PIECE / width.max(1)).max(1) * columns;
+        let mut bytes = Vec::new();
+        for values in values.chunks_mut(at_once) {
+            bytes.resize(values.len() / columns * width, 0);
+            file.read_exact(&mut bytes).map_err(unreadable(path))?;
+            stored.encoding.decode(&bytes, values);
+        }
+        Ok(())
+    }
+
+    /// Gives a parameter its values out of a tensor whose shape fits `place`. Values that are not finite are the answer.
+    pub(crate) fn fill(
+        &self,
+        param: &Param,
+        stored: &Stored,
+        place: &Place,
+    ) -> Result<Option<Problem>, HubError> {
+        let mut outcome = Ok(None);
+        param.update(|values| {
+            outcome = self.fill_values(param.shape(), stored, place, values);
+        });
+        outcome
+    }
+
+    fn fill_values(
+        &self,
+        shape: &[usize],
+        stored: &Stored,
+        place: &Place,
+        values: &mut [f32],
+    ) -> Result<Option<Problem>, HubError> {
+        let own = shape.first().copied().unwrap_or(1);
+        let columns = (values.len() / own.max(1)).max(1);
+        if place.transposed && shape.len() == 2 {
+            let theirs = stored.shape[1];
+            let mut row = vec![0.0; theirs];
+            for column in 0..columns {
+                self.rows(stored, theirs, column, &mut row)?;
+                for at in 0..own {
+                    values[at * columns + column] = row[place.row(at, own)];
+                }
+            }
+        } else {
+            let mut start = 0;
+            while start < own {
+                // As many rows as lie one after the other in theirs, too.
+                let first = place.row(start, own);
+                let run = (start..own)
+                    .take_while(|at| place.row(*at, own) == first + at - start)
+                    .count();
+                let values = &mut values[start * columns..(start + run) * columns];
+                self.rows(stored, columns, first, values)?;
+                start += run;
+            }
+        }
+        let shown = self.shown(&stored.name, stored.file);
+        Ok(not_finite(&shown, values))
+    }
+}
