@@ -399,9 +399,10 @@ impl TokenMixer for Attention {
                 let total = kept.dims()[1];
                 kept.reshape([total, heads, head_dim])
             };
+            let held: Vec<usize> = times.iter().map(|time| self.kept(*time)).collect();
             State::new(times.clone())
-                .with("k", keep(k))
-                .with("v", keep(v))
+                .with_rows("k", keep(k), held.clone())
+                .with_rows("v", keep(v), held)
         });
         Ok((y, next))
     }

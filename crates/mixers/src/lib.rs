@@ -34,6 +34,7 @@ pub mod performer;
 pub mod pool;
 pub mod retention;
 pub mod sparse;
+pub mod state;
 pub mod swiglu;
 pub mod synthesizer;
 
@@ -41,4 +42,5 @@ pub use all::{channel_mixer, channel_mixers, token_mixer, token_mixers};
 pub use card::{
     Card, ChannelEntry, ConfigError, Direction, Entry, Knob, MixerSpec, Options, Preset, TokenEntry,
 };
-pub use mixer::{ChannelMixer, Context, Cost, RunError, State, StateTensor, TokenMixer};
+pub use mixer::{ChannelMixer, Context, Cost, RunError, TokenMixer};
+pub use state::{State, StateTensor};

@@ -8,6 +8,7 @@ pub mod input;
 pub mod model;
 mod rows;
 pub mod sample;
+mod state;
 
 pub use config::{Gives, ModelConfig, ModelError, NormKind, Pool, Positions, Reads, Wiring};
 pub use input::Input;
