@@ -258,7 +258,8 @@ mod tests {
         let cache = State::new(vec![3]).with_rows("k", Tensor::<2>::ones([3, 2], &device), vec![3]);
         assert_eq!(cache.rolled_back(2).map(|state| state.bytes()), Some(16));
         assert!(cache.rolled_back(4).is_none() && cache.rolled_back(0).is_none());
-        let window = State::new(vec![5]).with_rows("k", Tensor::<2>::ones([3, 2], &device), vec![3]);
+        let window =
+            State::new(vec![5]).with_rows("k", Tensor::<2>::ones([3, 2], &device), vec![3]);
         assert!(window.rolled_back(4).is_none());
         assert!(state(&[3], 0.0).rolled_back(2).is_none());
     }
