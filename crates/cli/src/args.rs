@@ -3,7 +3,8 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::verbs::{
-    bench, compare, completions, data, doctor, eval, generate, info, list, man, resume, train,
+    bench, compare, completions, data, doctor, eval, generate, info, list, man, resume, serve,
+    train,
 };
 
 /// Efficient transformers: train, compare under equal budgets, and run them.
@@ -55,6 +56,8 @@ pub enum Verb {
     Eval(eval::Args),
     /// Continue a text with a trained language model
     Generate(generate::Args),
+    /// Serve a language model over HTTP, for the clients that people have
+    Serve(serve::Args),
     /// Compare mixers under an equal budget; writes a table and report.html
     Compare(compare::Args),
     /// Measure the speed of mixers against length

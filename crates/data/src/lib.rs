@@ -3,6 +3,7 @@
 //! [`task`] makes a task from its name and options; a [`Task`] gives a [`Loader`] per split, a loader gives batches and a
 //! [`Position`] from which it can go on exactly.
 
+pub mod chat;
 mod copying;
 mod error;
 mod expression;
@@ -17,6 +18,7 @@ pub mod tokenizer;
 
 use serde_json::{Map, Value};
 
+pub use chat::{ChatError, ChatTemplate, Message};
 pub use copying::{CopyOptions, InductionOptions};
 pub use error::DataError;
 pub use expression::{Expression, Operator, write_tsv};

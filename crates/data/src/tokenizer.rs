@@ -186,6 +186,15 @@ impl Tokenizer {
         }
     }
 
+    /// The id of the token with this text, if there is one.
+    pub fn id_of(&self, token: &str) -> Option<u32> {
+        match (self, token.as_bytes()) {
+            (Self::Bytes, [byte]) => Some(u32::from(*byte)),
+            (Self::Bytes, _) => None,
+            (Self::Bpe(tokenizer), _) => tokenizer.token_to_id(token),
+        }
+    }
+
     /// One more than the largest id.
     pub fn vocab(&self) -> usize {
         match self {

@@ -2,14 +2,22 @@
 //! server around them. Only this crate knows HTTP as a server.
 //!
 //! - [`engine`]: continuous batching on one thread, without HTTP.
+//! - [`text`]: tokens as text while they come.
+//! - [`http`]: the routes; [`server`]: the socket under them.
 //! - [`metrics`]: what is counted and timed.
 
 pub mod engine;
+pub mod http;
 pub mod metrics;
+pub mod server;
+mod stall;
+pub mod text;
 
 pub use engine::job::{
     ChannelSink, End, Event, Finish, Go, Job, JobError, Sink, SubmitError, Token,
 };
 pub use engine::states::{StateInfo, StatesConfig, StatesError};
 pub use engine::{Engine, EngineConfig, EngineError};
+pub use http::{App, Limits};
 pub use metrics::Metrics;
+pub use server::{Server, ServerConfig, ServerError, Stopper};

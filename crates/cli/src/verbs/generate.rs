@@ -144,7 +144,7 @@ fn prompt(args: &Args) -> Result<String, Failure> {
 }
 
 /// Refuses models that make no text before anything is loaded.
-fn can_generate(opened: &ModelFolder) -> Result<(), Failure> {
+pub(crate) fn can_generate(opened: &ModelFolder) -> Result<(), Failure> {
     let path = opened.path.display();
     if !gives_tokens(&opened.config) {
         return Err(bad_input(format!(
@@ -163,7 +163,7 @@ fn can_generate(opened: &ModelFolder) -> Result<(), Failure> {
 }
 
 /// The folder's own tokenizer; without one, a vocabulary of 256 is bytes.
-fn tokenizer(opened: &ModelFolder) -> Result<Tokenizer, Failure> {
+pub(crate) fn tokenizer(opened: &ModelFolder) -> Result<Tokenizer, Failure> {
     match (opened.tokenizer().input()?, opened.config.reads) {
         (Some(text), _) => Tokenizer::from_json(&text)
             .with_context(|| format!("read the tokenizer of {}", opened.path.display()))

@@ -11,6 +11,7 @@ pub mod info;
 pub mod list;
 pub mod man;
 pub mod resume;
+pub mod serve;
 pub mod train;
 
 use crate::args::{Cli, Verb};
@@ -27,6 +28,7 @@ pub fn run(cli: &Cli, say: &Say) -> Result<(), Failure> {
         Verb::Resume(args) => resume::run(args, global, say),
         Verb::Eval(args) => eval::run(args, global, say),
         Verb::Generate(args) => generate::run(args, global, say),
+        Verb::Serve(args) => serve::run(args, global, say),
         Verb::Compare(args) => compare::run(args, global, say),
         Verb::Bench(args) => bench::run(args, global, say),
         Verb::Doctor(args) => doctor::run(args, global, say),

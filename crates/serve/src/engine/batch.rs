@@ -156,7 +156,7 @@ impl Worker {
             Ok(sampler) => sampler,
             Err(error) => return sink.end(Err(JobError::Model(error.to_string()))),
         };
-        let found = self.states.find(&ids);
+        let found = self.states.find(&ids, ids.len().saturating_sub(1));
         let cached = found.as_ref().map_or(0, |(_, length)| *length);
         match cached {
             0 => self.metrics.cache_misses.inc(),

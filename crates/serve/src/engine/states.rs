@@ -172,9 +172,8 @@ impl States {
         Ok(())
     }
 
-    /// The kept state that stands for most of the beginning of `ids`, its last token left out, and how many it is.
-    pub(super) fn find(&mut self, ids: &[u32]) -> Option<(ModelState, usize)> {
-        let most = ids.len().saturating_sub(1);
+    /// The kept state that stands for most of the first `most` of `ids`, and for how many.
+    pub(super) fn find(&mut self, ids: &[u32], most: usize) -> Option<(ModelState, usize)> {
         let usable = |entry: &Entry| {
             let shared = common(&entry.head.ids[..entry.head.time], ids);
             match (
@@ -373,7 +372,7 @@ impl States {
             }
             Some(tokens) => {
                 ids.truncate(tokens);
-                self.find(&ids).map(|(state, _)| state)
+                self.find(&ids, tokens).map(|(state, _)| state)
             }
         };
         self.save(to, ids, state).map(Some)

@@ -1,4 +1,6 @@
 //! The engine and the server around small models with random weights.
 
+mod client;
 mod engine;
+mod http;
 mod models;
