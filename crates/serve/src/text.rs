@@ -186,8 +186,9 @@ impl Sink for TextSink {
         let text = self.detokenizer.push(token.id);
         let (text, found) = self.stops.push(&text);
         self.stopped = found;
-        let sent = self.channel.send((self.index, Part::Text(text, token)));
-        match sent.is_err() || found {
+        // Whether anyone listens is asked before the next step.
+        let _ = self.channel.send((self.index, Part::Text(text, token)));
+        match found {
             true => Go::Stop,
             false => Go::On,
         }

@@ -8,4 +8,5 @@ mod kill;
 mod readme;
 mod recipes;
 mod runs;
+mod serve;
 mod shows;

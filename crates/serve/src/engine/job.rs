@@ -1,6 +1,7 @@
 //! What the engine is asked and what it answers: a job goes in with its sink, tokens come out one by one, then one end.
 
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::time::Instant;
 
 use anyformer_models::SampleOptions;
@@ -148,7 +149,18 @@ pub enum JobError {
 }
 
 /// A sink into a channel, for callers that want the tokens themselves.
-pub struct ChannelSink(pub std::sync::mpsc::Sender<Event>);
+pub struct ChannelSink {
+    channel: Sender<Event>,
+    gone: bool,
+}
+
+impl ChannelSink {
+    /// The job ends when the receiver is dropped.
+    pub fn new(channel: Sender<Event>) -> Self {
+        let gone = false;
+        ChannelSink { channel, gone }
+    }
+}
 
 /// What a [`ChannelSink`] sends.
 #[derive(Clone, Debug, PartialEq)]
@@ -161,18 +173,16 @@ pub enum Event {
 
 impl Sink for ChannelSink {
     fn token(&mut self, token: Token) -> Go {
-        match self.0.send(Event::Token(token)) {
-            Ok(()) => Go::On,
-            Err(_) => Go::Stop,
-        }
+        self.gone = self.channel.send(Event::Token(token)).is_err();
+        Go::On
     }
 
     fn is_gone(&self) -> bool {
-        false
+        self.gone
     }
 
     fn end(self: Box<Self>, end: Result<End, JobError>) {
         // A receiver that went away wants no end.
-        let _ = self.0.send(Event::End(end));
+        let _ = self.channel.send(Event::End(end));
     }
 }

@@ -1,6 +1,6 @@
 //! A server on a free port, and a client of a few lines over plain sockets.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -14,7 +14,6 @@ use crate::models::model;
 
 pub struct Running {
     pub address: SocketAddr,
-    pub metrics: Metrics,
     stopper: Stopper,
     thread: Option<JoinHandle<()>>,
 }
@@ -48,7 +47,7 @@ pub fn serve(setup: Setup) -> Running {
     let template = ChatTemplate::new(None, String::new(), String::new()).unwrap();
     let app = App::new(
         engine,
-        metrics.clone(),
+        metrics,
         Tokenizer::Bytes,
         template,
         Vec::new(),
@@ -59,7 +58,6 @@ pub fn serve(setup: Setup) -> Running {
     let server = Server::bind(app, setup.server).unwrap();
     Running {
         address: server.address(),
-        metrics,
         stopper: server.stopper(),
         thread: Some(std::thread::spawn(move || server.run())),
     }

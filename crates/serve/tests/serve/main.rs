@@ -2,5 +2,6 @@
 
 mod client;
 mod engine;
+mod faults;
 mod http;
 mod models;

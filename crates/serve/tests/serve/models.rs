@@ -77,7 +77,7 @@ pub fn greedy(ids: Vec<u32>, max_tokens: usize) -> (Job, Receiver<Event>) {
         state: None,
         save: None,
         deadline: None,
-        sink: Box::new(ChannelSink(give)),
+        sink: Box::new(ChannelSink::new(give)),
     };
     (job, take)
 }
