@@ -4,10 +4,12 @@
 //! - [`engine`]: continuous batching on one thread, without HTTP.
 //! - [`text`]: tokens as text while they come.
 //! - [`http`]: the routes; [`server`]: the socket under them.
+//! - [`load`]: a client that measures.
 //! - [`metrics`]: what is counted and timed.
 
 pub mod engine;
 pub mod http;
+pub mod load;
 pub mod metrics;
 pub mod server;
 mod stall;
@@ -19,5 +21,6 @@ pub use engine::job::{
 pub use engine::states::{StateInfo, StatesConfig, StatesError};
 pub use engine::{Engine, EngineConfig, EngineError};
 pub use http::{App, Limits};
+pub use load::{LoadConfig, LoadError, LoadReport, Quantiles, run_load};
 pub use metrics::Metrics;
 pub use server::{Server, ServerConfig, ServerError, Stopper};

@@ -1,6 +1,7 @@
 //! One file per verb: its flags and what it does.
 
 pub mod bench;
+pub mod bench_serve;
 pub mod compare;
 pub mod completions;
 pub mod data;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyformer_data::ChatTemplate;
 use anyformer_data::chat::end_ids;
+use anyformer_models::Reads;
 use anyformer_serve::{
     App, Engine, EngineConfig, EngineError, Limits, Metrics, Server, ServerConfig, StatesConfig,
 };
@@ -44,18 +45,9 @@ pub struct Args {
     /// Private key (PEM) for HTTPS
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub tls_key: Option<PathBuf>,
-    /// Sequences that run together
-    #[arg(long, value_name = "N", default_value_t = 32)]
-    pub batch: usize,
-    /// Requests that may wait; more are refused with 429
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    pub queue: usize,
-    /// Tokens of one sequence, prompt and answer together
-    #[arg(long, value_name = "N", default_value_t = 8192)]
-    pub context: usize,
-    /// Prompts are read in pieces of so many tokens, between decoding steps
-    #[arg(long, value_name = "N", default_value_t = 256)]
-    pub chunk: usize,
+    /// How much runs together
+    #[command(flatten)]
+    pub engine: EngineArgs,
     /// Tokens of one answer
     #[arg(long, value_name = "N", default_value_t = 4096)]
     pub max_tokens: usize,
@@ -71,6 +63,23 @@ pub struct Args {
     /// Seconds for running answers to finish after SIGTERM or Ctrl-C
     #[arg(long, value_name = "S", default_value_t = 30)]
     pub drain: u64,
+}
+
+/// Flags of the engine, for serving and for measuring.
+#[derive(Debug, clap::Args)]
+pub struct EngineArgs {
+    /// Sequences that run together
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub batch: usize,
+    /// Requests that may wait; more are refused with 429
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub queue: usize,
+    /// Tokens of one sequence, prompt and answer together
+    #[arg(long, value_name = "N", default_value_t = 8192)]
+    pub context: usize,
+    /// Prompts are read in pieces of so many tokens, between decoding steps
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub chunk: usize,
     /// A folder for states, so that they survive a restart
     #[arg(long, value_name = "FOLDER")]
     pub states: Option<PathBuf>,
@@ -82,23 +91,21 @@ pub struct Args {
     pub state_disk: u64,
 }
 
-/// Serves until SIGTERM or Ctrl-C.
-pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
-    let opened = open_model(&args.folder)?;
+/// A model folder as something to serve, and the size of its vocabulary.
+pub(crate) fn app(
+    folder: &Path,
+    args: &EngineArgs,
+    name: &str,
+    keys: &[String],
+    limits: Limits,
+    global: &Global,
+) -> Result<(App, usize), Failure> {
+    let opened = open_model(folder)?;
     can_generate(&opened)?;
     let tokenizer = tokenizer(&opened)?;
     let template = ChatTemplate::from_folder(&opened.path).input()?;
     let stop_ids = end_ids(&opened.path, &tokenizer).input()?;
-    let keys = match &args.api_keys {
-        Some(path) => keys(path)?,
-        None => Vec::new(),
-    };
-    let name = args
-        .name
-        .clone()
-        .unwrap_or_else(|| folder_name(&args.folder));
     let device = device(&device_name(global, None))?;
-    let threads = start_threads(global, None)?;
     let metrics = Metrics::new().broken()?;
     let config = EngineConfig {
         batch: args.batch,
@@ -112,16 +119,14 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
             disk: args.state_disk << 20,
         },
     };
+    let vocab = match opened.config.reads {
+        Reads::Tokens { vocab } => vocab,
+        Reads::Patches { .. } => 0,
+    };
     let model = opened.load(&device).input()?;
     let engine = match Engine::start(model, config, metrics.clone()) {
         Err(error @ EngineError::Thread(_)) => return Err(Failure::Broken(error.into())),
         other => Arc::new(other.input()?),
-    };
-    let limits = Limits {
-        body: args.max_body,
-        max_tokens: args.max_tokens,
-        time: (args.time_limit > 0).then(|| Duration::from_secs(args.time_limit)),
-        ..Limits::default()
     };
     let app = App::new(
         engine,
@@ -129,10 +134,29 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
         tokenizer,
         template,
         stop_ids,
-        name.clone(),
-        &keys,
+        name.to_string(),
+        keys,
         limits,
     );
+    Ok((app, vocab))
+}
+
+/// Serves until SIGTERM or Ctrl-C.
+pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
+    let keys = match &args.api_keys {
+        Some(path) => keys(path)?,
+        None => Vec::new(),
+    };
+    let own = || folder_name(&args.folder);
+    let name = args.name.clone().unwrap_or_else(own);
+    let limits = Limits {
+        body: args.max_body,
+        max_tokens: args.max_tokens,
+        time: (args.time_limit > 0).then(|| Duration::from_secs(args.time_limit)),
+        ..Limits::default()
+    };
+    let threads = start_threads(global, None)?;
+    let (app, _) = app(&args.folder, &args.engine, &name, &keys, limits, global)?;
     let server = Server::bind(
         app,
         ServerConfig {

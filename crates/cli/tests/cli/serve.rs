@@ -146,3 +146,37 @@ fn what_cannot_be_served_is_refused() {
     serve(&["--host=192.0.2.1"]).bad(&["listen on 192.0.2.1"]);
     anyformer(place.path(), &["serve", "."]).bad(&["config.json"]);
 }
+
+#[test]
+fn a_load_is_measured_on_a_server_of_its_own_and_on_one_that_runs() {
+    let place = folder();
+    let run = trained().to_string_lossy().into_owned();
+    let load = |words: &[&str]| {
+        let mut all = vec![
+            "bench",
+            "serve",
+            "--threads=1",
+            "--requests=20",
+            "--rate=200",
+        ];
+        all.extend(["--prompt=40", "--answer=10", "--seed=4"]);
+        all.extend(words);
+        anyformer(place.path(), &all)
+    };
+    let own = load(&[&run, "--json"]).ok().json();
+    assert_eq!(own["answered"], 20, "{own}");
+    let server = start(place.path(), &[]);
+    let address = format!("--address={}", server.address);
+    let other = load(&[&address, "--json"]).ok().json();
+    for key in ["prompt_tokens", "completion_tokens"] {
+        assert_eq!(own[key], other[key], "{key}");
+    }
+    assert!(own["first_token_s"]["p50"].as_f64() > Some(0.0));
+    let text = load(&[&address]).ok().out;
+    assert!(text.contains("20 of 20 answered"), "{text}");
+    load(&[&run, "--rate=0"]).bad(&["rate"]);
+    load(&[]).bad(&["FOLDER"]);
+    drop(server);
+    let gone = load(&[&address, "--json"]).ok().json();
+    assert_eq!(gone["failed"], 20);
+}
