@@ -77,6 +77,13 @@ async function answer() {
   stop.hidden = false;
   say("reading …");
   let usage = null;
+  let shown = 0;
+  const show = () => {
+    const below = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
+    box.textContent = message.content;
+    if (below) log.scrollTop = log.scrollHeight;
+    if (running) say("writing …");
+  };
   const began = performance.now();
   try {
     const response = await fetch("/v1/chat/completions", {
@@ -99,11 +106,13 @@ async function answer() {
       usage = piece.usage || usage;
       const fresh = piece.choices.length ? piece.choices[0].delta.content : "";
       if (fresh) {
-        const below = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
         message.content += fresh;
-        box.textContent = message.content;
-        if (below) log.scrollTop = log.scrollHeight;
-        say("writing …");
+        // A fast model gives more pieces than a page can show: show some, and let the page live.
+        if (performance.now() - shown > 50) {
+          show();
+          await new Promise((go) => setTimeout(go));
+          shown = performance.now();
+        }
       }
     }
     const seconds = ((performance.now() - began) / 1000).toFixed(1);
@@ -113,6 +122,7 @@ async function answer() {
     else say(error.message, true);
   }
   running = null;
+  show();
   send.hidden = false;
   stop.hidden = true;
   if (message.content) {
