@@ -51,7 +51,7 @@ fn beyond_capacity_some_are_refused_and_no_answer_is_lost_or_mixed() {
                 let mine = number % prompts.len();
                 let mut seen = Vec::new();
                 for turn in 0..6 {
-                    let stream = (number + turn) % 2 == 0;
+                    let stream = (number + turn).is_multiple_of(2);
                     let answer = server.post("/v1/completions", &ask(&prompts[mine], 30, stream));
                     match (answer.status, stream) {
                         (200, false) => {
