@@ -127,6 +127,23 @@ def with_curl(url):
     assert curl(url + "/health") == "ok\n"
 
 
+def with_tls(binary, folder, place):
+    chain, private = place / "chain.pem", place / "private.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", private, "-out", chain],
+        check=True, stderr=subprocess.DEVNULL)
+    server, url = start(binary, folder, place, f"--tls-cert={chain}", f"--tls-key={private}")
+    try:
+        assert url.startswith("https://")
+        got = subprocess.run(["curl", "-sS", "--cacert", chain, url + "/health"], capture_output=True, text=True)
+        assert got.stdout == "ok\n", got
+        plain = subprocess.run(["curl", "-s", url.replace("https", "http") + "/health"], capture_output=True)
+        assert plain.returncode != 0
+    finally:
+        server.kill()
+
+
 class Page:
     """One tab of headless Chromium, over its debugging protocol."""
 
@@ -232,6 +249,8 @@ def main():
             for name, suite in [("openai", with_openai), ("curl", with_curl)]:
                 suite(url)
                 print(f"{name}: ok")
+            with_tls(binary, folder, place)
+            print("tls: ok")
             with_page(url, place)
             print("page: ok")
             server.terminate()

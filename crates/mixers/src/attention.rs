@@ -12,6 +12,7 @@
 use std::sync::Arc;
 
 use anyformer_ops::attention::{AttentionOptions, attention_flops, flash_attention};
+use anyformer_ops::embedding::embedding;
 use anyformer_ops::rope::{Rotations, rope_by};
 use anyformer_ops::{Builder, Linear, Tensor};
 use serde::{Deserialize, Serialize};
@@ -303,14 +304,15 @@ fn cumulative(lengths: impl Iterator<Item = usize>) -> Vec<usize> {
 
 /// Rows `[ranges]` of `[1, total, heads, head_dim]`, end to end.
 fn rows(x: &Tensor<4>, ranges: impl Iterator<Item = std::ops::Range<usize>>) -> Tensor<4> {
-    let [_, _, heads, head_dim] = x.dims();
-    let pieces: Vec<Tensor<4>> = ranges
-        .filter(|range| !range.is_empty())
-        .map(|range| x.clone().slice([0..1, range]))
-        .collect();
-    match pieces.is_empty() {
-        true => Tensor::empty([1, 0, heads, head_dim], &x.device()),
-        false => Tensor::cat(pieces, 1),
+    let [_, total, heads, head_dim] = x.dims();
+    let ids: Vec<u32> = ranges.flatten().map(|row| row as u32).collect();
+    let count = ids.len();
+    match count {
+        0 => Tensor::empty([1, 0, heads, head_dim], &x.device()),
+        _ => {
+            let table = x.clone().reshape([total, heads * head_dim]);
+            embedding(table, Arc::new(ids), [1, count]).reshape([1, count, heads, head_dim])
+        }
     }
 }
 

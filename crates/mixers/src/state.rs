@@ -2,8 +2,11 @@
 //! others, and put back.
 
 use std::borrow::Cow;
+use std::ops::Range;
+use std::sync::Arc;
 
 use anyformer_ops::Tensor;
+use anyformer_ops::embedding::embedding;
 
 /// One named tensor of a state, at any rank.
 #[derive(Clone, Debug)]
@@ -17,14 +20,15 @@ pub struct StateTensor {
 }
 
 impl StateTensor {
-    /// Where in the flat values each of `count` sequences stands.
-    fn spans(&self, count: usize) -> Vec<std::ops::Range<usize>> {
-        let row: usize = self.shape[1..].iter().product();
+    /// The rows of each of `count` sequences.
+    fn spans(&self, count: usize) -> Vec<Range<usize>> {
         let mut at = 0;
         let span = |index| {
-            let rows = self.rows.as_ref().map_or(1, |rows| rows[index]);
             let start = at;
-            at += rows * row;
+            at += self
+                .rows
+                .as_ref()
+                .map_or(1, |rows: &Vec<usize>| rows[index]);
             start..at
         };
         (0..count).map(span).collect()
@@ -32,18 +36,21 @@ impl StateTensor {
 
     fn select(&self, count: usize, wanted: &[usize]) -> Self {
         let spans = self.spans(count);
-        let pieces = wanted.iter().map(|index| spans[*index].clone());
-        let pieces: Vec<Tensor<1>> = pieces.map(|span| self.data.clone().slice([span])).collect();
         let rows = self.rows.as_ref();
-        let rows: Option<Vec<usize>> =
-            rows.map(|rows| wanted.iter().map(|index| rows[*index]).collect());
+        let rows = rows.map(|rows| wanted.iter().map(|index| rows[*index]).collect());
+        self.gather(wanted.iter().map(|index| spans[*index].clone()), rows)
+    }
+
+    /// The rows of `ranges`, end to end, in memory of their own: a view would hold on to everything beside them.
+    fn gather(&self, ranges: impl Iterator<Item = Range<usize>>, rows: Option<Vec<usize>>) -> Self {
+        let ids: Vec<u32> = ranges.flatten().map(|row| row as u32).collect();
         let mut shape = self.shape.clone();
-        shape[0] = rows.as_ref().map_or(wanted.len(), |rows| rows.iter().sum());
-        StateTensor {
-            shape,
-            rows,
-            data: Tensor::cat(pieces, 0),
-        }
+        let width = shape[1..].iter().product();
+        let table = self.data.clone().reshape([shape[0], width]);
+        let count = ids.len();
+        shape[0] = count;
+        let data = embedding(table, Arc::new(ids), [1, count]).reshape([count * width]);
+        StateTensor { shape, rows, data }
     }
 }
 
@@ -190,12 +197,8 @@ impl State {
             if *rows != [now] {
                 return None;
             }
-            let mut shape = tensor.shape.clone();
-            shape[0] = time;
-            let count = shape.iter().product::<usize>();
-            let data = tensor.data.clone().slice([0..count]);
-            let rows = Some(vec![time]);
-            Some((name.clone(), StateTensor { shape, rows, data }))
+            let cut = tensor.gather(std::iter::once(0..time), Some(vec![time]));
+            Some((name.clone(), cut))
         };
         let tensors = self.tensors.iter().map(cut).collect::<Option<Vec<_>>>()?;
         Some(State {
