@@ -180,6 +180,61 @@ fn bodies_that_cannot_be_read_are_refused_with_a_reason() {
 }
 
 #[test]
+fn broken_json_is_answered_whatever_it_says() {
+    let server = serve(Setup::default());
+    let seeds = [
+        json!({"prompt": "abc", "max_tokens": 2, "stop": ["x"], "temperature": 0.5, "n": 1, "seed": 3}),
+        json!({"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}], "max_tokens": 2, "logprobs": true, "stream": true}),
+        json!({"name": "a", "prompt": "b", "state": "c"}),
+    ];
+    let paths = ["/v1/completions", "/v1/chat/completions", "/v1/states"];
+    let mut x = 1u64;
+    let mut random = move |below: usize| {
+        x = x
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        (x >> 33) as usize % below
+    };
+    let bits = [
+        "{",
+        "}",
+        "[",
+        "]",
+        "null",
+        "-1",
+        "1e999",
+        "\"",
+        ",",
+        ":",
+        "\\u0000",
+        "9999999999999999999",
+        "\u{fffd}",
+        "true",
+    ];
+    let mut good = 0;
+    for round in 0..600 {
+        let mut body = seeds[round % 3].to_string().into_bytes();
+        for _ in 0..random(4) {
+            let at = random(body.len());
+            match random(3) {
+                0 => body[at] = random(256) as u8,
+                1 => drop(body.remove(at)),
+                _ => drop(body.splice(at..at, bits[random(bits.len())].bytes())),
+            }
+        }
+        let answer = server.request("POST", paths[round % 3], JSON, &body);
+        let shown = String::from_utf8_lossy(&body);
+        match answer.status {
+            200 => good += 1,
+            400 | 404 | 507 => drop(answer.error()),
+            status => panic!("{status} to {shown}"),
+        }
+    }
+    assert!(good > 50, "{good} were good");
+    still_answers(&server);
+}
+
+#[test]
 fn sockets_that_do_not_speak_are_closed() {
     let server = serve(Setup {
         server: ServerConfig {

@@ -276,6 +276,13 @@ fn named_states_are_made_listed_forked_and_used() {
     );
     assert_eq!(wrong.status, 400);
     assert!(ids(&whole["choices"][0]["text"]) > 0);
+    // Without room in memory and without a folder there is no place for it.
+    let full = serve(Setup::default());
+    let refused = full.post("/v1/states", &json!({"name": "base", "prompt": start}));
+    assert_eq!(
+        (refused.status, &*refused.error().1),
+        (507, "state_not_kept")
+    );
 }
 
 #[test]
