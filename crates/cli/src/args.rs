@@ -56,7 +56,7 @@ pub enum Verb {
     Eval(eval::Args),
     /// Continue a text with a trained language model
     Generate(generate::Args),
-    /// Serve a language model over HTTP, for the clients that people have
+    /// Serve a model over HTTP, for the clients that people have
     Serve(serve::Args),
     /// Compare mixers under an equal budget; writes a table and report.html
     Compare(compare::Args),

@@ -161,7 +161,7 @@ impl Server {
             ..
         } = self;
         runtime.block_on(serve(listener, config, app.clone(), tls, stop.subscribe()));
-        app.engine().join();
+        app.join();
         runtime.shutdown_timeout(Duration::from_secs(1));
     }
 }
@@ -200,13 +200,13 @@ async fn serve(
         });
     }
     drop(listener);
-    app.engine().close(false);
+    app.close(false);
     let all = u32::try_from(config.connections).unwrap_or(u32::MAX);
     if timeout(config.drain, places.acquire_many(all))
         .await
         .is_err()
     {
-        app.engine().close(true);
+        app.close(true);
         // The ends are written out.
         let _ = timeout(Duration::from_secs(2), places.acquire_many(all)).await;
     }

@@ -12,7 +12,9 @@ use crate::args::Global;
 use crate::exit::{Failure, Kind, bad_input};
 use crate::format::table;
 use crate::say::Say;
+use crate::session::open_model;
 use crate::setup::start_threads;
+use crate::verbs::generate::can_generate;
 use crate::verbs::serve::{EngineArgs, app};
 
 /// Flags.
@@ -65,6 +67,7 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
     };
     let report = match (&args.folder, args.address) {
         (Some(folder), _) => {
+            can_generate(&open_model(folder)?)?;
             start_threads(global, None)?;
             let limits = Limits::default();
             let (app, vocab) = app(folder, &args.engine, "model", &[], limits, global)?;

@@ -1,15 +1,15 @@
-//! `anyformer serve FOLDER`: a language model over HTTP.
+//! `anyformer serve FOLDER`: a language model, or an encoder, over HTTP.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyformer_data::ChatTemplate;
 use anyformer_data::chat::end_ids;
 use anyformer_models::Reads;
 use anyformer_serve::{
-    App, Engine, EngineConfig, EngineError, Limits, Metrics, Server, ServerConfig, StatesConfig,
+    App, Encoder, EncoderConfig, Engine, EngineConfig, EngineError, Limits, Metrics, Served,
+    Server, ServerConfig, StatesConfig,
 };
 use anyhow::Context;
 use serde_json::json;
@@ -17,7 +17,7 @@ use serde_json::json;
 use crate::args::Global;
 use crate::exit::{Failure, Kind, bad_input};
 use crate::say::Say;
-use crate::session::open_model;
+use crate::session::{gives_tokens, open_model};
 use crate::setup::{device, device_name, start_threads, stop_on_signal};
 use crate::verbs::generate::{can_generate, tokenizer};
 
@@ -80,6 +80,9 @@ pub struct EngineArgs {
     /// Prompts are read in pieces of so many tokens, between decoding steps
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub chunk: usize,
+    /// Milliseconds that a text for an encoder waits for others to join it
+    #[arg(long, value_name = "MS", default_value_t = 2)]
+    pub wait: u64,
     /// A folder for states, so that they survive a restart
     #[arg(long, value_name = "FOLDER")]
     pub states: Option<PathBuf>,
@@ -101,35 +104,52 @@ pub(crate) fn app(
     global: &Global,
 ) -> Result<(App, usize), Failure> {
     let opened = open_model(folder)?;
-    can_generate(&opened)?;
+    let encodes = !gives_tokens(&opened.config);
+    if !encodes {
+        can_generate(&opened)?;
+    }
     let tokenizer = tokenizer(&opened)?;
     let template = ChatTemplate::from_folder(&opened.path).input()?;
     let stop_ids = end_ids(&opened.path, &tokenizer).input()?;
     let device = device(&device_name(global, None))?;
     let metrics = Metrics::new().broken()?;
-    let config = EngineConfig {
-        batch: args.batch,
-        queue: args.queue,
-        context: args.context,
-        chunk: args.chunk,
-        prefill: 2 * args.chunk,
-        states: StatesConfig {
-            memory: args.state_memory << 20,
-            folder: args.states.clone(),
-            disk: args.state_disk << 20,
-        },
-    };
     let vocab = match opened.config.reads {
         Reads::Tokens { vocab } => vocab,
         Reads::Patches { .. } => 0,
     };
     let model = opened.load(&device).input()?;
-    let engine = match Engine::start(model, config, metrics.clone()) {
+    let started = match encodes {
+        true => {
+            let config = EncoderConfig {
+                wait: Duration::from_millis(args.wait),
+                queue: args.queue,
+                context: args.context,
+                ..EncoderConfig::default()
+            };
+            Encoder::start(model, config, metrics.clone()).map(Served::Vectors)
+        }
+        false => {
+            let config = EngineConfig {
+                batch: args.batch,
+                queue: args.queue,
+                context: args.context,
+                chunk: args.chunk,
+                prefill: 2 * args.chunk,
+                states: StatesConfig {
+                    memory: args.state_memory << 20,
+                    folder: args.states.clone(),
+                    disk: args.state_disk << 20,
+                },
+            };
+            Engine::start(model, config, metrics.clone()).map(Served::Tokens)
+        }
+    };
+    let served = match started {
         Err(error @ EngineError::Thread(_)) => return Err(Failure::Broken(error.into())),
-        other => Arc::new(other.input()?),
+        other => other.input()?,
     };
     let app = App::new(
-        engine,
+        served,
         metrics,
         tokenizer,
         template,

@@ -145,10 +145,8 @@ impl Engine {
         if job.ids.is_empty() && job.state.is_none() {
             return Err(SubmitError::Empty);
         }
-        fits(job.ids.len(), job.max_tokens, self.context)?;
-        if let Some(id) = job.ids.iter().find(|id| **id as usize >= self.vocab) {
-            let (id, vocab) = (*id, self.vocab);
-            return Err(SubmitError::Vocabulary { id, vocab });
+        if !job.ids.is_empty() {
+            check_ids(&job.ids, job.max_tokens, self.context, self.vocab)?;
         }
         if let Some(name) = job.save.as_ref().filter(|name| !is_name(name)) {
             return Err(SubmitError::Name(name.clone()));
@@ -242,6 +240,23 @@ fn fits(prompt: usize, asked: usize, limit: usize) -> Result<(), SubmitError> {
             limit,
         }),
         false => Ok(()),
+    }
+}
+
+/// Whether the tokens of one sequence are some, not too many, and in the vocabulary.
+pub(crate) fn check_ids(
+    ids: &[u32],
+    asked: usize,
+    limit: usize,
+    vocab: usize,
+) -> Result<(), SubmitError> {
+    if ids.is_empty() {
+        return Err(SubmitError::Empty);
+    }
+    fits(ids.len(), asked, limit)?;
+    match ids.iter().find(|id| **id as usize >= vocab) {
+        Some(&id) => Err(SubmitError::Vocabulary { id, vocab }),
+        None => Ok(()),
     }
 }
 

@@ -127,7 +127,7 @@ fn start(app: &Arc<App>, ask: &Ask) -> Result<UnboundedReceiver<(usize, Part)>, 
             let index = index * each + choice;
             let stops = ask.stops.clone();
             let sink = TextSink::new(index, app.tokenizer.clone(), stops, channel.clone());
-            app.engine.submit(Job {
+            app.engine()?.submit(Job {
                 ids: prompt.clone(),
                 options: SampleOptions {
                     temperature: common.temperature.unwrap_or(defaults.temperature),

@@ -2,6 +2,7 @@
 
 mod answer;
 mod body;
+mod embeddings;
 pub mod error;
 mod pages;
 mod routes;
@@ -17,6 +18,7 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::{get, post};
 
+use crate::encoder::Encoder;
 use crate::engine::Engine;
 use crate::metrics::Metrics;
 use error::ApiError;
@@ -45,9 +47,17 @@ impl Default for Limits {
     }
 }
 
+/// What the model gives, and what runs it.
+pub enum Served {
+    /// A language model.
+    Tokens(Engine),
+    /// An encoder.
+    Vectors(Encoder),
+}
+
 /// What every route sees.
 pub struct App {
-    engine: Arc<Engine>,
+    served: Served,
     metrics: Metrics,
     tokenizer: Arc<Tokenizer>,
     template: ChatTemplate,
@@ -61,7 +71,7 @@ pub struct App {
 impl App {
     /// `model` is the name that clients ask for; `stop_ids` end an answer; without `keys` everyone may ask.
     pub fn new(
-        engine: Arc<Engine>,
+        served: Served,
         metrics: Metrics,
         tokenizer: Tokenizer,
         template: ChatTemplate,
@@ -71,7 +81,7 @@ impl App {
         limits: Limits,
     ) -> Self {
         App {
-            engine,
+            served,
             metrics,
             tokenizer: Arc::new(tokenizer),
             template,
@@ -83,8 +93,45 @@ impl App {
         }
     }
 
-    pub(crate) fn engine(&self) -> &Engine {
-        &self.engine
+    /// The engine, or the error of a server whose model gives vectors.
+    fn engine(&self) -> Result<&Engine, ApiError> {
+        match &self.served {
+            Served::Tokens(engine) => Ok(engine),
+            Served::Vectors(_) => Err(self.other("vectors, not tokens; ask /v1/embeddings")),
+        }
+    }
+
+    fn encoder(&self) -> Result<&Encoder, ApiError> {
+        match &self.served {
+            Served::Tokens(_) => Err(self.other("tokens, not embeddings")),
+            Served::Vectors(encoder) => Ok(encoder),
+        }
+    }
+
+    fn other(&self, gives: &str) -> ApiError {
+        let message = format!("the model {:?} gives {gives}", self.model);
+        ApiError::param("model", message).code("model_not_supported")
+    }
+
+    fn is_closed(&self) -> bool {
+        match &self.served {
+            Served::Tokens(engine) => engine.is_closed(),
+            Served::Vectors(encoder) => encoder.is_closed(),
+        }
+    }
+
+    pub(crate) fn close(&self, abort: bool) {
+        match &self.served {
+            Served::Tokens(engine) => engine.close(abort),
+            Served::Vectors(encoder) => encoder.close(abort),
+        }
+    }
+
+    pub(crate) fn join(&self) {
+        match &self.served {
+            Served::Tokens(engine) => engine.join(),
+            Served::Vectors(encoder) => encoder.join(),
+        }
     }
 }
 
@@ -95,7 +142,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/models/{model}", get(routes::model))
         .route("/v1/completions", post(routes::completions))
         .route("/v1/chat/completions", post(routes::chat))
-        .route("/v1/embeddings", post(routes::embeddings))
+        .route("/v1/embeddings", post(embeddings::embeddings))
         .route("/v1/states", get(routes::states).post(routes::save_state))
         .route(
             "/v1/states/{name}",

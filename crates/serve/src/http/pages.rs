@@ -11,7 +11,7 @@ use utoipa::OpenApi;
 
 use super::App;
 use super::error::{ApiError, ErrorBody};
-use super::{routes, types};
+use super::{embeddings, routes, types};
 use crate::engine::states::StateInfo;
 
 /// The description of the API.
@@ -23,7 +23,7 @@ use crate::engine::states::StateInfo;
         routes::model,
         routes::completions,
         routes::chat,
-        routes::embeddings,
+        embeddings::embeddings,
         routes::states,
         routes::state,
         routes::save_state,
@@ -74,7 +74,7 @@ async fn health() -> &'static str {
 #[utoipa::path(get, path = "/ready", responses(
     (status = 200, description = "Requests are taken"), (status = 503, body = ErrorBody)))]
 async fn ready(State(app): State<Arc<App>>) -> Result<&'static str, ApiError> {
-    match app.engine.is_closed() {
+    match app.is_closed() {
         false => Ok("ready\n"),
         true => Err(ApiError::stopping()),
     }

@@ -19,14 +19,12 @@ use super::App;
 use super::answer::{Ask, Form, respond};
 use super::body::Body;
 use super::error::{ApiError, ErrorBody};
-use super::types::{
-    ChatRequest, Common, CompletionRequest, EmbeddingRequest, ForkRequest, Prompt, StateRequest,
-};
+use super::types::{ChatRequest, Common, CompletionRequest, ForkRequest, Prompt, StateRequest};
 use crate::engine::job::Job;
 use crate::engine::states::StateInfo;
 use crate::text::{Part, TextSink};
 
-type Shared = State<Arc<App>>;
+pub(super) type Shared = State<Arc<App>>;
 
 /// The most prompts and answers of one request.
 const CHOICES: usize = 64;
@@ -35,13 +33,13 @@ const LOGPROBS: usize = 20;
 /// The most stop strings.
 const STOPS: usize = 16;
 
-fn parse<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, ApiError> {
+pub(super) fn parse<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, ApiError> {
     serde_json::from_slice(bytes)
         .map_err(|error| ApiError::bad(format!("failed to read the JSON of the request: {error}")))
 }
 
 /// Tokens of texts, away from the threads that serve connections.
-async fn encode(app: &Arc<App>, texts: Vec<String>) -> Result<Vec<Vec<u32>>, ApiError> {
+pub(super) async fn encode(app: &Arc<App>, texts: Vec<String>) -> Result<Vec<Vec<u32>>, ApiError> {
     let tokenizer = app.tokenizer.clone();
     let encode = move || texts.iter().map(|text| tokenizer.encode(text)).collect();
     let encoded: Result<Vec<Vec<u32>>, _> = match tokio::task::spawn_blocking(encode).await {
@@ -58,7 +56,7 @@ async fn encode(app: &Arc<App>, texts: Vec<String>) -> Result<Vec<Vec<u32>>, Api
     encoded.map_err(|error| ApiError::bad(format!("failed to {error}")))
 }
 
-fn check_model(app: &App, asked: Option<&String>) -> Result<(), ApiError> {
+pub(super) fn check_model(app: &App, asked: Option<&String>) -> Result<(), ApiError> {
     match asked {
         Some(asked) if *asked != app.model => {
             let message = format!(
@@ -107,7 +105,7 @@ fn check(
         return Err(ApiError::param("max_tokens", message));
     }
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-    let room = app.engine.context().saturating_sub(longest);
+    let room = app.engine()?.context().saturating_sub(longest);
     let default = match form {
         Form::Chat => limit.min(room).max(1),
         Form::Text => 16,
@@ -207,19 +205,6 @@ pub(super) async fn chat(State(app): Shared, Body(bytes): Body) -> Result<Respon
     respond(&app, ask).await
 }
 
-/// Vectors of texts, which a language model does not give.
-#[utoipa::path(post, path = "/v1/embeddings", request_body = EmbeddingRequest, responses(
-    (status = "default", description = "An error", body = ErrorBody)))]
-pub(super) async fn embeddings(
-    State(app): Shared,
-    Body(bytes): Body,
-) -> Result<Response, ApiError> {
-    let request: EmbeddingRequest = parse(&bytes)?;
-    check_model(&app, request.model.as_ref())?;
-    let message = format!("the model {:?} gives tokens, not embeddings", app.model);
-    Err(ApiError::param("model", message).code("model_not_supported"))
-}
-
 fn model_value(app: &App) -> Value {
     json!({"id": app.model, "object": "model", "created": app.created, "owned_by": "anyformer"})
 }
@@ -257,7 +242,7 @@ fn not_kept(message: String) -> ApiError {
 
 async fn list(app: &App) -> Result<Vec<StateInfo>, ApiError> {
     let (give, take) = oneshot::channel();
-    app.engine.list_states(move |all| {
+    app.engine()?.list_states(move |all| {
         // Who asked may have gone.
         let _ = give.send(all);
     });
@@ -296,7 +281,7 @@ pub(super) async fn save_state(
     let request: StateRequest = parse(&bytes)?;
     let ids = encode(&app, vec![request.prompt]).await?.concat();
     let (channel, mut receiver) = unbounded_channel();
-    app.engine.submit(Job {
+    app.engine()?.submit(Job {
         ids,
         options: SampleOptions::default(),
         max_tokens: 0,
@@ -329,7 +314,7 @@ pub(super) async fn delete_state(
     Path(name): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
     let (give, take) = oneshot::channel();
-    app.engine.delete_state(name.clone(), move |deleted| {
+    app.engine()?.delete_state(name.clone(), move |deleted| {
         let _ = give.send(deleted);
     });
     match answered(take).await?.map_err(not_kept)? {
@@ -349,7 +334,7 @@ pub(super) async fn fork_state(
     let request: ForkRequest = parse(&bytes)?;
     let (give, take) = oneshot::channel();
     let (from, to) = (name.clone(), request.name);
-    app.engine
+    app.engine()?
         .fork_state(from, to, request.tokens, move |made| {
             let _ = give.send(made);
         })?;

@@ -178,30 +178,35 @@ const ABOUT_THE_CALLER: &[&str] = &[
 impl Common {
     /// Refuses keys that ask for what this server does not do.
     pub fn check_others(&self) -> Result<(), ApiError> {
-        for (key, value) in &self.others {
-            let neutral = match value {
-                Value::Null | Value::Bool(false) => true,
-                Value::Number(number) => {
-                    let rest = match key.as_str() {
-                        "best_of" => 1.0,
-                        _ => 0.0,
-                    };
-                    number.as_f64() == Some(rest)
-                }
-                Value::Array(items) => items.is_empty(),
-                Value::Object(items) => {
-                    items.is_empty()
-                        || key == "response_format" && items.get("type") == Some(&"text".into())
-                }
-                _ => false,
-            };
-            if !neutral && !ABOUT_THE_CALLER.contains(&key.as_str()) {
-                let message = format!("{key:?} is not supported by this server");
-                return Err(ApiError::param(key, message).code("unsupported_parameter"));
-            }
-        }
-        Ok(())
+        check_others(&self.others)
     }
+}
+
+/// Refuses keys that ask for what this server does not do.
+pub fn check_others(others: &Map<String, Value>) -> Result<(), ApiError> {
+    for (key, value) in others {
+        let neutral = match value {
+            Value::Null | Value::Bool(false) => true,
+            Value::Number(number) => {
+                let rest = match key.as_str() {
+                    "best_of" => 1.0,
+                    _ => 0.0,
+                };
+                number.as_f64() == Some(rest)
+            }
+            Value::Array(items) => items.is_empty(),
+            Value::Object(items) => {
+                items.is_empty()
+                    || key == "response_format" && items.get("type") == Some(&"text".into())
+            }
+            _ => false,
+        };
+        if !neutral && !ABOUT_THE_CALLER.contains(&key.as_str()) {
+            let message = format!("{key:?} is not supported by this server");
+            return Err(ApiError::param(key, message).code("unsupported_parameter"));
+        }
+    }
+    Ok(())
 }
 
 /// `/v1/states`: reads a prompt and keeps the state after it.
@@ -231,9 +236,15 @@ pub struct ForkRequest {
 pub struct EmbeddingRequest {
     /// The model's name.
     pub model: Option<String>,
-    /// The texts.
+    /// A text, token ids, or several of them.
     #[schema(value_type = Value)]
     pub input: Prompt,
+    /// `float` or `base64` (little-endian f32).
+    pub encoding_format: Option<String>,
+    /// Everything else.
+    #[serde(flatten)]
+    #[schema(ignore)]
+    pub others: Map<String, Value>,
 }
 
 /// Tokens of an answer.

@@ -2,12 +2,13 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyformer_data::{ChatTemplate, Tokenizer};
-use anyformer_serve::{App, Engine, EngineConfig, Limits, Metrics, Server, ServerConfig, Stopper};
+use anyformer_serve::{
+    App, Engine, EngineConfig, Limits, Metrics, Served, Server, ServerConfig, Stopper,
+};
 use serde_json::{Value, json};
 
 use crate::models::model;
@@ -43,10 +44,14 @@ impl Default for Setup {
 pub fn serve(setup: Setup) -> Running {
     let metrics = Metrics::new().unwrap();
     let model = model(&json!([{"name": "mamba"}]));
-    let engine = Arc::new(Engine::start(model, setup.engine, metrics.clone()).unwrap());
+    let engine = Engine::start(model, setup.engine.clone(), metrics.clone()).unwrap();
+    serve_it(Served::Tokens(engine), metrics, setup)
+}
+
+pub fn serve_it(served: Served, metrics: Metrics, setup: Setup) -> Running {
     let template = ChatTemplate::new(None, String::new(), String::new()).unwrap();
     let app = App::new(
-        engine,
+        served,
         metrics,
         Tokenizer::Bytes,
         template,
