@@ -9,6 +9,8 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
+use crate::engine::job::JobError;
+
 use super::App;
 use super::body::Body;
 use super::error::{ApiError, ErrorBody};
@@ -53,7 +55,7 @@ pub(super) async fn embeddings(
         .into_iter()
         .map(|ids| {
             let (give, take) = oneshot::channel();
-            let reply = move |made| {
+            let reply = move |made: Result<Vec<f32>, JobError>| {
                 // Who asked may have gone.
                 let _ = give.send(made);
             };
@@ -63,7 +65,7 @@ pub(super) async fn embeddings(
     encoder.submit(jobs)?;
     let mut data = Vec::new();
     for (index, vector) in vectors.into_iter().enumerate() {
-        let vector = vector.await.map_err(|_| ApiError::stopping())??;
+        let vector: Vec<f32> = vector.await.map_err(|_| ApiError::stopping())??;
         let bytes = || {
             vector
                 .iter()
