@@ -402,12 +402,11 @@ impl Model {
             return Err(ModelError::Input("a sequence without tokens".into()));
         }
         let lengths: Vec<usize> = rows.iter().map(|row| row.len()).collect();
-        let longest = lengths.iter().copied().max().unwrap_or(0);
-        let mut ids = vec![0; rows.len() * longest];
+        let (batch, longest) = (rows.len(), lengths.iter().copied().max().unwrap_or(0));
+        let mut ids = vec![0; batch * longest];
         for (padded, row) in ids.chunks_mut(longest).zip(rows) {
             padded[..row.len()].copy_from_slice(row);
         }
-        let batch = rows.len();
         let (x, offsets) = self.encode(Input::Tokens { ids: &ids, batch }, Some(&lengths))?;
         Ok(self.pooled(x, &offsets, pool))
     }
