@@ -131,6 +131,7 @@ fn summary(root: &Path) -> Result<String, String> {
         ("compare.md", "Comparing under a budget"),
         ("data.md", "Tasks and data"),
         ("checkpoints.md", "Checkpoints of other programs"),
+        ("serve.md", "Serving"),
         ("adding.md", "Adding an architecture"),
         ("kernels.md", "Ops and kernels"),
         ("dependencies.md", "Dependencies and why"),

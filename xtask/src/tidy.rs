@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 /// Crates in order: each may depend on those before it only.
 const ORDER: &[&str] = &[
-    "kernels", "ops", "mixers", "models", "hub", "data", "train", "lab", "testkit", "cli",
+    "kernels", "ops", "mixers", "models", "hub", "data", "train", "lab", "serve", "testkit", "cli",
 ];
 /// Longest source file, tests included.
 const LINES: usize = 520;
@@ -142,6 +142,10 @@ fn check_source(source: &Source, wrong: &mut Vec<String>) {
             &["cli", "kernels"],
             "threads are chosen once, by the binary",
         );
+        forbid("TcpListener", &["serve"], "only serve listens on a port");
+        for word in ["axum::", "hyper::"] {
+            forbid(word, &["serve"], "only serve knows HTTP as a server");
+        }
         if line.contains("ureq::")
             && !(krate == "data" && source.path.to_string_lossy().contains("src/fetch"))
         {

@@ -4,7 +4,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::verbs::{
     bench, chat, compare, completions, data, doctor, eval, export, generate, info, list, man,
-    resume, train,
+    resume, serve, train,
 };
 
 /// Efficient transformers: train, compare under equal budgets, and run them.
@@ -60,6 +60,8 @@ pub enum Verb {
     Chat(chat::Args),
     /// Write a model as a folder that transformers or flash-linear-attention loads
     Export(export::Args),
+    /// Serve a model over HTTP, for the clients that people have
+    Serve(serve::Args),
     /// Compare mixers under an equal budget; writes a table and report.html
     Compare(compare::Args),
     /// Measure the speed of mixers against length

@@ -13,6 +13,7 @@
 use std::sync::Arc;
 
 use anyformer_ops::attention::{AttentionOptions, attention_flops, flash_attention};
+use anyformer_ops::embedding::embedding;
 use anyformer_ops::{Builder, Linear, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -362,14 +363,15 @@ fn cumulative(lengths: impl Iterator<Item = usize>) -> Vec<usize> {
 
 /// Rows `[ranges]` of `[1, total, heads, head_dim]`, end to end.
 fn rows(x: &Tensor<4>, ranges: impl Iterator<Item = std::ops::Range<usize>>) -> Tensor<4> {
-    let [_, _, heads, head_dim] = x.dims();
-    let pieces: Vec<Tensor<4>> = ranges
-        .filter(|range| !range.is_empty())
-        .map(|range| x.clone().slice([0..1, range]))
-        .collect();
-    match pieces.is_empty() {
-        true => Tensor::empty([1, 0, heads, head_dim], &x.device()),
-        false => Tensor::cat(pieces, 1),
+    let [_, total, heads, head_dim] = x.dims();
+    let ids: Vec<u32> = ranges.flatten().map(|row| row as u32).collect();
+    let count = ids.len();
+    match count {
+        0 => Tensor::empty([1, 0, heads, head_dim], &x.device()),
+        _ => {
+            let table = x.clone().reshape([total, heads * head_dim]);
+            embedding(table, Arc::new(ids), [1, count]).reshape([1, count, heads, head_dim])
+        }
     }
 }
 
@@ -459,9 +461,10 @@ impl TokenMixer for Attention {
                 let total = kept.dims()[1];
                 kept.reshape([total, heads, head_dim])
             };
+            let held: Vec<usize> = times.iter().map(|time| self.kept(*time)).collect();
             State::new(times.clone())
-                .with("k", keep(k))
-                .with("v", keep(v))
+                .with_rows("k", keep(k), held.clone())
+                .with_rows("v", keep(v), held)
         });
         Ok((y, next))
     }

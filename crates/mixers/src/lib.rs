@@ -35,6 +35,7 @@ pub mod pool;
 pub mod retention;
 pub mod rotary;
 pub mod sparse;
+pub mod state;
 pub mod swiglu;
 pub mod synthesizer;
 
@@ -42,4 +43,5 @@ pub use all::{channel_mixer, channel_mixers, token_mixer, token_mixers};
 pub use card::{
     Card, ChannelEntry, ConfigError, Direction, Entry, Knob, MixerSpec, Options, Preset, TokenEntry,
 };
-pub use mixer::{ChannelMixer, Context, Cost, RunError, State, StateTensor, TokenMixer};
+pub use mixer::{ChannelMixer, Context, Cost, RunError, TokenMixer};
+pub use state::{State, StateTensor};

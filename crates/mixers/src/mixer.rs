@@ -6,6 +6,8 @@ use anyformer_ops::Tensor;
 use anyformer_ops::adapter::sequences;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use crate::state::State;
+
 /// An input or a state that a mixer cannot run on.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -87,87 +89,6 @@ impl Context {
             .enumerate()
             .map(|(row, pair)| state.map_or(0, |state| state.times[row]) + pair[1] - pair[0])
             .collect()
-    }
-}
-
-/// One named tensor of a state, at any rank.
-#[derive(Clone, Debug)]
-pub struct StateTensor {
-    /// Extents; the first is the number of sequences unless the mixer says otherwise.
-    pub shape: Vec<usize>,
-    /// The values, flat.
-    pub data: Tensor<1>,
-}
-
-/// What a mixer carries from one call to the next: a value that can be kept, copied, and put back.
-#[derive(Clone, Debug, Default)]
-pub struct State {
-    /// Tokens consumed so far, per sequence.
-    pub times: Vec<usize>,
-    tensors: Vec<(&'static str, StateTensor)>,
-}
-
-impl State {
-    /// An empty state of sequences that have consumed `times` tokens.
-    pub fn new(times: Vec<usize>) -> Self {
-        State {
-            times,
-            tensors: Vec::new(),
-        }
-    }
-
-    /// Adds a named tensor; one without values (the past of a convolution of one token) is left out.
-    pub fn with<const D: usize>(mut self, name: &'static str, tensor: Tensor<D>) -> Self {
-        let shape = tensor.dims().to_vec();
-        let count = shape.iter().product::<usize>();
-        if count == 0 {
-            return self;
-        }
-        let data = tensor.reshape([count]);
-        self.tensors.push((name, StateTensor { shape, data }));
-        self
-    }
-
-    /// The tensor of that name, if it holds any value.
-    pub fn find<const D: usize>(&self, name: &str) -> Option<Tensor<D>> {
-        let held = self.tensors.iter().any(|(held, _)| *held == name);
-        held.then(|| self.get(name))
-    }
-
-    /// The tensor of that name; panics when there is none of rank `D`, which is a mistake of the mixer.
-    pub fn get<const D: usize>(&self, name: &str) -> Tensor<D> {
-        let found = self.tensors.iter().find(|(held, _)| *held == name);
-        let Some((_, tensor)) = found else {
-            panic!("the state has no tensor {name}")
-        };
-        let Ok(shape) = <[usize; D]>::try_from(tensor.shape.clone()) else {
-            panic!("state {name} has shape {:?}, not rank {D}", tensor.shape)
-        };
-        tensor.data.clone().reshape(shape)
-    }
-
-    /// Names and tensors, in the order in which the mixer added them.
-    pub fn tensors(&self) -> &[(&'static str, StateTensor)] {
-        &self.tensors
-    }
-
-    /// The same state cut off from the graph that made it (truncated back-propagation, generation).
-    pub fn detach(self) -> Self {
-        let detach = |(name, tensor): (&'static str, StateTensor)| {
-            let data = tensor.data.detach();
-            (name, StateTensor { data, ..tensor })
-        };
-        State {
-            times: self.times,
-            tensors: self.tensors.into_iter().map(detach).collect(),
-        }
-    }
-
-    /// Size in bytes, all sequences together.
-    pub fn bytes(&self) -> u64 {
-        let values = |tensor: &StateTensor| tensor.shape.iter().product::<usize>();
-        let total: usize = self.tensors.iter().map(|(_, t)| values(t)).sum();
-        4 * total as u64
     }
 }
 

@@ -10,6 +10,7 @@ pub mod input;
 pub mod model;
 mod rows;
 pub mod sample;
+mod state;
 pub mod stop;
 
 pub use config::{

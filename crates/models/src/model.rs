@@ -218,6 +218,21 @@ impl Model {
         Ok(self.head.scores(rows))
     }
 
+    /// Pooled hidden vectors `[rows, dim]` of sequences of unequal length, packed: what an encoder makes of each.
+    pub fn vectors(&self, rows: &[&[u32]], pool: Pool) -> Result<Tensor<2>, ModelError> {
+        if rows.is_empty() || rows.iter().any(|row| row.is_empty()) {
+            return Err(ModelError::Input("a sequence without tokens".into()));
+        }
+        let lengths: Vec<usize> = rows.iter().map(|row| row.len()).collect();
+        let (batch, longest) = (rows.len(), lengths.iter().copied().max().unwrap_or(0));
+        let mut ids = vec![0; batch * longest];
+        for (padded, row) in ids.chunks_mut(longest).zip(rows) {
+            padded[..row.len()].copy_from_slice(row);
+        }
+        let (x, offsets) = self.encode(Input::Tokens { ids: &ids, batch }, Some(&lengths))?;
+        Ok(pooled(x, &offsets, pool))
+    }
+
     /// The loss of a batch. Only scored places are projected onto the vocabulary.
     pub fn loss(
         &self,

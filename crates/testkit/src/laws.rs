@@ -16,6 +16,7 @@ type Law = fn(&Case) -> Result<(), String>;
 pub const LAWS: &[(&str, Law)] = &[
     ("kernel form equals portable form", kernel_equals_portable),
     ("streamed equals whole", streamed_equals_whole),
+    ("sequences leave and join a state", states_part_and_join),
     ("a mixer that cannot stream refuses a state", refuses_state),
     ("no look-ahead", no_look_ahead),
     ("packed equals alone", packed_equals_alone),
@@ -138,6 +139,50 @@ fn streamed_equals_whole(case: &Case) -> Result<(), String> {
                 tensor_values(want.data.clone()),
             );
             check(&format!("cuts {cuts:?}, state {name}"), &got, &want, SELF)?;
+        }
+    }
+    Ok(())
+}
+
+fn states_part_and_join(case: &Case) -> Result<(), String> {
+    if !case.streams() {
+        return Ok(());
+    }
+    let device = Device::flex();
+    let (mixer, _) = case.build(&device)?;
+    let x = uniform(2, [3, 12, DIM], &device);
+    let piece = |row: usize, from: usize, to: usize| x.clone().slice([row..row + 1, from..to]);
+    let step = |x: Tensor<3>, state: &State| {
+        mixer
+            .step(x, state)
+            .map(|(y, state)| (tensor_values(y), state))
+            .map_err(|error| error.to_string())
+    };
+    let mut alone = Vec::new();
+    for (row, length) in [(0, 3), (1, 11), (2, 7)] {
+        let (_, state) = run(&*mixer, piece(row, 0, length), &Context::with_state(), None)?;
+        alone.push(state.ok_or("no state although the card says that it streams")?);
+    }
+    let all = State::join(&alone.iter().collect::<Vec<_>>());
+    let both = all.select(&[2, 0]);
+    let (got, both) = step(Tensor::cat(vec![piece(2, 7, 8), piece(0, 3, 4)], 0), &both)?;
+    for (at, row, time) in [(0, 2, 7), (1, 0, 3)] {
+        let (want, state) = step(piece(row, time, time + 1), &alone[row])?;
+        let own = &got[at * DIM..(at + 1) * DIM];
+        check(&format!("sequence {row} beside another"), own, &want, SELF)?;
+        let left = both.select(&[at]);
+        if left.times != state.times {
+            return Err(format!(
+                "times {:?}, expected {:?}",
+                left.times, state.times
+            ));
+        }
+        for ((name, got), (_, want)) in left.tensors().iter().zip(state.tensors()) {
+            let (got, want) = (
+                tensor_values(got.data.clone()),
+                tensor_values(want.data.clone()),
+            );
+            check(&format!("sequence {row}, state {name}"), &got, &want, SELF)?;
         }
     }
     Ok(())

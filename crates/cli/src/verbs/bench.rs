@@ -27,7 +27,11 @@ use profile::{Peaks, Profile};
 
 /// Flags.
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
+    /// What to measure instead of mixers
+    #[command(subcommand)]
+    pub what: Option<What>,
     /// Token mixers, by commas [default: all]
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     pub mixers: Vec<String>,
@@ -71,6 +75,13 @@ pub struct Args {
     pub changes: Vec<String>,
 }
 
+/// What can be measured beside mixers.
+#[derive(Debug, clap::Subcommand)]
+pub enum What {
+    /// Measure a server under an open-loop load: throughput, and the times that clients see
+    Serve(super::bench_serve::Args),
+}
+
 /// One measured point; times are medians in seconds.
 #[derive(Debug, Serialize)]
 struct Row {
@@ -94,6 +105,9 @@ struct Row {
 pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
     if args.ops {
         return run_ops(args, global, say);
+    }
+    if let Some(What::Serve(args)) = &args.what {
+        return super::bench_serve::run(args, global, say);
     }
     let names: Vec<&str> = match args.mixers.is_empty() {
         true => token_mixers().iter().map(|entry| entry.card.name).collect(),

@@ -1,6 +1,7 @@
 //! One file per verb: its flags and what it does.
 
 pub mod bench;
+pub mod bench_serve;
 pub mod chat;
 pub mod compare;
 pub mod completions;
@@ -14,6 +15,7 @@ mod info_model;
 pub mod list;
 pub mod man;
 pub mod resume;
+pub mod serve;
 pub mod train;
 
 use crate::args::{Cli, Verb};
@@ -32,6 +34,7 @@ pub fn run(cli: &Cli, say: &Say) -> Result<(), Failure> {
         Verb::Generate(args) => generate::run(args, global, say),
         Verb::Chat(args) => chat::run(args, global, say),
         Verb::Export(args) => export::run(args, global, say),
+        Verb::Serve(args) => serve::run(args, global, say),
         Verb::Compare(args) => compare::run(args, global, say),
         Verb::Bench(args) => bench::run(args, global, say),
         Verb::Doctor(args) => doctor::run(args, global, say),

@@ -9,4 +9,5 @@ mod models;
 mod readme;
 mod recipes;
 mod runs;
+mod serve;
 mod shows;

@@ -1,0 +1,269 @@
+//! What a mixer carries from one call to the next: a value that can be kept, copied, cut into its sequences, joined with
+//! others, and put back.
+
+use std::borrow::Cow;
+use std::ops::Range;
+use std::sync::Arc;
+
+use anyformer_ops::Tensor;
+use anyformer_ops::embedding::embedding;
+
+/// One named tensor of a state, at any rank.
+#[derive(Clone, Debug)]
+pub struct StateTensor {
+    /// Extents; the first holds the sequences one after the other.
+    pub shape: Vec<usize>,
+    /// Rows of the first extent that each sequence has; `None`: one each.
+    pub rows: Option<Vec<usize>>,
+    /// The values, flat.
+    pub data: Tensor<1>,
+}
+
+impl StateTensor {
+    /// The rows of each of `count` sequences.
+    fn spans(&self, count: usize) -> Vec<Range<usize>> {
+        let mut at = 0;
+        let span = |index| {
+            let start = at;
+            at += self
+                .rows
+                .as_ref()
+                .map_or(1, |rows: &Vec<usize>| rows[index]);
+            start..at
+        };
+        (0..count).map(span).collect()
+    }
+
+    fn select(&self, count: usize, wanted: &[usize]) -> Self {
+        let spans = self.spans(count);
+        let rows = self.rows.as_ref();
+        let rows = rows.map(|rows| wanted.iter().map(|index| rows[*index]).collect());
+        self.gather(wanted.iter().map(|index| spans[*index].clone()), rows)
+    }
+
+    /// The rows of `ranges`, end to end, in memory of their own: a view would hold on to everything beside them.
+    fn gather(&self, ranges: impl Iterator<Item = Range<usize>>, rows: Option<Vec<usize>>) -> Self {
+        let ids: Vec<u32> = ranges.flatten().map(|row| row as u32).collect();
+        let mut shape = self.shape.clone();
+        let width = shape[1..].iter().product();
+        let table = self.data.clone().reshape([shape[0], width]);
+        let count = ids.len();
+        shape[0] = count;
+        let data = embedding(table, Arc::new(ids), [1, count]).reshape([count * width]);
+        StateTensor { shape, rows, data }
+    }
+}
+
+/// What a mixer carries from one call to the next.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    /// Tokens consumed so far, per sequence.
+    pub times: Vec<usize>,
+    tensors: Vec<(Cow<'static, str>, StateTensor)>,
+}
+
+impl State {
+    /// An empty state of sequences that have consumed `times` tokens.
+    pub fn new(times: Vec<usize>) -> Self {
+        State {
+            times,
+            tensors: Vec::new(),
+        }
+    }
+
+    /// Adds a named tensor with one row per sequence; one without values (the past of a convolution of one token) is
+    /// left out.
+    pub fn with<const D: usize>(
+        self,
+        name: impl Into<Cow<'static, str>>,
+        tensor: Tensor<D>,
+    ) -> Self {
+        self.push(name.into(), tensor, None)
+    }
+
+    /// As [`State::with`], of a tensor whose first extent holds `rows` rows of each sequence, end to end.
+    pub fn with_rows<const D: usize>(
+        self,
+        name: impl Into<Cow<'static, str>>,
+        tensor: Tensor<D>,
+        rows: Vec<usize>,
+    ) -> Self {
+        self.push(name.into(), tensor, Some(rows))
+    }
+
+    fn push<const D: usize>(
+        mut self,
+        name: Cow<'static, str>,
+        tensor: Tensor<D>,
+        rows: Option<Vec<usize>>,
+    ) -> Self {
+        let shape = tensor.dims().to_vec();
+        let count = shape.iter().product::<usize>();
+        if count == 0 {
+            return self;
+        }
+        let data = tensor.reshape([count]);
+        self.tensors.push((name, StateTensor { shape, rows, data }));
+        self
+    }
+
+    /// Adds a tensor as [`State::tensors`] gave it: how a stored state is put together again.
+    pub fn with_stored(mut self, name: String, tensor: StateTensor) -> Self {
+        self.tensors.push((Cow::Owned(name), tensor));
+        self
+    }
+
+    /// The tensor of that name, if it holds any value.
+    pub fn find<const D: usize>(&self, name: &str) -> Option<Tensor<D>> {
+        let held = self.tensors.iter().any(|(held, _)| *held == name);
+        held.then(|| self.get(name))
+    }
+
+    /// The tensor of that name; panics when there is none of rank `D`, which is a mistake of the mixer.
+    pub fn get<const D: usize>(&self, name: &str) -> Tensor<D> {
+        let found = self.tensors.iter().find(|(held, _)| *held == name);
+        let Some((_, tensor)) = found else {
+            panic!("the state has no tensor {name}")
+        };
+        let Ok(shape) = <[usize; D]>::try_from(tensor.shape.clone()) else {
+            panic!("state {name} has shape {:?}, not rank {D}", tensor.shape)
+        };
+        tensor.data.clone().reshape(shape)
+    }
+
+    /// Names and tensors, in the order in which the mixer added them.
+    pub fn tensors(&self) -> &[(Cow<'static, str>, StateTensor)] {
+        &self.tensors
+    }
+
+    /// The same state cut off from the graph that made it (truncated back-propagation, generation).
+    pub fn detach(self) -> Self {
+        let detach = |(name, tensor): (Cow<'static, str>, StateTensor)| {
+            let data = tensor.data.detach();
+            (name, StateTensor { data, ..tensor })
+        };
+        State {
+            times: self.times,
+            tensors: self.tensors.into_iter().map(detach).collect(),
+        }
+    }
+
+    /// The sequences `wanted`, in that order; each index is below the number of sequences, and there is at least one.
+    pub fn select(&self, wanted: &[usize]) -> Self {
+        let count = self.times.len();
+        let select = |(name, tensor): &(Cow<'static, str>, StateTensor)| {
+            (name.clone(), tensor.select(count, wanted))
+        };
+        State {
+            times: wanted.iter().map(|index| self.times[*index]).collect(),
+            tensors: self.tensors.iter().map(select).collect(),
+        }
+    }
+
+    /// The sequences of several states of one mixer, one after the other.
+    pub fn join(states: &[&State]) -> Self {
+        let Some(first) = states.first() else {
+            return State::default();
+        };
+        let times = states.iter().flat_map(|state| state.times.iter().copied());
+        let join = |(index, (name, tensor)): (usize, &(Cow<'static, str>, StateTensor))| {
+            let parts: Vec<&StateTensor> =
+                states.iter().map(|state| &state.tensors[index].1).collect();
+            let mut shape = tensor.shape.clone();
+            shape[0] = parts.iter().map(|part| part.shape[0]).sum();
+            let rows = tensor.rows.is_some().then(|| {
+                let rows = parts.iter().flat_map(|part| part.rows.iter().flatten());
+                rows.copied().collect()
+            });
+            let data = parts.iter().map(|part| part.data.clone()).collect();
+            let data = Tensor::cat(data, 0);
+            (name.clone(), StateTensor { shape, rows, data })
+        };
+        State {
+            times: times.collect(),
+            tensors: first.tensors.iter().enumerate().map(join).collect(),
+        }
+    }
+
+    /// The state after the first `time` tokens, where it can be had without the model: every tensor has one row per
+    /// token of its one sequence (the full cache of attention).
+    pub fn rolled_back(&self, time: usize) -> Option<Self> {
+        let [now] = self.times[..] else { return None };
+        if time == 0 || time > now {
+            return None;
+        }
+        let cut = |(name, tensor): &(Cow<'static, str>, StateTensor)| {
+            let rows = tensor.rows.as_ref()?;
+            if *rows != [now] {
+                return None;
+            }
+            let cut = tensor.gather(std::iter::once(0..time), Some(vec![time]));
+            Some((name.clone(), cut))
+        };
+        let tensors = self.tensors.iter().map(cut).collect::<Option<Vec<_>>>()?;
+        Some(State {
+            times: vec![time],
+            tensors,
+        })
+    }
+
+    /// Size in bytes, all sequences together.
+    pub fn bytes(&self) -> u64 {
+        let values = |tensor: &StateTensor| tensor.shape.iter().product::<usize>();
+        let total: usize = self.tensors.iter().map(|(_, t)| values(t)).sum();
+        4 * total as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyformer_ops::{Device, tensor_values};
+
+    fn state(times: &[usize], first: f32) -> State {
+        let device = Device::flex();
+        let tensor = |count: usize| {
+            let values: Vec<f32> = (0..count).map(|i| first + i as f32).collect();
+            Tensor::<1>::from_data(values.as_slice(), &device)
+        };
+        let total = times.iter().sum::<usize>();
+        State::new(times.to_vec())
+            .with("s", tensor(2 * times.len()).reshape([times.len(), 2]))
+            .with_rows("k", tensor(total).reshape([total, 1]), times.to_vec())
+    }
+
+    fn values(state: &State) -> Vec<Vec<f32>> {
+        let tensors = state.tensors().iter();
+        tensors
+            .map(|(_, tensor)| tensor_values(tensor.data.clone()))
+            .collect()
+    }
+
+    #[test]
+    fn sequences_come_out_and_go_together() {
+        let (a, b) = (state(&[3, 1], 0.0), state(&[2], 10.0));
+        let all = State::join(&[&a, &b]);
+        assert_eq!(all.times, [3, 1, 2]);
+        assert_eq!(all.tensors()[1].1.rows, Some(vec![3, 1, 2]));
+        let some = all.select(&[2, 0]);
+        assert_eq!(some.times, [2, 3]);
+        assert_eq!(
+            values(&some),
+            [vec![10.0, 11.0, 0.0, 1.0], vec![10.0, 11.0, 0.0, 1.0, 2.0]]
+        );
+        assert_eq!(some.get::<2>("k").dims(), [5, 1]);
+        assert_eq!(values(&all.select(&[0, 1])), values(&a));
+    }
+
+    #[test]
+    fn only_a_row_per_token_can_be_rolled_back() {
+        let device = Device::flex();
+        let cache = State::new(vec![3]).with_rows("k", Tensor::<2>::ones([3, 2], &device), vec![3]);
+        assert_eq!(cache.rolled_back(2).map(|state| state.bytes()), Some(16));
+        assert!(cache.rolled_back(4).is_none() && cache.rolled_back(0).is_none());
+        let window =
+            State::new(vec![5]).with_rows("k", Tensor::<2>::ones([3, 2], &device), vec![3]);
+        assert!(window.rolled_back(4).is_none());
+        assert!(state(&[3], 0.0).rolled_back(2).is_none());
+    }
+}

@@ -1,0 +1,85 @@
+//! `/v1/embeddings`: a vector of unit length for each text.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+
+use crate::engine::job::JobError;
+
+use super::App;
+use super::body::Body;
+use super::error::{ApiError, ErrorBody};
+use super::routes::{check_model, encode, parse};
+use super::types::{EmbeddingRequest, Prompt, check_others};
+
+/// The most texts of one request.
+const TEXTS: usize = 2048;
+
+/// Vectors of texts.
+#[utoipa::path(post, path = "/v1/embeddings", request_body = EmbeddingRequest, responses(
+    (status = 200, description = "A vector for each text"),
+    (status = "default", description = "An error", body = ErrorBody)))]
+pub(super) async fn embeddings(
+    State(app): State<Arc<App>>,
+    Body(bytes): Body,
+) -> Result<Json<Value>, ApiError> {
+    let request: EmbeddingRequest = parse(&bytes)?;
+    check_others(&request.others)?;
+    check_model(&app, request.model.as_ref())?;
+    let encoder = app.encoder()?;
+    let brief = match request.encoding_format.as_deref() {
+        None | Some("float") => false,
+        Some("base64") => true,
+        Some(other) => {
+            let message = format!("expected float or base64, got {other:?}");
+            return Err(ApiError::param("encoding_format", message));
+        }
+    };
+    let texts = match request.input {
+        Prompt::Text(text) => encode(&app, vec![text]).await?,
+        Prompt::Texts(texts) => encode(&app, texts).await?,
+        Prompt::Ids(ids) => vec![ids],
+        Prompt::Lists(lists) => lists,
+    };
+    if texts.is_empty() || texts.len() > TEXTS {
+        let message = format!("expected 1 to {TEXTS} texts, got {}", texts.len());
+        return Err(ApiError::param("input", message));
+    }
+    let tokens: usize = texts.iter().map(Vec::len).sum();
+    let (jobs, vectors): (Vec<_>, Vec<_>) = texts
+        .into_iter()
+        .map(|ids| {
+            let (give, take) = oneshot::channel();
+            let reply = move |made: Result<Vec<f32>, JobError>| {
+                // Who asked may have gone.
+                let _ = give.send(made);
+            };
+            ((ids, Box::new(reply) as Box<_>), take)
+        })
+        .unzip();
+    encoder.submit(jobs)?;
+    let mut data = Vec::new();
+    for (index, vector) in vectors.into_iter().enumerate() {
+        let vector: Vec<f32> = vector.await.map_err(|_| ApiError::stopping())??;
+        let bytes = || {
+            vector
+                .iter()
+                .flat_map(|x| x.to_le_bytes())
+                .collect::<Vec<u8>>()
+        };
+        let value = match brief {
+            true => json!(STANDARD.encode(bytes())),
+            false => json!(vector),
+        };
+        data.push(json!({"object": "embedding", "index": index, "embedding": value}));
+    }
+    Ok(Json(json!({
+        "object": "list", "model": app.model, "data": data,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    })))
+}

@@ -1,0 +1,349 @@
+//! The routes under `/v1`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::Response;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::sync::mpsc::unbounded_channel;
+use tokio::sync::oneshot;
+
+use anyformer_hub::Message;
+use anyformer_models::SampleOptions;
+
+use super::App;
+use super::answer::{Ask, Form, respond};
+use super::body::Body;
+use super::error::{ApiError, ErrorBody};
+use super::types::{ChatRequest, Common, CompletionRequest, ForkRequest, Prompt, StateRequest};
+use crate::engine::job::Job;
+use crate::engine::states::StateInfo;
+use crate::text::{Part, TextSink};
+
+pub(super) type Shared = State<Arc<App>>;
+
+/// The most prompts and answers of one request.
+const CHOICES: usize = 64;
+/// The most log-probabilities of one token.
+const LOGPROBS: usize = 20;
+/// The most stop strings.
+const STOPS: usize = 16;
+
+pub(super) fn parse<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, ApiError> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| ApiError::bad(format!("failed to read the JSON of the request: {error}")))
+}
+
+/// Tokens of texts, away from the threads that serve connections.
+pub(super) async fn encode(app: &Arc<App>, texts: Vec<String>) -> Result<Vec<Vec<u32>>, ApiError> {
+    let tokenizer = app.tokenizer.clone();
+    let encode = move || texts.iter().map(|text| tokenizer.encode(text)).collect();
+    let encoded: Result<Vec<Vec<u32>>, _> = match tokio::task::spawn_blocking(encode).await {
+        Ok(encoded) => encoded,
+        Err(_) => {
+            let status = StatusCode::INTERNAL_SERVER_ERROR;
+            return Err(ApiError::new(
+                status,
+                "server_error",
+                "the tokenizer panicked",
+            ));
+        }
+    };
+    encoded.map_err(|error| ApiError::bad(format!("failed to {error}")))
+}
+
+pub(super) fn check_model(app: &App, asked: Option<&String>) -> Result<(), ApiError> {
+    match asked {
+        Some(asked) if *asked != app.model => {
+            let message = format!(
+                "there is no model {asked:?}; this server has {:?}",
+                app.model
+            );
+            let status = StatusCode::NOT_FOUND;
+            let mut error = ApiError::new(status, "invalid_request_error", message);
+            error.detail.param = Some("model".into());
+            Err(error.code("model_not_found"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What both routes check. `asked` is the limit on tokens that the request names, `default` the one when it names none.
+fn check(
+    app: &App,
+    form: Form,
+    common: Common,
+    prompts: Vec<Vec<u32>>,
+    logprobs: Option<usize>,
+    asked: Option<usize>,
+) -> Result<Ask, ApiError> {
+    let each = common.n.unwrap_or(1);
+    if each == 0 || prompts.is_empty() || prompts.len().saturating_mul(each) > CHOICES {
+        let message = format!(
+            "expected 1 to {CHOICES} answers, got {} prompts with n = {each}",
+            prompts.len()
+        );
+        return Err(ApiError::param("n", message));
+    }
+    if common.save_state.is_some() && prompts.len() * each > 1 {
+        return Err(ApiError::param(
+            "save_state",
+            "expected one prompt and n = 1",
+        ));
+    }
+    if logprobs.is_some_and(|count| count > LOGPROBS) {
+        let message = format!("expected at most {LOGPROBS} log-probabilities");
+        return Err(ApiError::param("logprobs", message));
+    }
+    let limit = app.limits.max_tokens;
+    if let Some(asked) = asked.filter(|asked| *asked > limit) {
+        let message = format!("expected at most {limit} tokens, got {asked}");
+        return Err(ApiError::param("max_tokens", message));
+    }
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+    let room = app.engine()?.context().saturating_sub(longest);
+    let default = match form {
+        Form::Chat => limit.min(room).max(1),
+        Form::Text => 16,
+    };
+    let mut stops = common.stop.clone().map_or_else(Vec::new, |stop| stop.all());
+    if stops.len() > STOPS {
+        return Err(ApiError::param(
+            "stop",
+            format!("expected at most {STOPS} texts"),
+        ));
+    }
+    if form == Form::Chat && app.template.is_none() {
+        // The plain form has no token that ends an answer.
+        stops.extend(["\nuser:", "\nsystem:"].map(str::to_string));
+    }
+    Ok(Ask {
+        form,
+        prompts,
+        logprobs,
+        max_tokens: asked.unwrap_or(default),
+        stops,
+        common,
+    })
+}
+
+/// Continues texts.
+#[utoipa::path(post, path = "/v1/completions", request_body = CompletionRequest, responses(
+    (status = 200, description = "The answer, or a stream of pieces"),
+    (status = "default", description = "An error", body = ErrorBody)))]
+pub(super) async fn completions(
+    State(app): Shared,
+    Body(bytes): Body,
+) -> Result<Response, ApiError> {
+    let request: CompletionRequest = parse(&bytes)?;
+    request.common.check_others()?;
+    check_model(&app, request.common.model.as_ref())?;
+    let prompts = match request.prompt {
+        Prompt::Text(text) => encode(&app, vec![text]).await?,
+        Prompt::Texts(texts) => encode(&app, texts).await?,
+        Prompt::Ids(ids) => vec![ids],
+        Prompt::Lists(lists) => lists,
+    };
+    let asked = request.common.max_tokens;
+    let ask = check(
+        &app,
+        Form::Text,
+        request.common,
+        prompts,
+        request.logprobs,
+        asked,
+    )?;
+    respond(&app, ask).await
+}
+
+/// Answers in a conversation.
+#[utoipa::path(post, path = "/v1/chat/completions", request_body = ChatRequest, responses(
+    (status = 200, description = "The answer, or a stream of pieces"),
+    (status = "default", description = "An error", body = ErrorBody)))]
+pub(super) async fn chat(State(app): Shared, Body(bytes): Body) -> Result<Response, ApiError> {
+    let request: ChatRequest = parse(&bytes)?;
+    request.common.check_others()?;
+    check_model(&app, request.common.model.as_ref())?;
+    if request.messages.is_empty() {
+        return Err(ApiError::param("messages", "expected at least one message"));
+    }
+    let logprobs = match (request.logprobs, request.top_logprobs) {
+        (Some(true), count) => Some(count.unwrap_or(0)),
+        (_, None | Some(0)) => None,
+        _ => {
+            return Err(ApiError::param(
+                "top_logprobs",
+                "expected logprobs = true with it",
+            ));
+        }
+    };
+    let messages: Vec<Message> = request
+        .messages
+        .into_iter()
+        .map(|message| {
+            Ok(Message {
+                role: message.role,
+                content: message.content.text()?,
+            })
+        })
+        .collect::<Result<_, ApiError>>()?;
+    let text = match &app.template {
+        Some(template) => template
+            .render(&messages, true)
+            .map_err(|error| ApiError::param("messages", format!("failed to {error}")))?,
+        None => plain(&messages),
+    };
+    let prompts = encode(&app, vec![text]).await?;
+    let asked = request.max_completion_tokens.or(request.common.max_tokens);
+    let ask = check(&app, Form::Chat, request.common, prompts, logprobs, asked)?;
+    respond(&app, ask).await
+}
+
+/// A conversation for a model that has no template, up to where the answer begins.
+fn plain(messages: &[Message]) -> String {
+    let lines = messages.iter();
+    let said = lines.map(|message| format!("{}: {}\n", message.role, message.content));
+    said.collect::<String>() + "assistant:"
+}
+
+fn model_value(app: &App) -> Value {
+    json!({"id": app.model, "object": "model", "created": app.created, "owned_by": "anyformer"})
+}
+
+/// The one model of this server.
+#[utoipa::path(get, path = "/v1/models", responses((status = 200, description = "A list of one")))]
+pub(super) async fn models(State(app): Shared) -> Json<Value> {
+    Json(json!({"object": "list", "data": [model_value(&app)]}))
+}
+
+/// A model by its name.
+#[utoipa::path(get, path = "/v1/models/{model}", params(("model" = String, Path)), responses(
+    (status = 200, description = "The model"),
+    (status = "default", description = "An error", body = ErrorBody)))]
+pub(super) async fn model(
+    State(app): Shared,
+    Path(asked): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    check_model(&app, Some(&asked))?;
+    Ok(Json(model_value(&app)))
+}
+
+/// Waits for what the engine says about states.
+async fn answered<T>(receiver: oneshot::Receiver<T>) -> Result<T, ApiError> {
+    receiver.await.map_err(|_| ApiError::stopping())
+}
+
+fn no_state(name: &str) -> ApiError {
+    crate::engine::job::JobError::NoState(name.to_string()).into()
+}
+
+fn not_kept(message: String) -> ApiError {
+    crate::engine::job::JobError::Save(message).into()
+}
+
+async fn list(app: &App) -> Result<Vec<StateInfo>, ApiError> {
+    let (give, take) = oneshot::channel();
+    app.engine()?.list_states(move |all| {
+        // Who asked may have gone.
+        let _ = give.send(all);
+    });
+    answered(take).await
+}
+
+/// The named states.
+#[utoipa::path(get, path = "/v1/states", responses((status = 200, body = Vec<StateInfo>)))]
+pub(super) async fn states(State(app): Shared) -> Result<Json<Value>, ApiError> {
+    Ok(Json(json!({"object": "list", "data": list(&app).await?})))
+}
+
+/// A named state.
+#[utoipa::path(get, path = "/v1/states/{name}", params(("name" = String, Path)), responses(
+    (status = 200, body = StateInfo),
+    (status = "default", description = "An error", body = ErrorBody)))]
+pub(super) async fn state(
+    State(app): Shared,
+    Path(name): Path<String>,
+) -> Result<Json<StateInfo>, ApiError> {
+    let found = list(&app)
+        .await?
+        .into_iter()
+        .find(|state| state.name == name);
+    found.map(Json).ok_or_else(|| no_state(&name))
+}
+
+/// Reads a prompt and keeps the state after it under a name.
+#[utoipa::path(post, path = "/v1/states", request_body = StateRequest, responses(
+    (status = 200, body = StateInfo),
+    (status = "default", description = "An error", body = ErrorBody)))]
+pub(super) async fn save_state(
+    State(app): Shared,
+    Body(bytes): Body,
+) -> Result<Json<StateInfo>, ApiError> {
+    let request: StateRequest = parse(&bytes)?;
+    let ids = encode(&app, vec![request.prompt]).await?.concat();
+    let (channel, mut receiver) = unbounded_channel();
+    app.engine()?.submit(Job {
+        ids,
+        options: SampleOptions::default(),
+        max_tokens: 0,
+        stop_ids: app.stop_ids.clone(),
+        logprobs: None,
+        state: request.state,
+        save: Some(request.name.clone()),
+        deadline: None,
+        sink: Box::new(TextSink::new(0, app.tokenizer.clone(), Vec::new(), channel)),
+    })?;
+    loop {
+        match receiver.recv().await {
+            Some((_, Part::End(_, end))) => {
+                end?;
+                break;
+            }
+            Some(_) => {}
+            None => return Err(ApiError::stopping()),
+        }
+    }
+    state(State(app), Path(request.name)).await
+}
+
+/// Removes a named state.
+#[utoipa::path(delete, path = "/v1/states/{name}", params(("name" = String, Path)), responses(
+    (status = 200, description = "It is gone"),
+    (status = "default", description = "An error", body = ErrorBody)))]
+pub(super) async fn delete_state(
+    State(app): Shared,
+    Path(name): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    let (give, take) = oneshot::channel();
+    app.engine()?.delete_state(name.clone(), move |deleted| {
+        let _ = give.send(deleted);
+    });
+    match answered(take).await?.map_err(not_kept)? {
+        true => Ok(Json(json!({"name": name, "deleted": true}))),
+        false => Err(no_state(&name)),
+    }
+}
+
+/// Copies a named state, or its first tokens; under its own name, rolls it back.
+#[utoipa::path(post, path = "/v1/states/{name}/fork", params(("name" = String, Path)), request_body = ForkRequest,
+    responses((status = 200, body = StateInfo), (status = "default", description = "An error", body = ErrorBody)))]
+pub(super) async fn fork_state(
+    State(app): Shared,
+    Path(name): Path<String>,
+    Body(bytes): Body,
+) -> Result<Json<StateInfo>, ApiError> {
+    let request: ForkRequest = parse(&bytes)?;
+    let (give, take) = oneshot::channel();
+    let (from, to) = (name.clone(), request.name);
+    app.engine()?
+        .fork_state(from, to, request.tokens, move |made| {
+            let _ = give.send(made);
+        })?;
+    let made = answered(take).await?;
+    let made = made.map_err(|message| ApiError::bad(format!("failed to fork: {message}")))?;
+    made.map(Json).ok_or_else(|| no_state(&name))
+}

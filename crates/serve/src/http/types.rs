@@ -1,0 +1,272 @@
+//! What is asked over HTTP. Keys that this server does not know are refused, unless they ask for nothing.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+use super::error::ApiError;
+
+/// `/v1/completions`.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+pub struct CompletionRequest {
+    /// A text, token ids, or several of them.
+    #[schema(value_type = Value)]
+    pub prompt: Prompt,
+    /// Log-probabilities, with so many of the likeliest tokens (at most 20).
+    pub logprobs: Option<usize>,
+    /// What both routes share.
+    #[serde(flatten)]
+    pub common: Common,
+}
+
+/// `/v1/chat/completions`.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+pub struct ChatRequest {
+    /// The conversation so far.
+    pub messages: Vec<ChatMessage>,
+    /// Gives log-probabilities.
+    #[serde(default)]
+    pub logprobs: Option<bool>,
+    /// With so many of the likeliest tokens (at most 20).
+    pub top_logprobs: Option<usize>,
+    /// As `max_tokens`.
+    pub max_completion_tokens: Option<usize>,
+    /// What both routes share.
+    #[serde(flatten)]
+    pub common: Common,
+}
+
+/// What both routes share.
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+pub struct Common {
+    /// The model's name, as `/v1/models` gives it.
+    pub model: Option<String>,
+    /// Tokens to make at most.
+    pub max_tokens: Option<usize>,
+    /// Scores are divided by it; 0 always takes the likeliest token.
+    pub temperature: Option<f32>,
+    /// Only the likeliest tokens that hold this share of the probability.
+    pub top_p: Option<f32>,
+    /// Only so many of the likeliest tokens; 0: all.
+    pub top_k: Option<usize>,
+    /// Only tokens with at least this share of the likeliest one's probability; 0: all.
+    pub min_p: Option<f32>,
+    /// Scores of tokens that the prompt or the answer holds are divided (multiplied, below 0) by it; 1: not.
+    pub repetition_penalty: Option<f32>,
+    /// Seed of the choice.
+    pub seed: Option<i64>,
+    /// Answers to each prompt.
+    pub n: Option<usize>,
+    /// Texts that end the answer.
+    #[schema(value_type = Option<Value>)]
+    pub stop: Option<Stop>,
+    /// Gives the answer piece by piece, as server-sent events.
+    #[serde(default)]
+    pub stream: Option<bool>,
+    /// What a stream holds.
+    pub stream_options: Option<StreamOptions>,
+    /// A named state to go on from: its tokens stand before the prompt.
+    pub state: Option<String>,
+    /// Keeps the state at the end of the answer under this name.
+    pub save_state: Option<String>,
+    /// Everything else.
+    #[serde(flatten)]
+    #[schema(ignore)]
+    pub others: Map<String, Value>,
+}
+
+/// What a stream holds.
+#[derive(Clone, Copy, Debug, Deserialize, ToSchema)]
+pub struct StreamOptions {
+    /// A last piece with the count of tokens.
+    #[serde(default)]
+    pub include_usage: bool,
+}
+
+/// One message.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+pub struct ChatMessage {
+    /// `system`, `user` or `assistant`.
+    pub role: String,
+    /// A text, or parts of type `text`.
+    #[schema(value_type = Value)]
+    pub content: Content,
+}
+
+/// The content of a message.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub enum Content {
+    /// A text.
+    Text(String),
+    /// Parts.
+    Parts(Vec<ContentPart>),
+}
+
+/// One part of a message.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ContentPart {
+    /// Only `text`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The text.
+    #[serde(default)]
+    pub text: String,
+}
+
+impl Content {
+    /// The text of all parts.
+    pub fn text(self) -> Result<String, ApiError> {
+        match self {
+            Content::Text(text) => Ok(text),
+            Content::Parts(parts) => {
+                let mut text = String::new();
+                for part in parts {
+                    if part.kind != "text" {
+                        let message =
+                            format!("expected parts of type \"text\", got {:?}", part.kind);
+                        return Err(ApiError::param("messages", message));
+                    }
+                    text.push_str(&part.text);
+                }
+                Ok(text)
+            }
+        }
+    }
+}
+
+/// One or several prompts.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub enum Prompt {
+    /// A text.
+    Text(String),
+    /// Texts.
+    Texts(Vec<String>),
+    /// Token ids.
+    Ids(Vec<u32>),
+    /// Several lists of token ids.
+    Lists(Vec<Vec<u32>>),
+}
+
+/// One or several texts.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub enum Stop {
+    /// One.
+    One(String),
+    /// Several.
+    Several(Vec<String>),
+}
+
+impl Stop {
+    /// All of them.
+    pub fn all(self) -> Vec<String> {
+        match self {
+            Stop::One(text) => vec![text],
+            Stop::Several(texts) => texts,
+        }
+    }
+}
+
+/// Keys that say something about the caller and change no answer.
+const ABOUT_THE_CALLER: &[&str] = &[
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+];
+
+impl Common {
+    /// Refuses keys that ask for what this server does not do.
+    pub fn check_others(&self) -> Result<(), ApiError> {
+        check_others(&self.others)
+    }
+}
+
+/// Refuses keys that ask for what this server does not do.
+pub fn check_others(others: &Map<String, Value>) -> Result<(), ApiError> {
+    for (key, value) in others {
+        let neutral = match value {
+            Value::Null | Value::Bool(false) => true,
+            Value::Number(number) => {
+                let rest = match key.as_str() {
+                    "best_of" => 1.0,
+                    _ => 0.0,
+                };
+                number.as_f64() == Some(rest)
+            }
+            Value::Array(items) => items.is_empty(),
+            Value::Object(items) => {
+                items.is_empty()
+                    || key == "response_format" && items.get("type") == Some(&"text".into())
+            }
+            _ => false,
+        };
+        if !neutral && !ABOUT_THE_CALLER.contains(&key.as_str()) {
+            let message = format!("{key:?} is not supported by this server");
+            return Err(ApiError::param(key, message).code("unsupported_parameter"));
+        }
+    }
+    Ok(())
+}
+
+/// `/v1/states`: reads a prompt and keeps the state after it.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StateRequest {
+    /// The name to keep it under.
+    pub name: String,
+    /// The text to read.
+    pub prompt: String,
+    /// A named state to go on from.
+    pub state: Option<String>,
+}
+
+/// `/v1/states/{name}/fork`: copies a state.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ForkRequest {
+    /// The name of the copy; the state's own name rolls it back.
+    pub name: String,
+    /// Only the first so many tokens.
+    pub tokens: Option<usize>,
+}
+
+/// `/v1/embeddings`.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+pub struct EmbeddingRequest {
+    /// The model's name.
+    pub model: Option<String>,
+    /// A text, token ids, or several of them.
+    #[schema(value_type = Value)]
+    pub input: Prompt,
+    /// `float` or `base64` (little-endian f32).
+    pub encoding_format: Option<String>,
+    /// Everything else.
+    #[serde(flatten)]
+    #[schema(ignore)]
+    pub others: Map<String, Value>,
+}
+
+/// Tokens of an answer.
+#[derive(Clone, Copy, Debug, Default, Serialize, ToSchema)]
+pub struct Usage {
+    /// Of the prompts.
+    pub prompt_tokens: usize,
+    /// Made.
+    pub completion_tokens: usize,
+    /// Both.
+    pub total_tokens: usize,
+    /// Of the prompt's tokens.
+    pub prompt_tokens_details: PromptDetails,
+}
+
+/// Of the prompt's tokens.
+#[derive(Clone, Copy, Debug, Default, Serialize, ToSchema)]
+pub struct PromptDetails {
+    /// Those that a kept state stood for.
+    pub cached_tokens: usize,
+}

@@ -1,0 +1,8 @@
+//! The engine and the server around small models with random weights.
+
+mod client;
+mod encoder;
+mod engine;
+mod faults;
+mod http;
+mod models;
