@@ -4,12 +4,13 @@
 
 mod block;
 pub mod config;
+mod head;
 pub mod input;
 pub mod model;
 mod rows;
 pub mod sample;
 
-pub use config::{Gives, ModelConfig, ModelError, NormKind, Pool, Positions, Reads, Wiring};
+pub use config::{Gives, ModelConfig, ModelError, NormKind, Pair, Pool, Positions, Reads, Wiring};
 pub use input::Input;
 pub use model::{Model, ModelState, Scored, Target};
 pub use sample::{SampleError, SampleOptions, Sampler};

@@ -9,6 +9,7 @@ use anyformer_ops::{Builder, Device, Init, Linear, LinearInit, Param, ParamStore
 
 use crate::block::{Block, Norm};
 use crate::config::{Gives, ModelConfig, ModelError, Pool, Positions, Reads, Wiring};
+use crate::head::{ClassHead, pooled};
 use crate::input::{Input, pack};
 use crate::rows::{gather_rows, places, sinusoids};
 
@@ -55,7 +56,7 @@ enum Embed {
 enum Head {
     Tied,
     Tokens(Linear),
-    Classes { linear: Linear, pool: Pool },
+    Classes(ClassHead),
 }
 
 /// A built model; see [`ModelConfig`] for what it can be.
@@ -119,10 +120,17 @@ impl Model {
                 reads: [height, width, channels, patch],
             },
         };
+        let class_token = matches!(
+            config.gives,
+            Gives::Class {
+                pool: Pool::Cls,
+                ..
+            }
+        );
         let positions = (config.positions == Positions::Learned).then(|| {
             builder.at("positions").param_no_decay(
                 "weight",
-                &[config.max_time, config.dim],
+                &[config.max_time + usize::from(class_token), config.dim],
                 Init::Normal(0.02),
             )
         });
@@ -138,10 +146,7 @@ impl Model {
             (Gives::NextToken { .. }, Reads::Patches { .. }) => {
                 return Err(ModelError::Impossible("patches give a class".into()));
             }
-            (Gives::Class { classes, pool }, _) => Head::Classes {
-                linear: Linear::new(&builder, "head", config.dim, classes, true),
-                pool,
-            },
+            (Gives::Class { .. }, _) => Head::Classes(ClassHead::new(config, &builder)),
         };
         Ok(Model {
             config: config.clone(),
@@ -164,8 +169,13 @@ impl Model {
         &self.store
     }
 
-    /// Exact cost of one sequence of `time` tokens, embedding and head included.
+    /// Exact cost of one sequence of `time` tokens, embedding and head included; of a model that reads pairs, the
+    /// operations of a pair of such sequences.
     pub fn cost(&self, time: usize) -> Cost {
+        let time = match &self.head {
+            Head::Classes(head) => time + head.extra(),
+            _ => time,
+        };
         let blocks = self.blocks.iter().map(|block| block.cost(time));
         let mut cost = blocks.fold(Cost::default(), |a, b| a + b);
         let norms: usize = self.blocks.iter().map(Block::norm_params).sum();
@@ -194,10 +204,7 @@ impl Model {
                 cost.params += linear.weight.count() as u64;
                 cost.flops += linear.flops(time);
             }
-            (Head::Classes { linear, .. }, _) => {
-                cost.params += (linear.weight.count() + linear.weight.shape()[0]) as u64;
-                cost.flops += linear.flops(1);
-            }
+            (Head::Classes(head), _) => cost = head.cost(cost),
         }
         cost
     }
@@ -328,6 +335,10 @@ impl Model {
                 return Err(ModelError::Input("pictures have no lengths".into()));
             }
         };
+        let x = match &self.head {
+            Head::Classes(head) => head.put_class_token(x, &mut context),
+            _ => x,
+        };
         let [batch, time, _] = x.dims();
         let offsets = context.sequences(batch, time);
         let (x, _) = self.hidden(x, &context, None)?;
@@ -337,7 +348,8 @@ impl Model {
     /// Scores of hidden rows `[rows, dim]`.
     fn scores(&self, rows: Tensor<2>) -> Tensor<2> {
         match (&self.head, &self.embed) {
-            (Head::Tokens(linear) | Head::Classes { linear, .. }, _) => linear.forward(rows),
+            (Head::Tokens(linear), _) => linear.forward(rows),
+            (Head::Classes(head), _) => head.scores(rows),
             (Head::Tied, Embed::Tokens { weight, .. }) => {
                 meter::add(2 * (rows.dims()[0] * weight.count()) as u64);
                 rows.matmul(weight.tensor::<2>().transpose())
@@ -346,40 +358,8 @@ impl Model {
         }
     }
 
-    fn pooled(&self, x: Tensor<3>, offsets: &[usize], pool: Pool) -> Tensor<2> {
-        let dim = self.config.dim;
-        let total = x.dims()[0] * x.dims()[1];
-        let rows = offsets.len() - 1;
-        let flat = x.reshape([total, dim]);
-        let pick = |index: &dyn Fn(&[usize]) -> usize, flat: Tensor<2>| {
-            let ids: Vec<u32> = offsets.windows(2).map(|pair| index(pair) as u32).collect();
-            gather_rows(flat, ids)
-        };
-        match pool {
-            Pool::First => pick(&|pair| pair[0], flat),
-            Pool::Last => pick(&|pair| pair[1].max(1) - 1, flat),
-            Pool::Mean
-                if total.is_multiple_of(rows)
-                    && offsets[1] * rows == total
-                    && offsets
-                        .windows(2)
-                        .all(|pair| pair[1] - pair[0] == offsets[1]) =>
-            {
-                flat.reshape([rows, total / rows, dim])
-                    .mean_dim(1)
-                    .reshape([rows, dim])
-            }
-            Pool::Mean => {
-                let mean = |pair: &[usize]| match pair[1] - pair[0] {
-                    0 => flat.clone().slice([0..1]).zeros_like(),
-                    _ => flat.clone().slice([pair[0]..pair[1]]).mean_dim(0),
-                };
-                Tensor::cat(offsets.windows(2).map(mean).collect(), 0)
-            }
-        }
-    }
-
-    /// Scores: `[valid tokens, vocab]` of a model that gives tokens, `[batch, classes]` of one that gives a class.
+    /// Scores: `[valid tokens, vocab]` of a model that gives tokens, `[batch, classes]` of one that gives a class
+    /// (`[batch / 2, classes]` where it reads pairs, rows 2 i and 2 i + 1 being one).
     pub fn forward(
         &self,
         input: Input,
@@ -387,7 +367,7 @@ impl Model {
     ) -> Result<Tensor<2>, ModelError> {
         let (x, offsets) = self.encode(input, lengths)?;
         let rows = match &self.head {
-            Head::Classes { pool, .. } => self.pooled(x, &offsets, *pool),
+            Head::Classes(head) => head.features(x, &offsets)?,
             _ => {
                 let total = x.dims()[0] * x.dims()[1];
                 x.reshape([total, self.config.dim])
@@ -405,15 +385,16 @@ impl Model {
     ) -> Result<Scored, ModelError> {
         let (x, offsets) = self.encode(input, lengths)?;
         let (rows, wanted) = match (&self.head, target) {
-            (Head::Classes { pool, .. }, Target::Classes(classes)) => {
-                if classes.len() + 1 != offsets.len() {
+            (Head::Classes(head), Target::Classes(classes)) => {
+                let rows = head.features(x, &offsets)?;
+                if classes.len() != rows.dims()[0] {
                     return Err(ModelError::Input(format!(
                         "expected {} classes, got {}",
-                        offsets.len() - 1,
+                        rows.dims()[0],
                         classes.len()
                     )));
                 }
-                (self.pooled(x, &offsets, *pool), classes.to_vec())
+                (rows, classes.to_vec())
             }
             (Head::Tied | Head::Tokens(_), Target::Tokens(tokens)) => {
                 let places = places(tokens, &offsets, lengths.is_some())?;
@@ -490,7 +471,7 @@ impl Model {
         let Some(next) = next else {
             panic!("a mixer whose card says that it streams gave no state")
         };
-        let last = self.pooled(x, &offsets, Pool::Last);
+        let last = pooled(x, &offsets, Pool::Last);
         Ok((self.scores(last), next))
     }
 
