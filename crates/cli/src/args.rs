@@ -3,7 +3,7 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::verbs::{
-    bench, compare, completions, data, doctor, eval, generate, info, list, man, resume, train,
+    bench, compare, completions, data, doctor, eval, generate, info, list, lra, man, resume, train,
 };
 
 /// Efficient transformers: train, compare under equal budgets, and run them.
@@ -57,6 +57,8 @@ pub enum Verb {
     Generate(generate::Args),
     /// Compare mixers under an equal budget; writes a table and report.html
     Compare(compare::Args),
+    /// Run Long Range Arena: six tasks, every mixer, one table; speed and memory against length
+    Lra(lra::Args),
     /// Measure the speed of mixers against length
     Bench(bench::Args),
     /// Show what this machine and this binary have

@@ -9,6 +9,7 @@ pub mod eval;
 pub mod generate;
 pub mod info;
 pub mod list;
+pub mod lra;
 pub mod man;
 pub mod resume;
 pub mod train;
@@ -28,6 +29,7 @@ pub fn run(cli: &Cli, say: &Say) -> Result<(), Failure> {
         Verb::Eval(args) => eval::run(args, global, say),
         Verb::Generate(args) => generate::run(args, global, say),
         Verb::Compare(args) => compare::run(args, global, say),
+        Verb::Lra(args) => lra::run(args, global, say),
         Verb::Bench(args) => bench::run(args, global, say),
         Verb::Doctor(args) => doctor::run(args, global, say),
         Verb::Data(args) => data::run(args, say),
