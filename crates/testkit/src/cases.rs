@@ -112,6 +112,16 @@ pub fn cases() -> Vec<Case> {
                 json!({"pattern": "strided", "stride": 11, "bias": true, "summary": 1}),
                 json!({"stride": 12, "summary": 3}),
             ],
+            "sinkhorn" => vec![json!({"block": 5, "heads": 2, "bias": true})],
+            "reformer" => vec![json!({"chunk": 6, "hashes": 3, "buckets": 4})],
+            "routing" => vec![json!({"clusters": 3, "iterations": 0, "bias": true})],
+            "s4d" => vec![json!({"state": 2})],
+            "lru" => vec![json!({"state": 5, "r_min": 0.8, "max_phase": 0.5})],
+            "transformer_xl" => vec![json!({"segment": 5, "memory": 3, "heads": 2})],
+            "compressive" => vec![
+                json!({"segment": 6, "memory": 4, "rate": 2, "slots": 3, "compression": "conv"}),
+                json!({"segment": 4, "memory": 0, "rate": 2, "slots": 5}),
+            ],
             "luna" => vec![json!({"length": 3, "bias": false, "heads": 2})],
             _ => vec![],
         };
