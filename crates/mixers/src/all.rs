@@ -2,7 +2,7 @@
 
 use crate::card::{ChannelEntry, ConfigError, TokenEntry, nearest_name};
 use crate::{
-    attention, bigbird, compressive, cosformer, delta_net, fnet, gated_delta_net, gla,
+    attention, bigbird, combiner, compressive, cosformer, delta_net, fnet, gated_delta_net, gla,
     linear_attention, linformer, local, longformer, lru, luna, mamba, mamba2, mlp, none,
     nystromformer, performer, pool, reformer, retention, routing, s4d, sinkhorn, sparse, swiglu,
     synthesizer, transformer_xl,
@@ -12,6 +12,7 @@ use crate::{
 static TOKEN: &[&TokenEntry] = &[
     &attention::ENTRY,
     &bigbird::ENTRY,
+    &combiner::ENTRY,
     &compressive::ENTRY,
     &cosformer::ENTRY,
     &delta_net::ENTRY,

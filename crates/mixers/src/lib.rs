@@ -15,6 +15,7 @@ mod short;
 
 pub mod attention;
 pub mod bigbird;
+pub mod combiner;
 pub mod compressive;
 pub mod cosformer;
 pub mod delta_net;
