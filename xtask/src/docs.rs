@@ -129,6 +129,7 @@ fn summary(root: &Path) -> Result<String, String> {
     for (file, title) in [
         ("quickstart.md", "Quickstart"),
         ("compare.md", "Comparing under a budget"),
+        ("lra.md", "Long Range Arena"),
         ("data.md", "Tasks and data"),
         ("checkpoints.md", "Checkpoints of other programs"),
         ("adding.md", "Adding an architecture"),

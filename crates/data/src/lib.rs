@@ -13,8 +13,10 @@ mod images;
 mod list_ops;
 mod matching;
 mod mqar;
+mod needle;
 mod pathfinder;
 mod pictures;
+pub mod sheet;
 mod task;
 mod text;
 mod text_classify;
@@ -32,6 +34,7 @@ pub use images::{Format, ImagesOptions};
 pub use list_ops::ListOpsOptions;
 pub use matching::MatchingOptions;
 pub use mqar::MqarOptions;
+pub use needle::{ContextOptions, Needle, NeedleOptions};
 pub use pathfinder::PathfinderOptions;
 pub use task::{Batch, Loader, Position, Split, Targets, Task, TaskKind, TaskSpec};
 pub use text::TextOptions;
@@ -95,6 +98,18 @@ static TASKS: &[TaskEntry] = &[
         defaults: defaults::<MqarOptions>,
     },
     TaskEntry {
+        name: "needle",
+        doc: "RULER's needles in a haystack, byte by byte",
+        make: needle::needle,
+        defaults: defaults::<NeedleOptions>,
+    },
+    TaskEntry {
+        name: "passkey",
+        doc: "a number between lines of filler, byte by byte",
+        make: needle::passkey,
+        defaults: defaults::<ContextOptions>,
+    },
+    TaskEntry {
         name: "path_256",
         doc: "pathfinder on 256 x 256 pixels",
         make: |options| pathfinder::task("path_256", options),
@@ -154,6 +169,12 @@ static TASKS: &[TaskEntry] = &[
         make: toy_text::reviews,
         defaults: defaults::<ToyTextOptions>,
     },
+    TaskEntry {
+        name: "variable_tracking",
+        doc: "RULER's chain of assignments, byte by byte",
+        make: needle::variables,
+        defaults: defaults::<ContextOptions>,
+    },
 ];
 
 /// Every task, sorted by name.
@@ -195,6 +216,7 @@ mod tests {
         match name {
             "text_classify" | "matching" | "sequential_cifar10" => json!({"path": files()}),
             "pathfinder" | "pathfinder_64" | "path_x" | "path_256" => json!({"contour_length": 4}),
+            "needle" | "passkey" | "variable_tracking" => json!({"time": 800, "test_rows": 20}),
             "toy_reviews" | "toy_citations" => json!({"time": 200}),
             "mqar" => json!({"vocab": 64, "time": 32, "pairs": 4, "train_rows": 50}),
             "list_ops" => {

@@ -78,7 +78,8 @@ pub static ENTRY: TokenEntry = TokenEntry {
     build: |dim, options, builder| {
         let config: LruConfig = read(&CARD, options)?;
         let (low, high, phase) = (config.r_min, config.r_max, config.max_phase);
-        if !(0.0..1.0).contains(&low) || !(low < high && high <= 1.0) || phase <= 0.0 {
+        let sound = (0.0..1.0).contains(&low) && low < high && high <= 1.0 && phase > 0.0;
+        if !sound {
             return Err(ConfigError::Impossible {
                 mixer: CARD.name,
                 message: format!(

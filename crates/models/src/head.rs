@@ -244,7 +244,7 @@ mod tests {
             ids: &ids,
             batch: 3,
         };
-        let error = model.forward(input, None).err().expect("odd").to_string();
+        let error = model.forward(input, None).expect_err("odd").to_string();
         assert!(error.contains("pairs"), "{error}");
         let input = Input::Tokens {
             ids: &ids[..2],

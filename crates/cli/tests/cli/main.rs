@@ -5,6 +5,7 @@ mod compare;
 mod generate;
 mod harness;
 mod kill;
+mod lra;
 mod readme;
 mod recipes;
 mod runs;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyformer_data::task;
 use serde_json::Value;
 
-use super::define::{Column, Definition};
+use super::define::{Column, Definition, Preset};
 use super::speed::Point;
 use crate::compare::{CompareError, Plan, Price, Where, label, write as write_file};
 use crate::report::html::escape;
@@ -57,6 +57,11 @@ impl Board {
             self.notes.iter().map(note).collect::<String>()
         )
     }
+}
+
+/// The dialect's name.
+fn form(definition: &Definition) -> String {
+    format!("{:?}", definition.dialect).to_lowercase()
 }
 
 /// Mean accuracy in per cent with its standard error.
@@ -156,15 +161,18 @@ pub(super) fn quality(
         rows.push(row(mixer.clone(), cells.collect(), params));
     }
     let mut notes = vec![format!(
-        "Accuracy in per cent on the test split, {} seed(s), the {:?} form; the average leaves out {}.",
+        "Accuracy in per cent on the test split, {} seed(s), the {} form; the average leaves out {}.",
         plan.seeds.len(),
-        definition.dialect,
+        form(definition),
         if with_x {
             "the last task, as the published one leaves out Path-X"
         } else {
             "nothing"
         }
     )];
+    if definition.preset == Preset::Smoke {
+        notes.push("A smoke run makes a few updates: its accuracies are chance, and show only that everything runs.".into());
+    }
     for (column, task) in definition.columns.iter().zip(&plan.tasks) {
         let published = match column {
             Column::ListOps => "list_ops",
@@ -363,8 +371,9 @@ pub(super) fn write(
     points: &[Point],
 ) -> Result<[PathBuf; 2], CompareError> {
     let title = format!(
-        "Long Range Arena, {:?}, the {:?} form",
-        definition.preset, definition.dialect
+        "Long Range Arena, {}, the {} form",
+        format!("{:?}", definition.preset).to_lowercase(),
+        form(definition)
     );
     let made = format!(
         "`{}`, commit {}, {}",

@@ -6,6 +6,7 @@
 
 mod board;
 mod define;
+mod recipe;
 pub mod speed;
 
 use std::path::PathBuf;
