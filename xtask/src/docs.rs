@@ -132,6 +132,7 @@ fn summary(root: &Path) -> Result<String, String> {
         ("lra.md", "Long Range Arena"),
         ("data.md", "Tasks and data"),
         ("checkpoints.md", "Checkpoints of other programs"),
+        ("checklists.md", "Survey checklists"),
         ("adding.md", "Adding an architecture"),
         ("kernels.md", "Ops and kernels"),
         ("dependencies.md", "Dependencies and why"),
