@@ -129,9 +129,11 @@ fn summary(root: &Path) -> Result<String, String> {
     for (file, title) in [
         ("quickstart.md", "Quickstart"),
         ("compare.md", "Comparing under a budget"),
+        ("lra.md", "Long Range Arena"),
         ("data.md", "Tasks and data"),
         ("checkpoints.md", "Checkpoints of other programs"),
         ("serve.md", "Serving"),
+        ("checklists.md", "Survey checklists"),
         ("adding.md", "Adding an architecture"),
         ("kernels.md", "Ops and kernels"),
         ("dependencies.md", "Dependencies and why"),

@@ -3,7 +3,7 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::verbs::{
-    bench, chat, compare, completions, data, doctor, eval, export, generate, info, list, man,
+    bench, chat, compare, completions, data, doctor, eval, export, generate, info, list, lra, man,
     resume, serve, train,
 };
 
@@ -64,6 +64,8 @@ pub enum Verb {
     Serve(serve::Args),
     /// Compare mixers under an equal budget; writes a table and report.html
     Compare(compare::Args),
+    /// Run Long Range Arena: six tasks, every mixer, one table; speed and memory against length
+    Lra(lra::Args),
     /// Measure the speed of mixers against length
     Bench(bench::Args),
     /// Show what this machine and this binary have

@@ -304,10 +304,7 @@ mod tests {
     #[test]
     fn the_task_fills_in_and_contradictions_are_refused() {
         let reads = Reads::Tokens { vocab: 50 };
-        let gives = Gives::Class {
-            classes: 10,
-            pool: Pool::Mean,
-        };
+        let gives = Gives::class(10, Pool::Mean);
         let own = ModelConfig {
             reads,
             gives,
@@ -321,13 +318,7 @@ mod tests {
         };
         assert_eq!(config(json!({})).map(|config| config.reads), Ok(reads));
         let last = config(json!({"gives": {"class": {"pool": "last"}}})).map(|config| config.gives);
-        assert_eq!(
-            last,
-            Ok(Gives::Class {
-                classes: 10,
-                pool: Pool::Last
-            })
-        );
+        assert_eq!(last, Ok(Gives::class(10, Pool::Last)));
         let error = config(json!({"reads": {"tokens": {"vocab": 60}}})).unwrap_err();
         assert!(
             error.contains("vocab = 60") && error.contains("50"),

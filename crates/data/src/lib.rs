@@ -3,29 +3,44 @@
 //! [`task`] makes a task from its name and options; a [`Task`] gives a [`Loader`] per split, a loader gives batches and a
 //! [`Position`] from which it can go on exactly.
 
+mod cifar_sequence;
 mod copying;
+mod dialect;
 mod error;
 mod expression;
 pub mod fetch;
 mod images;
 mod list_ops;
+mod matching;
 mod mqar;
+mod needle;
+mod pathfinder;
 mod pictures;
+pub mod sheet;
 mod task;
 mod text;
+mod text_classify;
 pub mod tokenizer;
+mod toy_text;
 
 use serde_json::{Map, Value};
 
+pub use cifar_sequence::SequentialCifarOptions;
 pub use copying::{CopyOptions, InductionOptions};
+pub use dialect::Dialect;
 pub use error::DataError;
 pub use expression::{Expression, Operator, write_tsv};
 pub use images::{Format, ImagesOptions};
 pub use list_ops::ListOpsOptions;
+pub use matching::MatchingOptions;
 pub use mqar::MqarOptions;
+pub use needle::{ContextOptions, Needle, NeedleOptions};
+pub use pathfinder::PathfinderOptions;
 pub use task::{Batch, Loader, Position, Split, Targets, Task, TaskKind, TaskSpec};
 pub use text::TextOptions;
+pub use text_classify::TextClassifyOptions;
 pub use tokenizer::Tokenizer;
+pub use toy_text::ToyTextOptions;
 
 /// A registered task.
 pub struct TaskEntry {
@@ -71,10 +86,52 @@ static TASKS: &[TaskEntry] = &[
         defaults: defaults::<ListOpsOptions>,
     },
     TaskEntry {
+        name: "matching",
+        doc: "does one paper cite the other, on bytes (Long Range Arena): your copy of the pairs",
+        make: matching::task,
+        defaults: defaults::<MatchingOptions>,
+    },
+    TaskEntry {
         name: "mqar",
         doc: "multi-query associative recall (zoology)",
         make: mqar::task,
         defaults: defaults::<MqarOptions>,
+    },
+    TaskEntry {
+        name: "needle",
+        doc: "RULER's needles in a haystack, byte by byte",
+        make: needle::needle,
+        defaults: defaults::<NeedleOptions>,
+    },
+    TaskEntry {
+        name: "passkey",
+        doc: "a number between lines of filler, byte by byte",
+        make: needle::passkey,
+        defaults: defaults::<ContextOptions>,
+    },
+    TaskEntry {
+        name: "path_256",
+        doc: "pathfinder on 256 x 256 pixels",
+        make: |options| pathfinder::task("path_256", options),
+        defaults: defaults::<PathfinderOptions>,
+    },
+    TaskEntry {
+        name: "path_x",
+        doc: "pathfinder on 128 x 128 pixels (Long Range Arena's Path-X)",
+        make: |options| pathfinder::task("path_x", options),
+        defaults: defaults::<PathfinderOptions>,
+    },
+    TaskEntry {
+        name: "pathfinder",
+        doc: "are two discs joined by a dashed line, on 32 x 32 pixels (Long Range Arena)",
+        make: |options| pathfinder::task("pathfinder", options),
+        defaults: defaults::<PathfinderOptions>,
+    },
+    TaskEntry {
+        name: "pathfinder_64",
+        doc: "pathfinder on 64 x 64 pixels",
+        make: |options| pathfinder::task("pathfinder_64", options),
+        defaults: defaults::<PathfinderOptions>,
     },
     TaskEntry {
         name: "selective_copy",
@@ -83,10 +140,40 @@ static TASKS: &[TaskEntry] = &[
         defaults: defaults::<CopyOptions>,
     },
     TaskEntry {
+        name: "sequential_cifar10",
+        doc: "CIFAR-10 as 1,024 grey pixels (Long Range Arena): your copy of the batches",
+        make: cifar_sequence::task,
+        defaults: defaults::<SequentialCifarOptions>,
+    },
+    TaskEntry {
         name: "text",
         doc: "language modelling on bytes or BPE tokens: your files or the shipped Shakespeare",
         make: text::task,
         defaults: defaults::<TextOptions>,
+    },
+    TaskEntry {
+        name: "text_classify",
+        doc: "is a review positive, on bytes (Long Range Arena): your copy of the IMDb reviews",
+        make: text_classify::task,
+        defaults: defaults::<TextClassifyOptions>,
+    },
+    TaskEntry {
+        name: "toy_citations",
+        doc: "are two generated documents of one topic; stands in for matching",
+        make: toy_text::citations,
+        defaults: defaults::<ToyTextOptions>,
+    },
+    TaskEntry {
+        name: "toy_reviews",
+        doc: "is a generated review for its film; stands in for text_classify",
+        make: toy_text::reviews,
+        defaults: defaults::<ToyTextOptions>,
+    },
+    TaskEntry {
+        name: "variable_tracking",
+        doc: "RULER's chain of assignments, byte by byte",
+        make: needle::variables,
+        defaults: defaults::<ContextOptions>,
     },
 ];
 
@@ -112,8 +199,25 @@ mod tests {
     use super::*;
     use serde_json::json;
 
+    /// Data of the tasks that read the user's files, made once.
+    fn files() -> &'static std::path::Path {
+        static FILES: std::sync::OnceLock<tempfile::TempDir> = std::sync::OnceLock::new();
+        let root = FILES.get_or_init(|| {
+            let root = tempfile::tempdir().expect("a folder");
+            text_classify::tests::folder(root.path(), 40);
+            matching::tests::folder(root.path(), 40);
+            cifar_sequence::tests::folder(root.path());
+            root
+        });
+        root.path()
+    }
+
     fn small(name: &str) -> Value {
         match name {
+            "text_classify" | "matching" | "sequential_cifar10" => json!({"path": files()}),
+            "pathfinder" | "pathfinder_64" | "path_x" | "path_256" => json!({"contour_length": 4}),
+            "needle" | "passkey" | "variable_tracking" => json!({"time": 800, "test_rows": 20}),
+            "toy_reviews" | "toy_citations" => json!({"time": 200}),
             "mqar" => json!({"vocab": 64, "time": 32, "pairs": 4, "train_rows": 50}),
             "list_ops" => {
                 json!({"max_depth": 4, "max_args": 4, "min_length": 5, "max_length": 40, "train_rows": 70})

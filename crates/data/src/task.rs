@@ -22,16 +22,16 @@ pub(crate) const MAX_TIME: usize = 1 << 24;
 pub enum Targets {
     /// The next token at every position, `[batch * time]`, -100 where none is scored.
     Tokens(Vec<i64>),
-    /// The class of every row.
+    /// The class of every row, or of every pair of rows.
     Classes(Vec<i64>),
 }
 
 /// What one optimiser step sees.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
-    /// `[batch, time]`, row-major; empty for pictures.
+    /// `[batch, time]`, row-major; empty for pictures. Of a pair of documents, the second is the row after the first.
     pub tokens: Vec<u32>,
-    /// Rows.
+    /// Rows; twice the number of pairs where the task matches documents.
     pub batch: usize,
     /// Tokens of a row, padding included.
     pub time: usize,
@@ -63,6 +63,8 @@ pub enum TaskKind {
     NextToken,
     /// Token ids in, a class out.
     Classify,
+    /// Token ids of two documents in, a class for the pair out.
+    Match,
     /// Pictures in, a class out.
     Pictures {
         /// Rows of pixels.
@@ -85,7 +87,7 @@ pub struct TaskSpec {
     pub source: String,
     /// What is asked.
     pub kind: TaskKind,
-    /// Longest row in tokens (pixels of a picture).
+    /// Longest row in tokens (pixels of a picture, one document of a pair).
     pub time: usize,
     /// Token ids are below this; 0 for pictures.
     pub vocab: usize,
@@ -110,6 +112,11 @@ pub(crate) struct Sample {
 pub(crate) enum SampleTarget {
     Tokens(Vec<i64>),
     Class(i64),
+    /// The tokens are two documents, the first of `first` tokens.
+    Pair {
+        class: i64,
+        first: usize,
+    },
 }
 
 /// The numbered samples behind a task.
@@ -326,35 +333,47 @@ impl<S: Samples> Loader for NumberedLoader<'_, S> {
     }
 }
 
-/// Puts rows together, padding with token 0 to the longest.
-fn collate(rows: Vec<Sample>) -> Batch {
-    let batch = rows.len();
-    let lengths: Vec<usize> = rows.iter().map(|row| row.tokens.len()).collect();
-    let time = lengths.iter().copied().max().unwrap_or(0);
-    let ragged = lengths.iter().any(|length| *length != time);
-    let mut tokens = Vec::with_capacity(batch * time);
+/// Puts rows together, padding with token 0 to the longest. A pair of documents becomes two rows.
+fn collate(samples: Vec<Sample>) -> Batch {
+    let mut rows: Vec<Vec<u32>> = Vec::with_capacity(samples.len());
     let (mut classes, mut wanted, mut pixels) = (Vec::new(), Vec::new(), Vec::new());
-    for row in rows {
-        let padding = time - row.tokens.len();
-        tokens.extend(row.tokens);
-        tokens.extend(std::iter::repeat_n(0, padding));
-        match row.target {
+    for mut sample in samples {
+        match sample.target {
             SampleTarget::Class(class) => classes.push(class),
-            SampleTarget::Tokens(targets) => {
-                wanted.extend(targets);
-                wanted.extend(std::iter::repeat_n(-100, padding));
+            SampleTarget::Tokens(targets) => wanted.push(targets),
+            SampleTarget::Pair { class, first } => {
+                let second = sample.tokens.split_off(first);
+                rows.push(std::mem::replace(&mut sample.tokens, second));
+                classes.push(class);
             }
         }
-        pixels.extend(row.pixels);
+        rows.push(sample.tokens);
+        pixels.extend(sample.pixels);
     }
+    let lengths: Vec<usize> = rows.iter().map(Vec::len).collect();
+    let time = lengths.iter().copied().max().unwrap_or(0);
+    let ragged = lengths.iter().any(|length| *length != time);
+    let batch = rows.len();
+    let tokens = rows.into_iter().flat_map(|mut row| {
+        row.resize(time, 0);
+        row
+    });
+    let tokens = tokens.collect();
+    let targets = match wanted.is_empty() {
+        true => Targets::Classes(classes),
+        false => {
+            let padded = wanted.into_iter().flat_map(|mut row: Vec<i64>| {
+                row.resize(time, -100);
+                row
+            });
+            Targets::Tokens(padded.collect())
+        }
+    };
     Batch {
         tokens,
         batch,
         time,
-        targets: match wanted.is_empty() {
-            true => Targets::Classes(classes),
-            false => Targets::Tokens(wanted),
-        },
+        targets,
         lengths: ragged.then_some(lengths),
         pixels: (!pixels.is_empty()).then_some(pixels),
     }

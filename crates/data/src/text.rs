@@ -16,7 +16,7 @@ use crate::task::{
 use crate::tokenizer::Tokenizer;
 
 const NAME: &str = "text";
-static SHAKESPEARE: &str = include_str!("../assets/shakespeare.txt");
+pub(crate) static SHAKESPEARE: &str = include_str!("../assets/shakespeare.txt");
 
 /// Options.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -4,6 +4,7 @@
 //! - [`match_budget`] solves one or two integer sizes so that a contender meets a budget.
 //! - [`trial`] names a trial by the hash of its content and holds what was measured.
 //! - [`store`] keeps one row per trial in one SQLite file, so that a killed comparison goes on where it was.
+//! - [`lra`] is Long Range Arena on top of [`compare`].
 //! - [`stats`], [`table`], [`report`], [`export`] turn the rows into numbers, a table, one HTML file, CSV and Parquet.
 
 mod atomic;
@@ -13,6 +14,7 @@ pub mod export;
 mod float;
 mod frame;
 mod lock;
+pub mod lra;
 pub mod match_budget;
 pub mod report;
 pub mod stats;

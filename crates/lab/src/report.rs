@@ -12,7 +12,7 @@ use crate::trial::{Budget, TrialRecord};
 
 mod axis;
 mod figures;
-mod html;
+pub(crate) mod html;
 mod plot;
 mod trials;
 

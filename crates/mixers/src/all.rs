@@ -2,15 +2,18 @@
 
 use crate::card::{ChannelEntry, ConfigError, TokenEntry, nearest_name};
 use crate::{
-    attention, bigbird, cosformer, delta_net, fnet, gated_delta_net, gla, linear_attention,
-    linformer, local, longformer, luna, mamba, mamba2, mlp, none, nystromformer, performer, pool,
-    retention, sparse, swiglu, synthesizer,
+    attention, bigbird, combiner, compressive, cosformer, delta_net, fnet, gated_delta_net, gla,
+    linear_attention, linformer, local, longformer, lru, luna, mamba, mamba2, mlp, none,
+    nystromformer, performer, pool, reformer, retention, routing, s4d, sinkhorn, sparse, swiglu,
+    synthesizer, transformer_xl,
 };
 
 /// Every token mixer, sorted by name.
 static TOKEN: &[&TokenEntry] = &[
     &attention::ENTRY,
     &bigbird::ENTRY,
+    &combiner::ENTRY,
+    &compressive::ENTRY,
     &cosformer::ENTRY,
     &delta_net::ENTRY,
     &fnet::ENTRY,
@@ -20,15 +23,21 @@ static TOKEN: &[&TokenEntry] = &[
     &linformer::ENTRY,
     &local::ENTRY,
     &longformer::ENTRY,
+    &lru::ENTRY,
     &luna::ENTRY,
     &mamba::ENTRY,
     &mamba2::ENTRY,
     &nystromformer::ENTRY,
     &performer::ENTRY,
     &pool::ENTRY,
+    &reformer::ENTRY,
     &retention::ENTRY,
+    &routing::ENTRY,
+    &s4d::ENTRY,
+    &sinkhorn::ENTRY,
     &sparse::ENTRY,
     &synthesizer::ENTRY,
+    &transformer_xl::ENTRY,
 ];
 
 /// Every channel mixer, sorted by name.

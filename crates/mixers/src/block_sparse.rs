@@ -8,7 +8,9 @@
 use std::collections::BTreeMap;
 
 use anyformer_ops::activation::softmax;
-use anyformer_ops::{Device, Int, Tensor, meter};
+use anyformer_ops::{Device, Tensor, meter};
+
+use crate::parts::indices;
 
 /// Added to the logit of a forbidden pair.
 const FORBIDDEN: f32 = -1e30;
@@ -130,11 +132,6 @@ impl Plan {
         let shape = [1, items.len(), block, length * block];
         Tensor::<1>::from_data(values.as_slice(), device).reshape(shape)
     }
-}
-
-fn indices(values: impl Iterator<Item = usize>, device: &Device) -> Tensor<1, Int> {
-    let values: Vec<i64> = values.map(|value| value as i64).collect();
-    Tensor::from_data(values.as_slice(), device)
 }
 
 #[cfg(test)]

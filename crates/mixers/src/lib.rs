@@ -15,6 +15,8 @@ mod short;
 
 pub mod attention;
 pub mod bigbird;
+pub mod combiner;
+pub mod compressive;
 pub mod cosformer;
 pub mod delta_net;
 pub mod fnet;
@@ -24,6 +26,7 @@ pub mod linear_attention;
 pub mod linformer;
 pub mod local;
 pub mod longformer;
+pub mod lru;
 pub mod luna;
 pub mod mamba;
 pub mod mamba2;
@@ -32,12 +35,17 @@ pub mod none;
 pub mod nystromformer;
 pub mod performer;
 pub mod pool;
+pub mod reformer;
 pub mod retention;
 pub mod rotary;
+pub mod routing;
+pub mod s4d;
+pub mod sinkhorn;
 pub mod sparse;
 pub mod state;
 pub mod swiglu;
 pub mod synthesizer;
+pub mod transformer_xl;
 
 pub use all::{channel_mixer, channel_mixers, token_mixer, token_mixers};
 pub use card::{

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyformer_ops::conv::causal_conv1d;
 use anyformer_ops::norm::rms_norm;
-use anyformer_ops::{Builder, Init, Linear, LinearInit, Param, Tensor};
+use anyformer_ops::{Builder, Device, Init, Int, Linear, LinearInit, Param, Tensor};
 
 use crate::mixer::{Context, Cost, RunError, State};
 
@@ -45,6 +45,17 @@ impl Projections {
     /// Queries, keys and values `[batch, time, heads, head_dim]` of `[batch, time, dim]`.
     pub fn split(&self, x: &Tensor<3>) -> [Tensor<4>; 3] {
         [&self.q_proj, &self.k_proj, &self.v_proj]
+            .map(|linear| split_heads(linear.forward(x.clone()), self.heads))
+    }
+
+    /// Queries alone, where keys come from other tokens.
+    pub fn query(&self, x: &Tensor<3>) -> Tensor<4> {
+        split_heads(self.q_proj.forward(x.clone()), self.heads)
+    }
+
+    /// Keys and values alone.
+    pub fn key_value(&self, x: &Tensor<3>) -> [Tensor<4>; 2] {
+        [&self.k_proj, &self.v_proj]
             .map(|linear| split_heads(linear.forward(x.clone()), self.heads))
     }
 
@@ -94,6 +105,33 @@ pub fn each_sequence(
     let rows = pairs.map(|pair| one(x.clone().slice([0..1, pair[0]..pair[1]])));
     let y = Tensor::cat(rows.collect::<Result<Vec<_>, _>>()?, 1);
     Ok((y, None))
+}
+
+/// The forward of a recurrence that keeps all of a row's state in one tensor: `one` over a dense batch with its states
+/// `[rows, ..]`, or over each packed sequence on its own; gives the outputs and the last states.
+pub fn row_by_row(
+    x: Tensor<3>,
+    context: &Context,
+    states: Option<Tensor<3>>,
+    one: impl Fn(Tensor<3>, Option<Tensor<3>>) -> (Tensor<3>, Tensor<3>),
+) -> (Tensor<3>, Tensor<3>) {
+    let Some(offsets) = context.packed() else {
+        return one(x, states);
+    };
+    let (mut outputs, mut ends) = (Vec::new(), Vec::new());
+    for (row, pair) in offsets.windows(2).enumerate() {
+        let state = states.clone().map(|states| states.narrow(0, row, 1));
+        let (y, end) = one(x.clone().narrow(1, pair[0], pair[1] - pair[0]), state);
+        outputs.push(y);
+        ends.push(end);
+    }
+    (Tensor::cat(outputs, 1), Tensor::cat(ends, 0))
+}
+
+/// A tensor of places to select.
+pub fn indices(values: impl Iterator<Item = usize>, device: &Device) -> Tensor<1, Int> {
+    let values: Vec<i64> = values.map(|value| value as i64).collect();
+    Tensor::from_data(values.as_slice(), device)
 }
 
 /// RMS norm over each head's features with one weight `[head_dim]` shared by all heads.

@@ -97,6 +97,22 @@ pub enum Pool {
     Last,
     /// The first token.
     First,
+    /// A learned token put before the sequence; it takes one position more.
+    Cls,
+}
+
+/// Whether a classifier reads one sequence or two, each with its own pass through the same blocks; u and v are what is
+/// read off the two.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pair {
+    /// One sequence.
+    #[default]
+    None,
+    /// Two: the head sees `[u, v]`.
+    Concat,
+    /// Two: the head sees `[u, v, u v, u - v]`.
+    Nli,
 }
 
 /// What the model gives.
@@ -108,18 +124,37 @@ pub enum Gives {
         /// Share the weight of the embedding.
         tied: bool,
     },
-    /// One score per class for the whole sequence.
+    /// One score per class for the whole sequence, or for a pair of sequences.
     Class {
         /// Number of classes.
         classes: usize,
         /// What is read off the last block.
+        #[serde(default)]
         pool: Pool,
+        /// Inner width of the head: a layer with ReLU before the scores, for pairs a second one of half of it; 0: none.
+        #[serde(default)]
+        hidden: usize,
+        /// Whether two sequences are read.
+        #[serde(default)]
+        pair: Pair,
     },
     /// Scores of the token that belongs at every position, by the head of BERT: a layer, GELU and a norm, then the weight
     /// of the embedding with a bias of its own.
     MaskedToken,
     /// The hidden vector of every position: an encoder without a head.
     Hidden,
+}
+
+impl Gives {
+    /// A linear classifier of one sequence.
+    pub fn class(classes: usize, pool: Pool) -> Self {
+        Gives::Class {
+            classes,
+            pool,
+            hidden: 0,
+            pair: Pair::None,
+        }
+    }
 }
 
 /// A whole model. Every key has a default but `reads` and `gives`, which tasks fill in.

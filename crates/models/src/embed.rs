@@ -7,7 +7,7 @@ use anyformer_ops::embedding::embedding;
 use anyformer_ops::{Builder, Device, Init, Linear, Param, Tensor};
 
 use crate::block::Norm;
-use crate::config::{ModelConfig, ModelError, Positions, Reads};
+use crate::config::{Gives, ModelConfig, ModelError, Pool, Positions, Reads};
 use crate::rows::sinusoids;
 
 enum Source {
@@ -49,11 +49,19 @@ impl Embed {
                 .at(name)
                 .param_no_decay("weight", &[rows, dim], Init::Normal(0.02))
         };
+        // The class token takes a position more.
+        let class_token = matches!(
+            config.gives,
+            Gives::Class {
+                pool: Pool::Cls,
+                ..
+            }
+        );
         Embed {
             source,
             fixed: config.positions,
             positions: (config.positions == Positions::Learned)
-                .then(|| table("positions", config.max_time)),
+                .then(|| table("positions", config.max_time + usize::from(class_token))),
             types: (config.token_types > 0).then(|| table("types", config.token_types)),
             norm: config
                 .embed_norm

@@ -5,7 +5,8 @@ use anyformer_ops::activation::gelu;
 use anyformer_ops::{Builder, Init, Linear, Param, Tensor};
 
 use crate::block::Norm;
-use crate::config::{Gives, ModelConfig, ModelError, Pool, Reads};
+use crate::class_head::ClassHead;
+use crate::config::{Gives, ModelConfig, ModelError, Reads};
 
 /// `[rows, dim]` to scores.
 pub(crate) enum Head {
@@ -17,10 +18,7 @@ pub(crate) enum Head {
         norm: Norm,
         tied: Linear,
     },
-    Classes {
-        linear: Linear,
-        pool: Pool,
-    },
+    Classes(ClassHead),
     None,
 }
 
@@ -46,10 +44,7 @@ impl Head {
             Gives::NextToken { tied: false } => {
                 Head::Tokens(Linear::new(builder, "lm_head", dim, tokens()?.0, false))
             }
-            Gives::Class { classes, pool } => Head::Classes {
-                linear: Linear::new(builder, "head", dim, classes, true),
-                pool,
-            },
+            Gives::Class { .. } => Head::Classes(ClassHead::new(config, builder)),
             Gives::MaskedToken => {
                 let (vocab, embed) = tokens()?;
                 let at = builder.at("head");
@@ -69,9 +64,8 @@ impl Head {
     /// Scores of hidden rows `[rows, dim]`; the rows themselves where there is no head.
     pub(crate) fn scores(&self, rows: Tensor<2>) -> Tensor<2> {
         match self {
-            Head::Tied(linear) | Head::Tokens(linear) | Head::Classes { linear, .. } => {
-                linear.forward(rows)
-            }
+            Head::Tied(linear) | Head::Tokens(linear) => linear.forward(rows),
+            Head::Classes(head) => head.scores(rows),
             Head::Masked { dense, norm, tied } => {
                 tied.forward(norm.forward(gelu(dense.forward(rows))))
             }
@@ -79,8 +73,8 @@ impl Head {
         }
     }
 
-    /// Parameters that are the head's own, and operations over `time` tokens.
-    pub(crate) fn cost(&self, time: usize) -> Cost {
+    /// What a model costs with this head, from what everything before it costs for one sequence of `time` tokens.
+    pub(crate) fn cost(&self, before: Cost, time: usize) -> Cost {
         let linear = |linear: &Linear, rows: usize| {
             let bias = linear.bias.as_ref().map_or(0, Param::count);
             ((linear.weight.count() + bias) as u64, linear.flops(rows))
@@ -88,7 +82,7 @@ impl Head {
         let (params, flops) = match self {
             Head::Tied(tied) => (0, tied.flops(time)),
             Head::Tokens(layer) => linear(layer, time),
-            Head::Classes { linear: layer, .. } => linear(layer, 1),
+            Head::Classes(head) => return head.cost(before),
             Head::Masked { dense, norm, tied } => {
                 let (params, flops) = linear(dense, time);
                 let bias = tied.bias.as_ref().map_or(0, Param::count);
@@ -97,10 +91,11 @@ impl Head {
             }
             Head::None => (0, 0),
         };
-        Cost {
-            params,
-            flops,
-            state_bytes: 0,
-        }
+        before
+            + Cost {
+                params,
+                flops,
+                state_bytes: 0,
+            }
     }
 }

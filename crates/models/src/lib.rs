@@ -3,6 +3,7 @@
 //! There is one block. A paper contributes a mixer, a wiring or a head, never a copy of a language model.
 
 mod block;
+mod class_head;
 pub mod config;
 mod embed;
 mod head;
@@ -14,7 +15,7 @@ mod state;
 pub mod stop;
 
 pub use config::{
-    Gives, ModelConfig, ModelError, NormKind, Pool, Positions, Precision, Reads, Wiring,
+    Gives, ModelConfig, ModelError, NormKind, Pair, Pool, Positions, Precision, Reads, Wiring,
 };
 pub use input::Input;
 pub use model::{Model, ModelState, Scored, Target};

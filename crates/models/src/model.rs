@@ -119,13 +119,20 @@ impl Model {
         &self.store
     }
 
-    /// Exact cost of one sequence of `time` tokens, embedding and head included.
+    /// Exact cost of one sequence of `time` tokens, embedding and head included; of a model that reads pairs, the
+    /// operations of a pair of such sequences.
     pub fn cost(&self, time: usize) -> Cost {
+        let read = time;
+        let time = match &self.head {
+            Head::Classes(head) => time + head.extra(),
+            _ => time,
+        };
         let blocks = self.blocks.iter().map(|block| block.cost(time));
         let mut cost = blocks.fold(Cost::default(), |a, b| a + b);
         let norms: usize = self.blocks.iter().map(Block::norm_params).sum();
         cost.params += (norms + self.norm.as_ref().map_or(0, Norm::count)) as u64;
-        cost + self.embed.cost(time) + self.head.cost(time)
+        let cost = cost + self.embed.cost(read);
+        self.head.cost(cost, time)
     }
 
     /// Hidden vectors after the last norm: `[batch, time, dim]`, or `[1, total, dim]` when packed.
@@ -175,32 +182,42 @@ impl Model {
                     return Err(ModelError::Input("pictures have no lengths".into()));
                 }
                 let x = self.embed.pixels(values, batch, &self.store.device())?;
-                return self.run(x, None, &context);
+                return self.run(x, None, context);
             }
         };
         let Some(lengths) = lengths else {
             let x = self.embed.tokens(ids, batch)?;
-            return self.run(x, types, &context);
+            return self.run(x, types, context);
         };
         let packed = pack(ids, batch, lengths)?;
         let types = types.map(|types| pack(types, batch, lengths)).transpose()?;
         context.offsets = Some(packed.offsets);
         let x = self.embed.tokens(&packed.ids, 1)?;
-        self.run(x, types.as_ref().map(|packed| &packed.ids[..]), &context)
+        self.run(x, types.as_ref().map(|packed| &packed.ids[..]), context)
     }
 
     fn run(
         &self,
         x: Tensor<3>,
         types: Option<&[u32]>,
-        context: &Context,
+        mut context: Context,
     ) -> Result<(Tensor<3>, Arc<Vec<usize>>), ModelError> {
+        let x = match &self.head {
+            Head::Classes(head) if head.extra() > 0 && types.is_some() => {
+                return Err(ModelError::Input(
+                    "token types have none for a class token; pool = \"first\" reads the first token".into(),
+                ));
+            }
+            Head::Classes(head) => head.put_class_token(x, &mut context),
+            _ => x,
+        };
         let [batch, time, _] = x.dims();
         let offsets = context.sequences(batch, time);
-        Ok((self.hidden(x, types, context, None)?.0, offsets))
+        Ok((self.hidden(x, types, &context, None)?.0, offsets))
     }
 
-    /// Scores: `[valid tokens, vocab]` of a model that gives tokens, `[batch, classes]` of one that gives a class; of one
+    /// Scores: `[valid tokens, vocab]` of a model that gives tokens, `[batch, classes]` of one that gives a class
+    /// (`[batch / 2, classes]` where it reads pairs, rows 2 i and 2 i + 1 being one); of one
     /// without a head the hidden vectors `[valid tokens, dim]`.
     pub fn forward(
         &self,
@@ -209,7 +226,7 @@ impl Model {
     ) -> Result<Tensor<2>, ModelError> {
         let (x, offsets) = self.encode(input, lengths)?;
         let rows = match &self.head {
-            Head::Classes { pool, .. } => pooled(x, &offsets, *pool),
+            Head::Classes(head) => head.features(x, &offsets)?,
             _ => {
                 let total = x.dims()[0] * x.dims()[1];
                 x.reshape([total, self.config.dim])
@@ -242,15 +259,16 @@ impl Model {
     ) -> Result<Scored, ModelError> {
         let (x, offsets) = self.encode(input, lengths)?;
         let (rows, wanted) = match (&self.head, target) {
-            (Head::Classes { pool, .. }, Target::Classes(classes)) => {
-                if classes.len() + 1 != offsets.len() {
+            (Head::Classes(head), Target::Classes(classes)) => {
+                let rows = head.features(x, &offsets)?;
+                if classes.len() != rows.dims()[0] {
                     return Err(ModelError::Input(format!(
                         "expected {} classes, got {}",
-                        offsets.len() - 1,
+                        rows.dims()[0],
                         classes.len()
                     )));
                 }
-                (pooled(x, &offsets, *pool), classes.to_vec())
+                (rows, classes.to_vec())
             }
             (Head::Tied(_) | Head::Tokens(_) | Head::Masked { .. }, Target::Tokens(tokens)) => {
                 let places = places(tokens, &offsets, lengths.is_some())?;

@@ -70,7 +70,7 @@ pub(crate) fn pooled(x: Tensor<3>, offsets: &[usize], pool: Pool) -> Tensor<2> {
         gather_rows(flat, ids)
     };
     match pool {
-        Pool::First => pick(&|pair| pair[0], flat),
+        Pool::First | Pool::Cls => pick(&|pair| pair[0], flat),
         Pool::Last => pick(&|pair| pair[1].max(1) - 1, flat),
         Pool::Mean
             if total.is_multiple_of(rows)

@@ -17,6 +17,8 @@ pub enum Schedule {
     /// Half a cosine from `lr` to `min_lr`.
     #[default]
     Cosine,
+    /// The inverse root of the number of updates: `lr · sqrt(warmup / step)`.
+    Rsqrt,
     /// Warm-up, stable, decay: `lr`, then a straight line to `min_lr` over the last part of the run.
     Wsd {
         /// The part of all steps that decays, above 0 and at most 1.
@@ -198,6 +200,10 @@ impl TrainConfig {
         let between = |part: f64| self.min_lr + (self.lr - self.min_lr) * part;
         match self.schedule {
             Schedule::Constant => self.lr,
+            Schedule::Rsqrt => {
+                let warmup = self.warmup.max(1) as f64;
+                self.lr * (warmup / (step + 1) as f64).sqrt().min(1.0)
+            }
             Schedule::Cosine => {
                 let length = (self.steps - self.warmup).saturating_sub(1).max(1);
                 let done = (step - self.warmup) as f64 / length as f64;

@@ -106,7 +106,7 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
 }
 
 /// Columns of the terminal; wide where there is none.
-fn width() -> usize {
+pub(super) fn width() -> usize {
     match std::io::stdout().is_terminal() {
         true => terminal_size::terminal_size().map_or(100, |(width, _)| usize::from(width.0)),
         false => 160,
@@ -114,7 +114,7 @@ fn width() -> usize {
 }
 
 /// The whole command line, to be typed again.
-fn command() -> String {
+pub(super) fn command() -> String {
     let words: Vec<String> = std::env::args()
         .skip(1)
         .map(|word| quoted(word.as_ref()))
@@ -122,7 +122,7 @@ fn command() -> String {
     format!("anyformer {}", words.join(" "))
 }
 
-fn machine(threads: usize) -> String {
+pub(super) fn machine(threads: usize) -> String {
     let processor = doctor::processor().unwrap_or(std::env::consts::ARCH.to_string());
     let memory =
         doctor::memory()[0].map_or(String::new(), |total| format!(", {}", bytes(total as f64)));
@@ -242,7 +242,7 @@ fn overridden(plan: Plan, changes: &[String]) -> Result<Plan, Failure> {
 }
 
 /// `gla,attention(heads=8,variant=sqa)` at the commas outside of brackets.
-fn split(names: &str) -> Vec<&str> {
+pub(super) fn split(names: &str) -> Vec<&str> {
     let mut depth = 0_i32;
     let parts = names.split(|c| {
         depth += i32::from(c == '(') - i32::from(c == ')');
@@ -269,7 +269,7 @@ fn percent(text: &str) -> Result<f64, Failure> {
 }
 
 /// Which side a failure is on.
-fn failure(error: CompareError) -> Failure {
+pub(super) fn failure(error: CompareError) -> Failure {
     match error {
         CompareError::Train(error) => train_failure(error),
         CompareError::Folder { .. }
@@ -281,14 +281,14 @@ fn failure(error: CompareError) -> Failure {
 }
 
 /// Progress: one bar over all trials on a terminal, a line a trial elsewhere.
-struct Show<'a> {
+pub(super) struct Show<'a> {
     say: &'a Say,
     bar: Option<ProgressBar>,
     now: String,
 }
 
 impl<'a> Show<'a> {
-    fn new(say: &'a Say, trials: usize) -> Self {
+    pub(super) fn new(say: &'a Say, trials: usize) -> Self {
         let bar = say.can_redraw().then(|| {
             let target = ProgressDrawTarget::stderr_with_hz(8);
             let bar = ProgressBar::with_draw_target(Some(trials as u64), target);
@@ -313,7 +313,7 @@ impl<'a> Show<'a> {
         }
     }
 
-    fn event(&mut self, event: &Event) {
+    pub(super) fn event(&mut self, event: &Event) {
         match event {
             Event::Sized {
                 task,
@@ -327,6 +327,14 @@ impl<'a> Show<'a> {
                     "{task}: {mixer} at dim {dim}, {params} parameters, {:+.2} % off",
                     100.0 * mismatch
                 ));
+            }
+            Event::LeftOut {
+                task,
+                mixer,
+                reason,
+            } => self.line(format!("{task}: {mixer} is left out: {reason}")),
+            Event::Timed { mixer, lengths } => {
+                self.line(format!("{mixer} timed at {lengths} lengths"));
             }
             Event::Started {
                 task, mixer, seed, ..

@@ -1,13 +1,15 @@
-//! `anyformer data list` and `anyformer data get NAME`.
+//! `anyformer data`: `list`, `get NAME`, `draw TASK`.
 
 use std::path::{Path, PathBuf};
 
 use anyformer_data::fetch::{self, FetchError};
+use anyformer_data::{Split, sheet};
 use anyformer_lab::units::bytes;
 use serde_json::{Value, json};
 
-use crate::exit::{Failure, Kind};
+use crate::exit::{Failure, Kind, bad_input};
 use crate::format::table;
+use crate::overrides;
 use crate::progress::{quoted, spinner};
 use crate::say::Say;
 
@@ -35,13 +37,33 @@ pub enum Verb {
         #[arg(long, value_name = "DIR", default_value = "data")]
         dest: PathBuf,
     },
+    /// Draw the first pictures of a task into a PNG
+    Draw {
+        /// A task of pictures or of sequences of pixels, as pathfinder
+        task: String,
+        /// Pictures down and across
+        #[arg(long, value_name = "R,C", value_delimiter = ',', default_value = "2,6")]
+        grid: Vec<usize>,
+        /// The file
+        #[arg(long, short, value_name = "FILE", default_value = "pictures.png")]
+        out: PathBuf,
+        /// Options of the task, as contour_length=9
+        #[arg(value_name = "KEY=VALUE")]
+        options: Vec<String>,
+    },
 }
 
-/// Lists or fetches.
+/// Lists, fetches or draws.
 pub fn run(args: &Args, say: &Say) -> Result<(), Failure> {
     match &args.verb {
         Verb::List => list(say),
         Verb::Get { name, from, dest } => get(name, from.as_deref(), dest, say),
+        Verb::Draw {
+            task,
+            grid,
+            out,
+            options,
+        } => draw(task, grid, out, options, say),
     }
 }
 
@@ -117,6 +139,43 @@ fn get(name: &str, from: Option<&str>, dest: &Path, say: &Say) -> Result<(), Fai
             "is there"
         };
         format!("{name} {how}: {}\nuse: {usage}", fetched.folder.display())
+    });
+    Ok(())
+}
+
+fn draw(
+    task: &str,
+    grid: &[usize],
+    out: &Path,
+    options: &[String],
+    say: &Say,
+) -> Result<(), Failure> {
+    let mut table = serde_json::Map::new();
+    for text in options {
+        overrides::apply(&mut table, &overrides::parse(text)?)?;
+    }
+    let task = anyformer_data::task(task, &Value::Object(table)).input()?;
+    let grid = match grid {
+        [rows, columns] if rows * columns > 0 => [*rows, *columns],
+        _ => {
+            return Err(bad_input(
+                "read the grid: expected two numbers above 0, as 2,6",
+            ));
+        }
+    };
+    let classes = sheet::draw(&*task, Split::Test, grid, out).input()?;
+    let value = json!({"file": out, "classes": classes});
+    say.result(&value, || {
+        let rows = classes.chunks(grid[1]).map(|row| {
+            let words: Vec<String> = row.iter().map(ToString::to_string).collect();
+            words.join(" ")
+        });
+        let rows: Vec<String> = rows.collect();
+        format!(
+            "{}; classes, row by row:\n{}",
+            out.display(),
+            rows.join("\n")
+        )
     });
     Ok(())
 }

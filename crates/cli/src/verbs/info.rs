@@ -201,10 +201,7 @@ pub(crate) fn of_mixer(spec: MixerSpec) -> ModelConfig {
     match config.causal() {
         true => config,
         false => ModelConfig {
-            gives: Gives::Class {
-                classes: 10,
-                pool: Pool::Mean,
-            },
+            gives: Gives::class(10, Pool::Mean),
             ..config
         },
     }

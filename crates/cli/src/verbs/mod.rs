@@ -13,6 +13,7 @@ pub mod generate;
 pub mod info;
 mod info_model;
 pub mod list;
+pub mod lra;
 pub mod man;
 pub mod resume;
 pub mod serve;
@@ -36,6 +37,7 @@ pub fn run(cli: &Cli, say: &Say) -> Result<(), Failure> {
         Verb::Export(args) => export::run(args, global, say),
         Verb::Serve(args) => serve::run(args, global, say),
         Verb::Compare(args) => compare::run(args, global, say),
+        Verb::Lra(args) => lra::run(args, global, say),
         Verb::Bench(args) => bench::run(args, global, say),
         Verb::Doctor(args) => doctor::run(args, global, say),
         Verb::Data(args) => data::run(args, say),

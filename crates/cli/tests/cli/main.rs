@@ -5,6 +5,7 @@ mod compare;
 mod generate;
 mod harness;
 mod kill;
+mod lra;
 mod models;
 mod readme;
 mod recipes;

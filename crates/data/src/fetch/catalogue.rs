@@ -82,7 +82,7 @@ static DATASETS: &[Dataset] = &[
         name: "cifar10",
         doc: "CIFAR-10, binary version: 50,000 + 10,000 colour pictures of 32 x 32 in 10 classes",
         licence: "none stated by the publisher",
-        usage: "task images with path = DIR",
+        usage: "task sequential_cifar10 or images with path = DIR",
         shipped: false,
         files: &[tar(plain(
             "cifar-10-binary.tar.gz",
@@ -148,7 +148,7 @@ static DATASETS: &[Dataset] = &[
         name: "imdb",
         doc: "IMDb film reviews: 25,000 + 25,000 with a verdict, 50,000 without, a UTF-8 file each",
         licence: "none stated by the publisher; cite Maas et al., ACL 2011",
-        usage: "task text with path = DIR/train/unsup",
+        usage: "task text_classify with path = DIR, or task text with path = DIR/train/unsup",
         shipped: false,
         files: &[tar(plain(
             "aclImdb_v1.tar.gz",

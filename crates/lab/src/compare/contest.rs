@@ -4,12 +4,13 @@ use std::io::Write;
 use std::path::Path;
 
 use anyformer_data::Task;
+use anyformer_mixers::token_mixer;
 use anyformer_models::{Model, ModelConfig};
 use anyformer_ops::Device;
 use anyformer_train::{StopFlag, TrainConfig, Trainer, training_device};
 use serde_json::{Map, Value, json};
 
-use super::plan::{Plan, TaskPlan, label};
+use super::plan::{Plan, TaskPlan, Unfit, label};
 use super::run::Where;
 use super::size::{Sized, cost, solve_size};
 use super::{CompareError, Event, task_model};
@@ -55,7 +56,7 @@ pub(super) fn contests<'a>(
             Some(target) => target,
             None => {
                 let reference = ModelConfig {
-                    mixers: vec![plan.mixers[0].clone()],
+                    mixers: vec![task.contender(&plan.mixers[0])?],
                     ..base.clone()
                 };
                 reference.check()?;
@@ -66,6 +67,15 @@ pub(super) fn contests<'a>(
             }
         };
         for mixer in &plan.mixers {
+            let fitted = task.contender(mixer)?;
+            let base = match token_mixer(&fitted.name)?.causal(&fitted.options) {
+                true => {
+                    let mut own = task.model.clone();
+                    own.extend(task.causal.clone());
+                    task_model(&plan.model, &own, data.spec())?
+                }
+                false => base.clone(),
+            };
             let budget = Budget {
                 kind: plan.budget,
                 target,
@@ -73,16 +83,37 @@ pub(super) fn contests<'a>(
             };
             let name = format!("{}/{}", task.name, label(mixer));
             let sized = match measured.get(&name).and_then(read_sized) {
-                Some(sized) => sized,
+                Some(sized) => Ok(sized),
                 None => solve_size(
                     &base,
-                    mixer,
+                    &fitted,
                     plan.budget,
                     target,
                     plan.tolerance,
                     time,
                     &mut measure,
-                )?,
+                ),
+            };
+            let sized = match (sized, plan.unfit) {
+                (Err(CompareError::Budget { .. }), Unfit::AsItIs) => {
+                    let config = ModelConfig {
+                        mixers: vec![fitted],
+                        ..base
+                    };
+                    Sized {
+                        value: cost(&config, plan.budget, time),
+                        config,
+                    }
+                }
+                (Err(error @ CompareError::Budget { .. }), Unfit::LeaveOut) => {
+                    events(&Event::LeftOut {
+                        task: task.name.clone(),
+                        mixer: label(mixer),
+                        reason: error.to_string(),
+                    });
+                    continue;
+                }
+                (sized, _) => sized?,
             };
             if plan.budget == BudgetKind::Time {
                 let model = Value::Object(sized.config.to_json());
@@ -159,7 +190,7 @@ pub(super) fn make(folder: &Path) -> Result<(), CompareError> {
     })
 }
 
-pub(super) fn write(path: &Path, text: &str) -> Result<(), CompareError> {
+pub(crate) fn write(path: &Path, text: &str) -> Result<(), CompareError> {
     atomic::write(path, |file| file.write_all(text.as_bytes())).map_err(|error| {
         CompareError::Folder {
             path: path.to_path_buf(),

@@ -24,10 +24,7 @@ pub(super) fn measure(
 ) -> Result<Vec<LatencyPoint>, CompareError> {
     let gives = match config.causal() {
         true => Gives::NextToken { tied: true },
-        false => Gives::Class {
-            classes: VOCAB,
-            pool: Pool::Mean,
-        },
+        false => Gives::class(VOCAB, Pool::Mean),
     };
     let config = ModelConfig {
         reads: Reads::Tokens { vocab: VOCAB },

@@ -12,8 +12,9 @@ mod task_model;
 
 use std::path::PathBuf;
 
-pub use plan::{Plan, TaskPlan, label, parse_mixer};
-pub use run::{Comparison, Where, run};
+pub(crate) use contest::write;
+pub use plan::{Plan, TaskPlan, Unfit, label, parse_mixer};
+pub use run::{Comparison, Price, Where, prices, run};
 pub use task_model::task_model;
 
 use crate::match_budget::BudgetError;
@@ -34,6 +35,15 @@ pub enum Event {
         params: u64,
         /// `achieved / target - 1`.
         mismatch: f64,
+    },
+    /// A contender takes no part in a task.
+    LeftOut {
+        /// The task.
+        task: String,
+        /// The contender.
+        mixer: String,
+        /// Why.
+        reason: String,
     },
     /// A trial begins.
     Started {
@@ -58,6 +68,13 @@ pub enum Event {
         loss: f64,
         /// Input positions per second.
         tokens_per_second: f64,
+    },
+    /// A contender's steps were timed at so many lengths.
+    Timed {
+        /// The contender.
+        mixer: String,
+        /// Lengths.
+        lengths: usize,
     },
     /// A trial is done, now or in an earlier sitting.
     Finished {

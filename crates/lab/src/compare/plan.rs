@@ -22,6 +22,12 @@ pub struct TaskPlan {
     /// Keys of the training config that differ from the plan's for this task.
     #[serde(default)]
     pub train: Map<String, Value>,
+    /// Knobs that every contender gets that has such a knob and was not given it.
+    #[serde(default)]
+    pub knobs: Map<String, Value>,
+    /// Keys of the model config that differ for contenders that look back only: what stands first sees nothing there.
+    #[serde(default)]
+    pub causal: Map<String, Value>,
     /// Batches of the final evaluation.
     #[serde(default = "eval_batches")]
     pub eval_batches: usize,
@@ -29,6 +35,19 @@ pub struct TaskPlan {
 
 fn eval_batches() -> usize {
     8
+}
+
+/// What becomes of a contender that cannot be made to cost the budget on a task.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unfit {
+    /// The comparison is refused.
+    #[default]
+    Refuse,
+    /// It is left out of the task.
+    LeaveOut,
+    /// It runs at the model's own width; the mismatch stands in the table.
+    AsItIs,
 }
 
 /// A whole comparison. Two equal plans share a store; another plan is refused.
@@ -45,6 +64,9 @@ pub struct Plan {
     pub target: Option<f64>,
     /// Largest allowed relative distance from the target.
     pub tolerance: f64,
+    /// What becomes of a contender further off.
+    #[serde(default)]
+    pub unfit: Unfit,
     /// Seeds of weights, data and order.
     pub seeds: Vec<u64>,
     /// Keys of the model config shared by all.
@@ -52,7 +74,7 @@ pub struct Plan {
     /// Keys of the training config shared by all.
     pub train: Map<String, Value>,
     /// Learning rates tried for every contender on the first seed; the best by validation is used for all its seeds. One
-    /// entry: no tuning. Every contender has the same list, so the tuning budget is equal.
+    /// entry: no tuning. Every contender has the same list, so the tuning budget is equal. None: each task's own rate.
     pub learning_rates: Vec<f64>,
     /// Prompt lengths at which inference is measured; empty: not measured.
     pub latency_lengths: Vec<usize>,
@@ -86,6 +108,7 @@ impl Plan {
             budget: BudgetKind::Params,
             target: None,
             tolerance: 0.02,
+            unfit: Unfit::Refuse,
             seeds: vec![0, 1],
             model: object(json!({"dim": 64, "layers": 2})),
             train: object(
@@ -102,9 +125,6 @@ impl Plan {
         if self.tasks.is_empty() || self.mixers.is_empty() || self.seeds.is_empty() {
             return refuse("a comparison needs at least one task, one mixer and one seed");
         }
-        if self.learning_rates.is_empty() {
-            return refuse("learning_rates is empty; give at least one");
-        }
         if !(self.tolerance > 0.0 && self.tolerance < 1.0) {
             return refuse("tolerance must lie between 0 and 1; 0.02 is 2 %");
         }
@@ -120,13 +140,18 @@ impl Plan {
         Ok(())
     }
 
-    /// Number of trials, tuning runs included.
+    /// Number of trials, tuning runs included, where every contender takes part in every task.
     pub fn trials(&self) -> usize {
+        self.trials_of(self.tasks.len() * self.mixers.len())
+    }
+
+    /// Number of trials of so many contenders, each on a task.
+    pub(super) fn trials_of(&self, contests: usize) -> usize {
         let tuning = match self.learning_rates.len() {
-            1 => 0,
+            0 | 1 => 0,
             count => count,
         };
-        self.tasks.len() * self.mixers.len() * (self.seeds.len() + tuning)
+        contests * (self.seeds.len() + tuning)
     }
 }
 
@@ -138,8 +163,22 @@ impl TaskPlan {
             options: Map::new(),
             model: Map::new(),
             train: Map::new(),
+            knobs: Map::new(),
+            causal: Map::new(),
             eval_batches: eval_batches(),
         }
+    }
+
+    /// A contender with the knobs of this task.
+    pub fn contender(&self, mixer: &MixerSpec) -> Result<MixerSpec, CompareError> {
+        let known = token_mixer(&mixer.name)?.card.knobs;
+        let mut fitted = mixer.clone();
+        for (key, value) in &self.knobs {
+            if known.iter().any(|knob| knob.name == key) && !mixer.options.contains_key(key) {
+                fitted.options.insert(key.clone(), value.clone());
+            }
+        }
+        Ok(fitted)
     }
 
     /// The settings under which a task trains in seconds; `None` for a task that has none.
@@ -182,6 +221,8 @@ impl TaskPlan {
             options: object(options),
             model: Map::new(),
             train: object(train),
+            knobs: Map::new(),
+            causal: Map::new(),
             eval_batches,
         })
     }

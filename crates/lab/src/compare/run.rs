@@ -6,14 +6,14 @@ use std::time::Instant;
 
 use anyformer_data::{Split, Task};
 use anyformer_kernels::memory;
-use anyformer_mixers::MixerSpec;
-use anyformer_models::{Gives, Model};
+use anyformer_mixers::{Cost, MixerSpec};
+use anyformer_models::{Gives, Model, ModelConfig};
 use anyformer_ops::Device;
 use anyformer_train::{Outcome, StopFlag, TrainConfig, Trainer, evaluate, training_device};
 use serde_json::{Value, json};
 
 use super::contest::{Contest, contests, make, write};
-use super::plan::{Plan, label};
+use super::plan::{Plan, TaskPlan, label};
 use super::{CompareError, Event, latency};
 use crate::export;
 use crate::report::{self, Floor, ReportData, TaskInfo};
@@ -50,6 +50,48 @@ pub struct Comparison {
     pub exports: Vec<PathBuf>,
 }
 
+/// A contender's model for a task, and its exact cost for the longest sequence.
+#[derive(Clone, Debug)]
+pub struct Price {
+    /// The task.
+    pub task: String,
+    /// The contender.
+    pub mixer: String,
+    /// The model.
+    pub config: ModelConfig,
+    /// Its cost.
+    pub cost: Cost,
+}
+
+/// The size and cost of every contender that takes part, without training anything.
+pub fn prices(
+    plan: &Plan,
+    place: &Where,
+    events: &mut dyn FnMut(&Event),
+) -> Result<Vec<Price>, CompareError> {
+    plan.check()?;
+    let tasks = open_tasks(plan)?;
+    let contests = contests(plan, place, &tasks, events)?;
+    let price = |contest: Contest| {
+        let model = Model::shapes(&contest.sized.config)?;
+        Ok(Price {
+            task: contest.task.name.clone(),
+            mixer: contest.mixer,
+            cost: model.cost(contest.data.spec().time),
+            config: contest.sized.config,
+        })
+    };
+    contests.into_iter().map(price).collect()
+}
+
+fn open_tasks(plan: &Plan) -> Result<Vec<Box<dyn Task>>, CompareError> {
+    let open = |task: &TaskPlan| {
+        let options = Value::Object(task.options.clone());
+        Ok(anyformer_data::task(&task.name, &options)?)
+    };
+    plan.tasks.iter().map(open).collect()
+}
+
 /// Runs a plan, or what is left of it, in `place.folder`.
 pub fn run(
     plan: &Plan,
@@ -58,16 +100,7 @@ pub fn run(
     events: &mut dyn FnMut(&Event),
 ) -> Result<Comparison, CompareError> {
     plan.check()?;
-    let tasks = plan
-        .tasks
-        .iter()
-        .map(|task| {
-            Ok(anyformer_data::task(
-                &task.name,
-                &Value::Object(task.options.clone()),
-            )?)
-        })
-        .collect::<Result<Vec<Box<dyn Task>>, CompareError>>()?;
+    let tasks = open_tasks(plan)?;
     // A budget that cannot be met leaves nothing behind.
     let contests = contests(plan, place, &tasks, events)?;
     make(&place.folder)?;
@@ -81,6 +114,7 @@ pub fn run(
         events,
         store: &mut store,
         done: 0,
+        total: plan.trials_of(contests.len()),
     };
     let mut rates: BTreeMap<usize, f64> = BTreeMap::new();
     for (index, contest) in contests.iter().enumerate() {
@@ -103,14 +137,17 @@ struct Runner<'a> {
     events: &'a mut dyn FnMut(&Event),
     store: &'a mut Store,
     done: usize,
+    total: usize,
 }
 
 impl Runner<'_> {
     /// The learning rate of a contender: the one with the best validation on the first seed.
     fn tune(&mut self, contest: &Contest) -> Result<f64, CompareError> {
         let rates = &self.plan.learning_rates;
-        if let [only] = rates.as_slice() {
-            return Ok(*only);
+        match rates.as_slice() {
+            [] => return Ok(contest.train.lr),
+            [only] => return Ok(*only),
+            _ => {}
         }
         let mut best: Option<(f64, Metric)> = None;
         for rate in rates {
@@ -157,7 +194,7 @@ impl Runner<'_> {
             seed,
             budget: contest.budget,
         };
-        let total = self.plan.trials();
+        let total = self.total;
         let (record, earlier) = match self.store.claim(&key)? {
             Claim::Done(record) | Claim::Failed(record) => (*record, true),
             Claim::Busy => {

@@ -7,7 +7,7 @@ use crate::trial::TrialResult;
 use crate::units;
 
 /// `text` safe inside an element and inside a quoted attribute.
-pub(super) fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for character in text.chars() {
         match character {

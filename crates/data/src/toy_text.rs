@@ -1,0 +1,293 @@
+//! Generated stand-ins for the two text tasks of Long Range Arena whose data cannot be shipped. They have names of their
+//! own: a number on them is no number on IMDb or on the ACL Anthology.
+//!
+//! `toy_reviews`: sentences about the film of the review and about another one; the class is the verdict of most sentences
+//! about the film itself, which is named in the first sentence only, and a sentence may be negated. Words of praise and
+//! blame are equally frequent in both classes.
+//!
+//! `toy_citations`: two documents of invented words. Each has a topic, a set of words of its own that it mixes among
+//! common ones; a pair is of one topic (class 1) or of two.
+
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::dialect::Alphabet;
+use crate::error::DataError;
+use crate::task::{
+    MAX_TIME, Numbered, Sample, SampleTarget, Samples, Split, Task, TaskKind, TaskSpec, below,
+    read, rng_for,
+};
+
+/// Options of both tasks.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ToyTextOptions {
+    /// Bytes of a document, at least 64.
+    pub time: usize,
+    /// Training rows; 0 for no end.
+    pub train_rows: usize,
+    /// Validation and test rows, each.
+    pub test_rows: usize,
+}
+
+impl Default for ToyTextOptions {
+    fn default() -> Self {
+        ToyTextOptions {
+            time: 4000,
+            train_rows: 25_000,
+            test_rows: 2500,
+        }
+    }
+}
+
+/// Which of the two.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Toy {
+    Reviews,
+    Citations,
+}
+
+pub(crate) fn reviews(options: &Value) -> Result<Box<dyn Task>, DataError> {
+    make("toy_reviews", Toy::Reviews, options)
+}
+
+pub(crate) fn citations(options: &Value) -> Result<Box<dyn Task>, DataError> {
+    make("toy_citations", Toy::Citations, options)
+}
+
+fn make(name: &'static str, toy: Toy, options: &Value) -> Result<Box<dyn Task>, DataError> {
+    let (o, resolved): (ToyTextOptions, _) = read(name, options)?;
+    if !(64..=MAX_TIME).contains(&o.time) || o.test_rows == 0 {
+        return Err(DataError::Option {
+            task: name,
+            message: format!(
+                "expected time of at least 64 and test_rows of at least 1, got {} and {}",
+                o.time, o.test_rows
+            ),
+        });
+    }
+    let (description, kind) = match toy {
+        Toy::Reviews => (
+            "Is a generated review for or against its film?",
+            TaskKind::Classify,
+        ),
+        Toy::Citations => ("Are two generated documents of one topic?", TaskKind::Match),
+    };
+    let time = o.time;
+    Ok(Box::new(Numbered {
+        spec: TaskSpec {
+            name: name.into(),
+            description: format!("{description} {time} bytes each."),
+            source: "generated here; stands in where the published texts are not at hand".into(),
+            kind,
+            time,
+            vocab: Alphabet::Bytes.vocab(),
+            classes: 2,
+            floor: Some(0.5),
+            options: resolved,
+        },
+        samples: ToyText { toy, options: o },
+        tokenizer: None,
+    }))
+}
+
+struct ToyText {
+    toy: Toy,
+    options: ToyTextOptions,
+}
+
+const FILMS: [&str; 8] = [
+    "Harbour",
+    "Lanterns",
+    "The Orchard",
+    "Nine Winters",
+    "Saltwater",
+    "Paper Kings",
+    "Undertow",
+    "The Ferry",
+];
+const PARTS: [&str; 8] = [
+    "the acting",
+    "the plot",
+    "the music",
+    "the camera work",
+    "the ending",
+    "the dialogue",
+    "the pace",
+    "the cast",
+];
+const PRAISE: [&str; 6] = [
+    "wonderful",
+    "superb",
+    "moving",
+    "clever",
+    "gripping",
+    "charming",
+];
+const BLAME: [&str; 6] = [
+    "dreadful", "tedious", "clumsy", "hollow", "dull", "confused",
+];
+
+fn one_of<'a>(rng: &mut ChaCha8Rng, words: &[&'a str]) -> &'a str {
+    words[below(rng, words.len() as u32) as usize]
+}
+
+/// A review of about `time` bytes with the verdict asked for.
+fn review(rng: &mut ChaCha8Rng, good: bool, time: usize) -> String {
+    let film = one_of(rng, &FILMS);
+    let other = loop {
+        let other = one_of(rng, &FILMS);
+        if other != film {
+            break other;
+        }
+    };
+    let mut text = format!("A review of {film}. ");
+    // The film's sentences lean to the verdict, those of the other film lean away as much, so that words alone tell nothing.
+    for index in 0.. {
+        let about_film = index % 2 == 0;
+        let leans = if about_film { good } else { !good };
+        let positive = if rng.random::<f64>() < 0.8 {
+            leans
+        } else {
+            !leans
+        };
+        let negated = rng.random::<f64>() < 0.3;
+        let words = if positive == negated { &BLAME } else { &PRAISE };
+        let (part, word) = (one_of(rng, &PARTS), one_of(rng, words));
+        let title = if about_film { film } else { other };
+        let verb = if negated { "was not" } else { "was" };
+        let sentence = format!("In {title} {part} {verb} {word}. ");
+        // A whole pair of sentences or none, so that a cut favours no side.
+        if about_film && text.len() + 2 * 64 > time && index > 0 {
+            break;
+        }
+        text += &sentence;
+    }
+    text
+}
+
+/// An invented word, the same for the same number.
+fn word(number: u64) -> String {
+    let rng = &mut rng_for(&[0x776f_7264, number]);
+    let syllables = 2 + below(rng, 2);
+    (0..syllables)
+        .map(|_| {
+            let consonant = b"bdfghklmnprstvz"[below(rng, 15) as usize] as char;
+            let vowel = b"aeiou"[below(rng, 5) as usize] as char;
+            format!("{consonant}{vowel}")
+        })
+        .collect()
+}
+
+/// Topics, and words that belong to one of them.
+const TOPICS: u32 = 32;
+const TOPIC_WORDS: u32 = 6;
+/// Words that belong to none.
+const COMMON: u32 = 200;
+
+fn document(rng: &mut ChaCha8Rng, topic: u32, time: usize) -> String {
+    let mut text = String::new();
+    while text.len() < time {
+        let number = match rng.random::<f64>() < 0.25 {
+            true => COMMON + topic * TOPIC_WORDS + below(rng, TOPIC_WORDS),
+            false => below(rng, COMMON),
+        };
+        text += &word(u64::from(number));
+        text.push(' ');
+    }
+    text
+}
+
+impl Samples for ToyText {
+    fn count(&self, split: Split) -> Option<usize> {
+        match split {
+            Split::Train => (self.options.train_rows > 0).then_some(self.options.train_rows),
+            Split::Validation | Split::Test => Some(self.options.test_rows),
+        }
+    }
+
+    fn sample(
+        &self,
+        _: Split,
+        _: usize,
+        _: u64,
+        rng: &mut ChaCha8Rng,
+    ) -> Result<Sample, DataError> {
+        let time = self.options.time;
+        let class = rng.random::<bool>();
+        let encode = |text: String| Alphabet::Bytes.encode(text.as_bytes(), time);
+        let (tokens, target) = match self.toy {
+            Toy::Reviews => {
+                let tokens = encode(review(rng, class, time));
+                (tokens, SampleTarget::Class(i64::from(class)))
+            }
+            Toy::Citations => {
+                let topic = below(rng, TOPICS);
+                let other = match class {
+                    true => topic,
+                    false => (topic + 1 + below(rng, TOPICS - 1)) % TOPICS,
+                };
+                let mut tokens = encode(document(rng, topic, time));
+                let first = tokens.len();
+                tokens.extend(encode(document(rng, other, time)));
+                let class = i64::from(class);
+                (tokens, SampleTarget::Pair { class, first })
+            }
+        };
+        Ok(Sample {
+            tokens,
+            target,
+            pixels: Vec::new(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn words_alone_do_not_tell_the_verdict() {
+        let (mut praise, mut counts) = ([0usize; 2], [0usize; 2]);
+        for index in 0..300 {
+            let good = index % 2 == 0;
+            let text = review(&mut rng_for(&[1, index]), good, 1000);
+            assert!(text.len() <= 1000, "{}", text.len());
+            let found = |words: &[&str]| {
+                words
+                    .iter()
+                    .map(|word| text.matches(word).count())
+                    .sum::<usize>()
+            };
+            praise[usize::from(good)] += found(&PRAISE);
+            counts[usize::from(good)] += found(&PRAISE) + found(&BLAME);
+        }
+        let share = |class: usize| praise[class] as f64 / counts[class] as f64;
+        assert!(
+            (share(0) - share(1)).abs() < 0.05,
+            "{} {}",
+            share(0),
+            share(1)
+        );
+        let made = reviews(&json!({"time": 100})).expect("fits");
+        assert!(made.spec().kind == TaskKind::Classify && reviews(&json!({"time": 9})).is_err());
+    }
+
+    #[test]
+    fn topics_share_their_words() {
+        let text = |topic, index| document(&mut rng_for(&[index]), topic, 2000);
+        let own: Vec<String> = (0..TOPIC_WORDS)
+            .map(|i| word(u64::from(COMMON + i)))
+            .collect();
+        let hits = |text: String| {
+            text.split(' ')
+                .filter(|found| own.iter().any(|word| word == found))
+                .count()
+        };
+        assert!(hits(text(0, 1)) > 50);
+        assert!(hits(text(5, 1)) < 20);
+    }
+}

@@ -1,0 +1,65 @@
+//! Where an efficient mixer has nothing to leave out, it is softmax attention.
+
+use anyformer_mixers::{Context, Options, token_mixer};
+use anyformer_ops::{Builder, Device, tensor_values};
+use anyformer_testkit::{tolerance, uniform};
+use serde_json::{Value, json};
+
+const DIM: usize = 32;
+const TIME: usize = 19;
+
+fn table(value: Value) -> Options {
+    value.as_object().cloned().expect("a table")
+}
+
+#[test]
+fn at_their_limits_mixers_are_attention() {
+    let device = Device::flex();
+    let x = uniform(3, [2, TIME, DIM], &device);
+    for causal in [true, false] {
+        let plain = json!({"causal": causal, "position": "none"});
+        let (want, weights) = {
+            let builder = Builder::new(&device, 1);
+            let entry = token_mixer("attention").expect("registered");
+            let mixer = (entry.build)(DIM, &table(plain), &builder).expect("builds");
+            let y = mixer.forward(x.clone(), &Context::default(), None);
+            (tensor_values(y.expect("runs").0), builder.store())
+        };
+        // Segments of one token are the tokens themselves, and one segment is all of them; ahead of itself the combiner sees
+        // its own segment twice, so only its causal form is exact.
+        let back = [
+            ("combiner", json!({"segment": 1})),
+            ("combiner", json!({"segment": TIME})),
+            ("combiner", json!({"segment": TIME, "pattern": "axial"})),
+            ("local", json!({"position": "none", "window": TIME})),
+            ("sparse", json!({"stride": 64})),
+        ];
+        let both = [
+            (
+                "local",
+                json!({"causal": false, "position": "none", "window": TIME}),
+            ),
+            ("routing", json!({"clusters": 1, "iterations": 3})),
+            ("sinkhorn", json!({"block": 64})),
+        ];
+        let own = if causal { back.to_vec() } else { both.to_vec() };
+        for (name, options) in own {
+            let builder = Builder::new(&device, 2);
+            let entry = token_mixer(name).expect("registered");
+            let mixer = (entry.build)(DIM, &table(options.clone()), &builder).expect("builds");
+            for param in builder
+                .store()
+                .params()
+                .iter()
+                .filter(|param| param.trainable())
+            {
+                let held = weights.get(param.name()).expect("the same name");
+                param.set(held.values()).expect("the same size");
+            }
+            let y = mixer.forward(x.clone(), &Context::default(), None);
+            let got = tensor_values(y.expect("runs").0);
+            let close = tolerance::check(name, &got, &want, 5e-5);
+            assert!(close.is_ok(), "{options} causal {causal}: {close:?}");
+        }
+    }
+}
