@@ -71,8 +71,8 @@ impl State {
         }
     }
 
-    /// Adds a named tensor with one row per sequence; one without values (the past of a convolution of one token) is
-    /// left out.
+    /// Adds a named tensor with one row per sequence; one without values (the past of a convolution of one token, a memory
+    /// that nothing has reached yet) is left out.
     pub fn with<const D: usize>(
         self,
         name: impl Into<Cow<'static, str>>,
@@ -152,36 +152,53 @@ impl State {
     pub fn select(&self, wanted: &[usize]) -> Self {
         let count = self.times.len();
         let select = |(name, tensor): &(Cow<'static, str>, StateTensor)| {
-            (name.clone(), tensor.select(count, wanted))
+            let rows = tensor.rows.as_ref();
+            // As when it was pushed: without values it is left out.
+            let any = rows.is_none_or(|rows| wanted.iter().any(|index| rows[*index] > 0));
+            any.then(|| (name.clone(), tensor.select(count, wanted)))
         };
         State {
             times: wanted.iter().map(|index| self.times[*index]).collect(),
-            tensors: self.tensors.iter().map(select).collect(),
+            tensors: self.tensors.iter().filter_map(select).collect(),
         }
     }
 
     /// The sequences of several states of one mixer, one after the other.
     pub fn join(states: &[&State]) -> Self {
-        let Some(first) = states.first() else {
-            return State::default();
-        };
-        let times = states.iter().flat_map(|state| state.times.iter().copied());
-        let join = |(index, (name, tensor)): (usize, &(Cow<'static, str>, StateTensor))| {
-            let parts: Vec<&StateTensor> =
-                states.iter().map(|state| &state.tensors[index].1).collect();
-            let mut shape = tensor.shape.clone();
-            shape[0] = parts.iter().map(|part| part.shape[0]).sum();
-            let rows = tensor.rows.is_some().then(|| {
-                let rows = parts.iter().flat_map(|part| part.rows.iter().flatten());
-                rows.copied().collect()
+        let mut names: Vec<&Cow<'static, str>> = Vec::new();
+        for (name, _) in states.iter().flat_map(|state| &state.tensors) {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        let join = |name: &Cow<'static, str>| {
+            let find = |state: &&State| {
+                let found = state.tensors.iter().find(|(held, _)| held == name);
+                found.map(|(_, tensor)| tensor.clone())
+            };
+            let parts: Vec<Option<StateTensor>> = states.iter().map(find).collect();
+            let held = || parts.iter().flatten();
+            let mut shape = held()
+                .next()
+                .map_or_else(Vec::new, |part| part.shape.clone());
+            shape[0] = held().map(|part| part.shape[0]).sum();
+            // A state that left the tensor out has no row of it.
+            let rows = held().any(|part| part.rows.is_some()).then(|| {
+                let rows = parts.iter().zip(states).flat_map(|(part, state)| {
+                    let rows = part.as_ref().and_then(|part| part.rows.clone());
+                    rows.unwrap_or_else(|| vec![0; state.times.len()])
+                });
+                rows.collect()
             });
-            let data = parts.iter().map(|part| part.data.clone()).collect();
-            let data = Tensor::cat(data, 0);
+            let data = Tensor::cat(held().map(|part| part.data.clone()).collect(), 0);
             (name.clone(), StateTensor { shape, rows, data })
         };
         State {
-            times: times.collect(),
-            tensors: first.tensors.iter().enumerate().map(join).collect(),
+            times: states
+                .iter()
+                .flat_map(|state| state.times.iter().copied())
+                .collect(),
+            tensors: names.into_iter().map(join).collect(),
         }
     }
 
@@ -253,6 +270,22 @@ mod tests {
         );
         assert_eq!(some.get::<2>("k").dims(), [5, 1]);
         assert_eq!(values(&all.select(&[0, 1])), values(&a));
+    }
+
+    #[test]
+    fn a_tensor_that_some_sequences_lack_has_no_rows_of_theirs() {
+        let device = Device::flex();
+        let slots = |count: usize| Tensor::<2>::ones([count, 2], &device);
+        let (with, without) = (
+            State::new(vec![5]).with_rows("slots", slots(2), vec![2]),
+            State::new(vec![1]),
+        );
+        for (states, rows) in [([&without, &with], [0, 2]), ([&with, &without], [2, 0])] {
+            let all = State::join(&states);
+            assert_eq!(all.tensors()[0].1.rows, Some(rows.to_vec()));
+            let empty = rows.iter().position(|rows| *rows == 0).into_iter();
+            assert!(all.select(&empty.collect::<Vec<_>>()).tensors().is_empty());
+        }
     }
 
     #[test]

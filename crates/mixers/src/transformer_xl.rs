@@ -352,9 +352,11 @@ impl TokenMixer for Segments {
                 });
                 Tensor::cat(rows.collect(), 0)
             };
+            let held = times.iter().map(|time| time - self.low(*time)).collect();
+            let slots = times.iter().map(|time| self.slots(*time)).collect();
             State::new(times)
-                .with("x", flat(|held| held.inputs.clone()))
-                .with("slots", flat(|held| held.slots.clone()))
+                .with_rows("x", flat(|held| held.inputs.clone()), held)
+                .with_rows("slots", flat(|held| held.slots.clone()), slots)
         });
         Ok((y, next))
     }
