@@ -5,7 +5,8 @@
 Vocabulary 1024, width 256, 4 layers, 4 heads, length 512, batch 8, LayerNorm, MLP with GELU, learned positions, tied head;
 a step is forward, backward, clipping to norm 1 and AdamW, f32. PyTorch runs scaled_dot_product_attention, its fused AdamW, and
 2 threads; `bf16` adds autocast to bfloat16, `compile` wraps the model in torch.compile. Unset OPENBLAS_* first. Prints the median
-over rounds of each side and the median of the ratios ours/theirs (below 1: ours is faster).
+over rounds of each side and the median of the ratios ours/theirs (below 1: ours is faster). Beside f32 ours runs f32; beside
+autocast it runs precision = "bf16" (bf16 operands of linear layers, everything else f32).
 """
 
 import argparse
@@ -84,21 +85,25 @@ def main():
         "model.mixers.0.position=none",
     ]
 
-    def ours():
-        said = subprocess.run(words, capture_output=True, check=True, text=True).stdout
+    def ours(bf16):
+        precision = "model.precision=" + ("bf16" if bf16 else "f32")
+        said = subprocess.run(words + [precision], capture_output=True, check=True, text=True).stdout
         return json.loads(said)["rows"][0]["update_s"]
 
     kinds = [("f32", False, False), ("bf16 autocast", True, False)]
     if flags.compile:
         kinds += [("f32, compiled", False, True), ("bf16 autocast, compiled", True, True)]
-    theirs = [(name, stepper(bf16, compiled)) for name, bf16, compiled in kinds]
-    rounds = [[ours()] + [step() for _, step in theirs] for _ in range(flags.rounds)]
+    theirs = [(name, bf16, stepper(bf16, compiled)) for name, bf16, compiled in kinds]
+    rounds = []
+    for _ in range(flags.rounds):
+        mine = {bf16: ours(bf16) for bf16 in (False, True)}
+        rounds.append([(mine[bf16], step()) for _, bf16, step in theirs])
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
     print("| PyTorch runs | ours, ms | PyTorch, ms | ours / theirs |\n|---|---|---|---|")
-    mine = statistics.median(times[0] for times in rounds) * 1e3
-    for at, (name, _) in enumerate(theirs, 1):
-        other = statistics.median(times[at] for times in rounds) * 1e3
-        ratio = statistics.median(times[0] / times[at] for times in rounds)
+    for at, (name, *_) in enumerate(theirs):
+        mine = statistics.median(times[at][0] for times in rounds) * 1e3
+        other = statistics.median(times[at][1] for times in rounds) * 1e3
+        ratio = statistics.median(times[at][0] / times[at][1] for times in rounds)
         print(f"| {name} | {mine:.0f} | {other:.0f} | {ratio:.2f} |", flush=True)
 
 

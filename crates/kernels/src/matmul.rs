@@ -17,6 +17,8 @@ use crate::gemm::{Matrix, span};
 use crate::simd::{add_partials, block_rows, collect, dispatched, dot, reduction_rows};
 
 #[cfg(target_arch = "x86_64")]
+mod blocked;
+#[cfg(target_arch = "x86_64")]
 mod pack;
 #[cfg(target_arch = "x86_64")]
 mod tile;
@@ -117,7 +119,8 @@ pub fn matmul_at(
                 Level::Avx512,
                 "this machine lacks AVX-512"
             );
-            blocked(precision, [m, k, n], a, b, Out(out.as_mut_ptr()), finish);
+            // SAFETY: sizes were checked, AVX-512 as well; `out` is ours.
+            unsafe { blocked::multiply(precision, [m, k, n], a, b, out.as_mut_ptr(), finish) };
         }
         #[cfg(not(target_arch = "x86_64"))]
         Level::Avx512 => panic!("this machine lacks AVX-512"),
@@ -138,9 +141,12 @@ pub fn product(
     if k > 0 && m > FEW && Level::best(precision) == Level::Avx512 {
         check([m, k, n], a, b, m * n, finish);
         let mut out = Vec::with_capacity(m * n);
-        blocked(precision, [m, k, n], a, b, Out(out.as_mut_ptr()), finish);
-        // SAFETY: the tiles cover the output, and each was written.
-        unsafe { out.set_len(m * n) };
+        // SAFETY: sizes were checked, AVX-512 as well; without `add` nothing is read from `out`, and every element of it is
+        // written.
+        unsafe {
+            blocked::multiply(precision, [m, k, n], a, b, out.as_mut_ptr(), finish);
+            out.set_len(m * n);
+        }
         return out;
     }
     let mut out = vec![0.0; m * n];
@@ -330,126 +336,6 @@ fn portable(
             false,
             threads,
         );
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-mod schedule {
-    /// Units of the inner dimension that a tile sums at a time: a panel of the right operand is then 32 KiB.
-    pub const DEPTH: usize = 256;
-    /// Most rows or columns that a task packs at a time: with [`DEPTH`], 192 KiB of the second level cache.
-    pub const BLOCK: usize = 192;
-    /// Units of the smaller operand that are packed at a time: 8 MiB.
-    pub const PACKED: usize = 2 << 20;
-    /// Fewest tasks for each thread, so that the last one to finish is not waited for long.
-    pub const TASKS: usize = 4;
-}
-
-/// The output, of which tasks write tiles that do not overlap.
-#[cfg(target_arch = "x86_64")]
-#[derive(Clone, Copy)]
-struct Out(*mut f32);
-// SAFETY: tasks write disjoint tiles of the output, which outlives them all.
-#[cfg(target_arch = "x86_64")]
-unsafe impl Send for Out {}
-// SAFETY: as above.
-#[cfg(target_arch = "x86_64")]
-unsafe impl Sync for Out {}
-
-#[cfg(target_arch = "x86_64")]
-impl Out {
-    /// Element `at`, still within the output. A method, so that closures capture the whole.
-    fn at(&self, at: usize) -> *mut f32 {
-        // SAFETY: callers stay within the `m * n` elements.
-        unsafe { self.0.add(at) }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-fn blocked(
-    precision: Precision,
-    [m, k, n]: [usize; 3],
-    a: Matrix,
-    b: Matrix,
-    out: Out,
-    finish: Finish,
-) {
-    use pack::{Panels, Side};
-    use schedule::{BLOCK, DEPTH, PACKED, TASKS};
-    use tile::{HEIGHT, WIDTH};
-
-    let left = Side::new(precision, m, k, a, HEIGHT);
-    let right = Side::new(precision, n, k, b.transposed(), WIDTH);
-    let shares_right = n <= m;
-    let (shared, split) = match shares_right {
-        true => (&right, &left),
-        false => (&left, &right),
-    };
-    let units = left.units();
-    let depth = units.div_ceil(units.div_ceil(DEPTH));
-    let threads = match m * k * n < 64 * 64 * 64 {
-        true => 1,
-        false => rayon::current_num_threads(),
-    };
-    let chunk = (PACKED / units).next_multiple_of(shared.width);
-    let chunk = chunk.min(shared.outer.next_multiple_of(shared.width));
-    let even = split.outer.div_ceil(threads * TASKS);
-    let rounds = even.div_ceil(BLOCK);
-    let block = split.outer.div_ceil(threads * TASKS * rounds);
-    let block = block.next_multiple_of(split.width);
-    if m * n == 0 {
-        return;
-    }
-    let mut packed = Panels::new(chunk, units, shared.width);
-    for from in (0..shared.outer).step_by(chunk) {
-        let held = from..(from + chunk).min(shared.outer);
-        packed.fill(shared, held.clone(), 0..units, threads > 1);
-        let packed = &packed;
-        let task = |index: usize| {
-            let own = index * block..((index + 1) * block).min(split.outer);
-            let (rows, columns) = match shares_right {
-                true => (own.clone(), held.clone()),
-                false => (held.clone(), own.clone()),
-            };
-            pack::with_buffer(block, depth, split.width, |panels| {
-                for first in (0..units).step_by(depth) {
-                    let stretch = first..(first + depth).min(units);
-                    panels.fill(split, own.clone(), stretch.clone(), false);
-                    let bias = finish.bias.filter(|_| stretch.end == units);
-                    for column in columns.clone().step_by(WIDTH) {
-                        let wide = (columns.end - column).min(WIDTH);
-                        for row in rows.clone().step_by(HEIGHT) {
-                            let (i, j) = (
-                                (row - rows.start) / HEIGHT,
-                                (column - columns.start) / WIDTH,
-                            );
-                            let (a, b) = match shares_right {
-                                true => (panels.panel(i, 0), packed.panel(j, first)),
-                                false => (packed.panel(i, first), panels.panel(j, 0)),
-                            };
-                            let tile = tile::Tile {
-                                a,
-                                b,
-                                units: stretch.len(),
-                                out: out.at(row * n + column),
-                                stride: n,
-                                size: [(rows.end - row).min(HEIGHT), wide],
-                                keeps: finish.add || first > 0,
-                                bias: bias.map(|bias| &bias[column..column + wide]),
-                            };
-                            // SAFETY: both panels hold `units` units, the tile lies within the output and no other
-                            // task writes it; the level was checked to run on this machine.
-                            unsafe { tile.multiply(precision) };
-                        }
-                    }
-                }
-            });
-        };
-        let tasks = split.outer.div_ceil(block);
-        match threads {
-            1 => (0..tasks).for_each(task),
-            _ => (0..tasks).into_par_iter().with_max_len(1).for_each(task),
-        }
     }
 }
 

@@ -20,6 +20,7 @@ use crate::session::gives_tokens;
 use crate::setup::{device, device_name, start_threads};
 use crate::verbs::info::of_mixer;
 
+mod cases;
 mod ops;
 mod profile;
 

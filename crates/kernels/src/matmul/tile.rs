@@ -58,7 +58,10 @@ fn multiply_f32(sum: __m512, a: __m512i, b: __m512i) -> __m512 {
 #[inline]
 fn multiply_bf16(sum: __m512, a: __m512i, b: __m512i) -> __m512 {
     // SAFETY: both types are 512 bits without invalid values.
-    unsafe { _mm512_dpbf16_ps(sum, std::mem::transmute(a), std::mem::transmute(b)) }
+    unsafe {
+        let [a, b] = [a, b].map(|x| std::mem::transmute::<__m512i, __m512bh>(x));
+        _mm512_dpbf16_ps(sum, a, b)
+    }
 }
 
 macro_rules! tile {
