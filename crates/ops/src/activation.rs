@@ -1,10 +1,11 @@
 //! Pointwise activations, gated units, and softmax over the last dimension.
+#![allow(unsafe_code)]
 
 use anyformer_kernels::activation::Activation;
 use anyformer_kernels::softmax as kernel;
 use burn::tensor::{Tensor, activation as composed};
 
-use crate::adapter::{Array, Erased, Forward, Kernel, View, apply, erase, on_cpu};
+use crate::adapter::{Array, Erased, Forward, Kernel, View, apply, erase, filled, on_cpu};
 
 /// Runs a kernel that has one output.
 pub(crate) fn single<const N: usize, const D: usize>(
@@ -39,8 +40,8 @@ struct Pointwise(Activation);
 impl Kernel for Pointwise {
     fn forward(&self, inputs: &[View], _save: bool) -> Forward {
         let x = inputs[0];
-        let mut y = vec![0.0; x.data.len()];
-        self.0.forward(x.data, &mut y);
+        // SAFETY: the kernel writes every value.
+        let y = unsafe { filled(x.data.len(), |y| self.0.forward(x.data, y)) };
         output(x.shape, y)
     }
 
@@ -51,8 +52,9 @@ impl Kernel for Pointwise {
         grads: &[Option<View>],
     ) -> Vec<Option<Array>> {
         let x = inputs[0];
-        let mut dx = vec![0.0; x.data.len()];
-        self.0.backward(x.data, only(grads).data, &mut dx);
+        let dy = only(grads).data;
+        // SAFETY: the kernel writes every value.
+        let dx = unsafe { filled(dy.len(), |dx| self.0.backward(x.data, dy, dx)) };
         vec![Some(Array::new(x.shape, dx))]
     }
 }
@@ -121,8 +123,8 @@ struct GatedUnit(Activation);
 impl Kernel for GatedUnit {
     fn forward(&self, inputs: &[View], _save: bool) -> Forward {
         let (a, b) = (inputs[0], inputs[1]);
-        let mut y = vec![0.0; a.data.len()];
-        self.0.gated(a.data, b.data, &mut y);
+        // SAFETY: the kernel writes every value.
+        let y = unsafe { filled(a.data.len(), |y| self.0.gated(a.data, b.data, y)) };
         output(a.shape, y)
     }
 
@@ -133,9 +135,17 @@ impl Kernel for GatedUnit {
         grads: &[Option<View>],
     ) -> Vec<Option<Array>> {
         let (a, b) = (inputs[0], inputs[1]);
-        let (mut da, mut db) = (vec![0.0; a.data.len()], vec![0.0; a.data.len()]);
-        let dy = only(grads).data;
-        self.0.gated_backward(a.data, b.data, dy, &mut da, &mut db);
+        let (dy, mut db) = (only(grads).data, Vec::new());
+        let both = |da: &mut [f32]| {
+            // SAFETY: the kernel writes every value of both.
+            db = unsafe {
+                filled(dy.len(), |db| {
+                    self.0.gated_backward(a.data, b.data, dy, da, db)
+                })
+            };
+        };
+        // SAFETY: as above.
+        let da = unsafe { filled(dy.len(), both) };
         vec![Some(Array::new(a.shape, da)), Some(Array::new(b.shape, db))]
     }
 }
@@ -163,21 +173,14 @@ pub fn mul_silu<const D: usize>(x: Tensor<D>, gate: Tensor<D>) -> Tensor<D> {
 struct Softmax;
 
 impl Kernel for Softmax {
-    fn forward(&self, inputs: &[View], save: bool) -> Forward {
+    fn forward(&self, inputs: &[View], _save: bool) -> Forward {
         let x = inputs[0];
-        let mut y = vec![0.0; x.data.len()];
-        if let Some(dim) = x.shape.last().filter(|_| !x.data.is_empty()) {
-            kernel::softmax(*dim, x.data, &mut y);
-        }
-        let saved = if save {
-            vec![Array::new(x.shape, y.clone())]
-        } else {
-            vec![]
+        let Some(dim) = x.shape.last().filter(|_| !x.data.is_empty()) else {
+            return output(x.shape, x.data.to_vec());
         };
-        Forward {
-            saved,
-            ..output(x.shape, y)
-        }
+        // SAFETY: the kernel writes every value, and reads one only after.
+        let y = unsafe { filled(x.data.len(), |y| kernel::softmax(*dim, x.data, y)) };
+        output(x.shape, y)
     }
 
     fn backward(
@@ -186,12 +189,18 @@ impl Kernel for Softmax {
         saved: &[View],
         grads: &[Option<View>],
     ) -> Vec<Option<Array>> {
-        let y = saved[0];
-        let mut dx = vec![0.0; y.data.len()];
-        if let Some(dim) = y.shape.last().filter(|_| !y.data.is_empty()) {
-            kernel::softmax_backward(*dim, y.data, only(grads).data, &mut dx);
-        }
+        let (y, dy) = (saved[0], only(grads).data);
+        let Some(dim) = y.shape.last().filter(|_| !y.data.is_empty()) else {
+            return vec![Some(Array::new(y.shape, dy.to_vec()))];
+        };
+        let fill = |dx: &mut [f32]| kernel::softmax_backward(*dim, y.data, dy, dx);
+        // SAFETY: the kernel writes every value.
+        let dx = unsafe { filled(y.data.len(), fill) };
         vec![Some(Array::new(y.shape, dx))]
+    }
+
+    fn keeps_output(&self) -> bool {
+        true
     }
 }
 

@@ -96,6 +96,12 @@ pub trait Kernel: Debug + Send + Sync + 'static {
         [0, 0]
     }
 
+    /// True when [`Kernel::backward`] wants the first output back: it then is the first of the saved arrays, and no copy of it
+    /// is made.
+    fn keeps_output(&self) -> bool {
+        false
+    }
+
     /// What profiles call it.
     fn name(&self) -> &'static str {
         profile::short(std::any::type_name::<Self>())
@@ -132,6 +138,30 @@ pub fn sequences(offsets: Option<&Arc<Vec<usize>>>, batch: usize, time: usize) -
     match offsets {
         Some(offsets) => offsets.clone(),
         None => Arc::new((0..=batch).map(|row| row * time).collect()),
+    }
+}
+
+/// `len` values as `fill` leaves them. They are not zeroed first, which for large arrays takes as long as filling them.
+///
+/// # Safety
+/// `fill` writes every value and reads none before it is written.
+#[allow(unsafe_code)]
+pub(crate) unsafe fn filled(len: usize, fill: impl FnOnce(&mut [f32])) -> Vec<f32> {
+    // Tests see what a kernel forgets.
+    if cfg!(test) {
+        let mut values = vec![f32::NAN; len];
+        fill(&mut values);
+        return values;
+    }
+    let mut values: Vec<std::mem::MaybeUninit<f32>> = Vec::with_capacity(len);
+    // SAFETY: values that may be uninitialised need no initialisation; both types have the same layout; the caller promises
+    // that `fill` only writes, and writes all.
+    unsafe {
+        values.set_len(len);
+        let mut values = std::mem::ManuallyDrop::new(values);
+        let start = values.as_mut_ptr().cast::<f32>();
+        fill(std::slice::from_raw_parts_mut(start, len));
+        Vec::from_raw_parts(start, len, values.capacity())
     }
 }
 
@@ -308,6 +338,8 @@ type Slots = Arc<Mutex<Vec<Option<Primitive>>>>;
 struct State {
     kernel: Arc<dyn Kernel>,
     inputs: Arc<Vec<Primitive>>,
+    /// The first output, where the kernel keeps it.
+    output: Option<Primitive>,
     saved: Arc<Vec<Array>>,
     slots: Slots,
 }
@@ -343,7 +375,9 @@ impl<const N: usize> Backward<Flex, N> for First {
                 })
             })
             .collect();
-        let saved: Vec<View> = state.saved.iter().map(Array::view).collect();
+        let output = Borrowed::new(state.output.as_slice());
+        let mut saved = output.views();
+        saved.extend(state.saved.iter().map(Array::view));
         let inputs = Borrowed::new(&state.inputs);
         let (kernel, views) = (&*state.kernel, inputs.views());
         let size = |made: &Vec<Option<Array>>| {
@@ -433,6 +467,7 @@ fn record<C: CheckpointStrategy, const N: usize>(
             let first_shape = dims(&first);
             let slots: Slots = Arc::new(Mutex::new(vec![None; outputs.len()]));
             let state = State {
+                output: kernel.keeps_output().then(|| first.clone()),
                 kernel,
                 inputs: Arc::new(primitives),
                 saved: Arc::new(forward.saved),

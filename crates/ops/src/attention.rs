@@ -181,6 +181,10 @@ impl Flash {
 }
 
 impl Kernel for Flash {
+    fn keeps_output(&self) -> bool {
+        true
+    }
+
     /// The backward pass computes the scores again: five products for two.
     fn flops(&self, inputs: &[View]) -> [u64; 2] {
         let (head_dim, value_dim) = (inputs[0].shape[3], inputs[2].shape[3]);
@@ -207,7 +211,7 @@ impl Kernel for Flash {
         let count = lse.len();
         Forward {
             saved: match save {
-                true => vec![Array::new(shape, o.clone()), Array::new([count], lse)],
+                true => vec![Array::new([count], lse)],
                 false => vec![],
             },
             outputs: vec![Array::new(shape, o)],
@@ -220,12 +224,9 @@ impl Kernel for Flash {
         saved: &[View],
         grads: &[Option<View>],
     ) -> Vec<Option<Array>> {
-        let output = Output {
-            o: saved[0].data.to_vec(),
-            lse: saved[1].data.to_vec(),
-        };
+        let (o, lse) = (saved[0].data, saved[1].data);
         let d_o = crate::activation::only(grads).data;
-        let got = kernel::backward(&self.arguments(inputs), &output, d_o, None);
+        let got = kernel::backward(&self.arguments(inputs), o, lse, d_o, None);
         vec![
             Some(Array::new(inputs[0].shape, got.q)),
             Some(Array::new(inputs[1].shape, got.k)),

@@ -1,4 +1,5 @@
 //! Mean cross entropy of logits against integer targets.
+#![allow(unsafe_code)]
 
 use std::sync::{Arc, OnceLock};
 
@@ -7,7 +8,7 @@ pub use anyformer_kernels::cross_entropy::IGNORE;
 use burn::tensor::{Int, Tensor, TensorData, activation};
 
 use crate::activation::{only, single};
-use crate::adapter::{Array, Forward, Kernel, View, erase, on_cpu};
+use crate::adapter::{Array, Forward, Kernel, View, erase, filled, on_cpu};
 
 /// Result of [`cross_entropy`].
 #[derive(Clone, Debug)]
@@ -53,15 +54,19 @@ impl Kernel for CrossEntropy {
         let logits = inputs[0];
         let counted = self.counts.get().map_or(1, |counts| counts.0.max(1));
         let scale = only(grads).data[0] / counted as f32;
-        let mut dlogits = vec![0.0; logits.data.len()];
-        kernel::cross_entropy_backward(
-            logits.shape[1],
-            logits.data,
-            &self.targets,
-            saved[0].data,
-            scale,
-            &mut dlogits,
-        );
+        let fill = |dlogits: &mut [f32]| {
+            let (classes, lse) = (logits.shape[1], saved[0].data);
+            kernel::cross_entropy_backward(
+                classes,
+                logits.data,
+                &self.targets,
+                lse,
+                scale,
+                dlogits,
+            );
+        };
+        // SAFETY: the kernel writes every value, zeros in the rows that do not count.
+        let dlogits = unsafe { filled(logits.data.len(), fill) };
         vec![Some(Array::new(logits.shape, dlogits))]
     }
 }

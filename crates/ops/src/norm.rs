@@ -1,10 +1,11 @@
 //! Norms over the last dimension.
+#![allow(unsafe_code)]
 
 use anyformer_kernels::norm::{self as kernel, Gate, Rows};
 use burn::tensor::Tensor;
 
 use crate::activation::{only, output, silu, single};
-use crate::adapter::{Array, Forward, Kernel, View, erase, on_cpu};
+use crate::adapter::{Array, Forward, Kernel, View, erase, filled, on_cpu};
 
 /// RMS or L2 norm; inputs `x` and, if `weighted`, the weight.
 #[derive(Debug)]
@@ -23,8 +24,9 @@ impl Kernel for RmsNorm {
     fn forward(&self, inputs: &[View], _save: bool) -> Forward {
         let x = inputs[0];
         let weight = self.weight(inputs).map(|weight| weight.data);
-        let mut y = vec![0.0; x.data.len()];
-        kernel::rms_norm(self.rows, x.data, weight, &mut y);
+        let fill = |y: &mut [f32]| kernel::rms_norm(self.rows, x.data, weight, y);
+        // SAFETY: the kernel writes every value, and reads one only after.
+        let y = unsafe { filled(x.data.len(), fill) };
         output(x.shape, y)
     }
 
@@ -35,22 +37,20 @@ impl Kernel for RmsNorm {
         grads: &[Option<View>],
     ) -> Vec<Option<Array>> {
         let (x, dy) = (inputs[0], only(grads).data);
-        let mut dx = vec![0.0; x.data.len()];
-        match self.weight(inputs) {
-            Some(weight) => {
-                let mut dw = vec![0.0; weight.data.len()];
-                let data = Some(weight.data);
-                kernel::rms_norm_backward(self.rows, x.data, data, dy, &mut dx, Some(&mut dw));
-                vec![
-                    Some(Array::new(x.shape, dx)),
-                    Some(Array::new(weight.shape, dw)),
-                ]
-            }
-            None => {
-                kernel::rms_norm_backward(self.rows, x.data, None, dy, &mut dx, None);
-                vec![Some(Array::new(x.shape, dx))]
-            }
-        }
+        let weight = self.weight(inputs);
+        let mut dw = vec![0.0; weight.map_or(0, |weight| weight.data.len())];
+        let fill = |dx: &mut [f32]| {
+            let (data, dw) = (
+                weight.map(|weight| weight.data),
+                weight.map(|_| &mut dw[..]),
+            );
+            kernel::rms_norm_backward(self.rows, x.data, data, dy, dx, dw);
+        };
+        // SAFETY: the kernel writes every value, and reads one only after.
+        let dx = unsafe { filled(x.data.len(), fill) };
+        let mut all = vec![Some(Array::new(x.shape, dx))];
+        all.extend(weight.map(|weight| Some(Array::new(weight.shape, dw))));
+        all
     }
 }
 
@@ -186,8 +186,10 @@ impl Kernel for LayerNorm {
     fn forward(&self, inputs: &[View], _save: bool) -> Forward {
         let (x, weight) = (inputs[0], inputs[1]);
         let bias = self.biased.then(|| inputs[2].data);
-        let mut y = vec![0.0; x.data.len()];
-        kernel::layer_norm(self.rows, x.data, Some(weight.data), bias, &mut y);
+        let fill =
+            |y: &mut [f32]| kernel::layer_norm(self.rows, x.data, Some(weight.data), bias, y);
+        // SAFETY: the kernel writes every value, and reads one only after.
+        let y = unsafe { filled(x.data.len(), fill) };
         output(x.shape, y)
     }
 
@@ -197,19 +199,15 @@ impl Kernel for LayerNorm {
         _saved: &[View],
         grads: &[Option<View>],
     ) -> Vec<Option<Array>> {
-        let (x, weight) = (inputs[0], inputs[1]);
-        let mut dx = vec![0.0; x.data.len()];
+        let (x, weight, dy) = (inputs[0], inputs[1], only(grads).data);
         let mut dw = vec![0.0; weight.data.len()];
         let mut db = vec![0.0; if self.biased { weight.data.len() } else { 0 }];
-        kernel::layer_norm_backward(
-            self.rows,
-            x.data,
-            Some(weight.data),
-            only(grads).data,
-            &mut dx,
-            Some(&mut dw),
-            self.biased.then_some(&mut db),
-        );
+        let fill = |dx: &mut [f32]| {
+            let (dw, db) = (Some(&mut dw[..]), self.biased.then_some(&mut db[..]));
+            kernel::layer_norm_backward(self.rows, x.data, Some(weight.data), dy, dx, dw, db);
+        };
+        // SAFETY: the kernel writes every value, and reads one only after.
+        let dx = unsafe { filled(x.data.len(), fill) };
         let mut all = vec![
             Some(Array::new(x.shape, dx)),
             Some(Array::new(weight.shape, dw)),

@@ -6,7 +6,7 @@
 use rayon::prelude::*;
 
 use super::block::{Block, gather, gather_transposed, soften_back};
-use super::{Attention, Group, KEYS, Output, ROWS};
+use super::{Attention, Group, KEYS, ROWS};
 use crate::disjoint::Disjoint;
 use crate::gemm::{Matrix, product};
 use crate::transpose::transpose;
@@ -22,15 +22,16 @@ pub struct Grads {
     pub v: Vec<f32>,
 }
 
-/// Gradients from that of `o` and, where lse was used, of `lse`; `output` is what [`super::forward`] gave.
+/// Gradients from that of `o` and, where lse was used, of `lse`; `o` and `lse` are what [`super::forward`] gave.
 pub fn backward(
     attention: &Attention,
-    output: &Output,
+    o: &[f32],
+    lse: &[f32],
     d_o: &[f32],
     dlse: Option<&[f32]>,
 ) -> Grads {
     attention.check();
-    assert_eq!(d_o.len(), output.o.len(), "attention do");
+    assert_eq!(d_o.len(), o.len(), "attention do");
     let mut grads = Grads {
         q: vec![0.0; attention.q.len()],
         k: vec![0.0; attention.k.len()],
@@ -45,14 +46,14 @@ pub fn backward(
         .groups()
         .into_par_iter()
         .with_max_len(1)
-        .for_each(|group| run(attention, &group, output, d_o, dlse, &shared));
+        .for_each(|group| run(attention, &group, [o, lse], d_o, dlse, &shared));
     grads
 }
 
 fn run(
     attention: &Attention,
     group: &Group,
-    output: &Output,
+    [o, all_lse]: [&[f32]; 2],
     d_o: &[f32],
     dlse: Option<&[f32]>,
     [dq, dk, dv]: &[Disjoint; 3],
@@ -101,9 +102,9 @@ fn run(
         let (mut lse, mut delta) = ([f32::INFINITY; ROWS], [0.0; ROWS]);
         for lane in 0..block.rows {
             let index = attention.row(group, first + lane);
-            if output.lse[index] != f32::NEG_INFINITY {
-                lse[lane] = output.lse[index];
-                let o = &output.o[index * value_dim..][..value_dim];
+            if all_lse[index] != f32::NEG_INFINITY {
+                lse[lane] = all_lse[index];
+                let o = &o[index * value_dim..][..value_dim];
                 let g = &g_rows[lane * value_dim..][..value_dim];
                 let dot: f32 = o.iter().zip(g).map(|(o, g)| o * g).sum();
                 delta[lane] = dot - dlse.map_or(0.0, |dlse| dlse[index]);

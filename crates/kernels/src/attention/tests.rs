@@ -104,7 +104,13 @@ impl Case {
         }
         let (d_o, dlse) = (rand_vec(4, o.len()), rand_vec(5, lse.len()));
         for used in [false, true] {
-            let grads = backward(&self.fast(), &output, &d_o, used.then_some(&dlse[..]));
+            let grads = backward(
+                &self.fast(),
+                &output.o,
+                &output.lse,
+                &d_o,
+                used.then_some(&dlse[..]),
+            );
             let dlse = if used {
                 wide(&dlse)
             } else {
