@@ -2,13 +2,12 @@
 
 use std::time::Instant;
 
-use anyformer_data::Tokenizer;
+use anyformer_data::{Detokenizer, Tokenizer};
 use anyformer_models::{Model, ModelState, SampleOptions, Sampler, Stops, likeliest, log_prob};
 use anyformer_ops::tensor_values;
 use serde_json::{Value, json};
 
 use crate::exit::{Failure, Kind, bad_input};
-use crate::text_stream::TokenText;
 
 /// Flags of sampling.
 #[derive(Debug, clap::Args)]
@@ -128,7 +127,7 @@ impl Writer<'_> {
         let (mut scores, mut state) = self.model.prefill(ids, 1, None, state).input()?;
         let prefill_s = began.elapsed().as_secs_f64();
         let began = Instant::now();
-        let mut stream = TokenText::default();
+        let mut stream = Detokenizer::default();
         let mut stops = Stops::new(&self.sampling.stop);
         let (mut text, mut tokens, mut logprobs) = (String::new(), Vec::new(), Vec::new());
         let mut finish = "length";
@@ -156,7 +155,7 @@ impl Writer<'_> {
             (scores, state) = self.model.step(&[id], &state).broken()?;
         }
         if finish != "stop" {
-            let (part, stopped) = stops.push(&stream.finish());
+            let (part, stopped) = stops.push(&stream.finish(self.tokenizer));
             let rest = if stopped {
                 part
             } else {

@@ -16,7 +16,6 @@ pub mod run_file;
 pub mod say;
 mod session;
 pub mod setup;
-mod text_stream;
 pub mod verbs;
 
 use std::process::ExitCode;

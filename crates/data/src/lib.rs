@@ -5,6 +5,7 @@
 
 mod cifar_sequence;
 mod copying;
+mod detokenizer;
 mod dialect;
 mod error;
 mod expression;
@@ -27,6 +28,7 @@ use serde_json::{Map, Value};
 
 pub use cifar_sequence::SequentialCifarOptions;
 pub use copying::{CopyOptions, InductionOptions};
+pub use detokenizer::Detokenizer;
 pub use dialect::Dialect;
 pub use error::DataError;
 pub use expression::{Expression, Operator, write_tsv};

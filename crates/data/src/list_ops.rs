@@ -192,10 +192,7 @@ impl Samples for ListOps {
     fn count(&self, split: Split) -> Option<usize> {
         match (&self.files, split) {
             (Some(files), _) => Some(files[split as usize].len()),
-            (None, Split::Train) => {
-                (self.options.train_rows > 0).then_some(self.options.train_rows)
-            }
-            (None, _) => Some(self.options.test_rows),
+            (None, split) => split.rows(self.options.train_rows, self.options.test_rows),
         }
     }
 

@@ -368,10 +368,7 @@ impl Haystack {
 
 impl Samples for Haystack {
     fn count(&self, split: Split) -> Option<usize> {
-        match split {
-            Split::Train => (self.train_rows > 0).then_some(self.train_rows),
-            Split::Validation | Split::Test => Some(self.test_rows),
-        }
+        split.rows(self.train_rows, self.test_rows)
     }
 
     fn sample(

@@ -185,10 +185,7 @@ impl Pathfinder {
 
 impl Samples for Pathfinder {
     fn count(&self, split: Split) -> Option<usize> {
-        match split {
-            Split::Train => (self.options.train_rows > 0).then_some(self.options.train_rows),
-            Split::Validation | Split::Test => Some(self.options.test_rows),
-        }
+        split.rows(self.options.train_rows, self.options.test_rows)
     }
 
     fn sample(

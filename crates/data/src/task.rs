@@ -55,6 +55,16 @@ pub enum Split {
     Test,
 }
 
+impl Split {
+    /// Samples of this part where `train` are trained on (0: without end) and each other part has `test`.
+    pub(crate) fn rows(self, train: usize, test: usize) -> Option<usize> {
+        match self {
+            Split::Train => (train > 0).then_some(train),
+            Split::Validation | Split::Test => Some(test),
+        }
+    }
+}
+
 /// What a task asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -202,10 +202,7 @@ fn document(rng: &mut ChaCha8Rng, topic: u32, time: usize) -> String {
 
 impl Samples for ToyText {
     fn count(&self, split: Split) -> Option<usize> {
-        match split {
-            Split::Train => (self.options.train_rows > 0).then_some(self.options.train_rows),
-            Split::Validation | Split::Test => Some(self.options.test_rows),
-        }
+        split.rows(self.options.train_rows, self.options.test_rows)
     }
 
     fn sample(

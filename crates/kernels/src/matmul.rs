@@ -78,6 +78,12 @@ pub fn matmul(
     out: &mut [f32],
     finish: Finish,
 ) {
+    let [m, k, n] = size;
+    if (1..=FEW).contains(&m) && k > 0 && b.strides.0 == 1 && a.strides.1 == 1 {
+        check(size, a, b, out.len(), finish);
+        few_rows(precision, [m, k, n], a, b, out, finish);
+        return;
+    }
     matmul_at(Level::best(precision), precision, size, a, b, out, finish);
 }
 
@@ -105,10 +111,6 @@ pub fn matmul_at(
     check([m, k, n], a, b, out.len(), finish);
     if k == 0 || out.is_empty() {
         begin(n, out, finish);
-        return;
-    }
-    if m <= FEW && b.strides.0 == 1 && a.strides.1 == 1 {
-        few_rows(precision, [m, k, n], a, b, out, finish);
         return;
     }
     match level {

@@ -37,8 +37,8 @@ impl Stops {
     }
 
     /// What is left when no more will come.
-    pub fn finish(self) -> String {
-        self.held
+    pub fn finish(&mut self) -> String {
+        std::mem::take(&mut self.held)
     }
 }
 
@@ -69,5 +69,35 @@ mod tests {
         assert_eq!(stops.push("ab x"), ("ab ".into(), false));
         assert_eq!(stops.push("yw"), ("xyw".into(), false));
         assert_eq!(stops.push("x").0 + &stops.finish(), "x");
+    }
+
+    #[test]
+    fn nothing_of_a_stop_string_is_shown() {
+        let run = |stops: &[&str], pieces: &[&str]| {
+            let mut stop = Stops::new(&stops.iter().map(|s| s.to_string()).collect::<Vec<_>>());
+            let mut shown = Vec::new();
+            for piece in pieces {
+                let (text, found) = stop.push(piece);
+                shown.push(text);
+                if found {
+                    return (shown, true);
+                }
+            }
+            shown.push(stop.finish());
+            (shown, false)
+        };
+        let (shown, found) = run(
+            &["END", "\n\n"],
+            &["a", "bE", "N", "x\n", "y", "E", "ND", "z"],
+        );
+        assert!(found);
+        assert_eq!(shown.concat(), "abENx\ny");
+        assert_eq!(shown[1], "b");
+        assert_eq!(
+            run(&["END"], &["EN"]),
+            (vec!["".into(), "EN".into()], false)
+        );
+        assert_eq!(run(&[], &["x"]).0, ["x", ""]);
+        assert_eq!(run(&["é!"], &["aé", "b"]).0.concat(), "aéb");
     }
 }

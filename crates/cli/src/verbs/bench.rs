@@ -6,7 +6,7 @@ use anyformer_kernels::memory;
 use anyformer_lab::units::{bytes, seconds};
 use anyformer_mixers::{MixerSpec, token_mixer, token_mixers};
 use anyformer_models::{Input, Model, ModelConfig, Target};
-use anyformer_ops::Device;
+use anyformer_ops::{Device, device_is_cpu};
 use anyformer_train::{AdamW, TrainConfig};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -179,6 +179,12 @@ fn run_ops(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
     if args.runs == 0 {
         return Err(bad_input("measure: runs must be at least 1"));
     }
+    let name = device_name(global, None);
+    if !device_is_cpu(&device(&name)?) {
+        return Err(bad_input(format!(
+            "measure ops on {name}: their kernels run on the CPU; leave --device out, or measure a mixer there"
+        )));
+    }
     let threads = start_threads(global, None)?;
     let measured = ops::measure(&args.only, args.runs, !args.kernels, |text| say.note(text))?;
     let peaks = Peaks::measure();
@@ -273,7 +279,7 @@ fn measure(
         Ok(())
     })?;
     let update_s = match args.step {
-        true => Some(update(&model, input, target, args.runs)?),
+        true => Some(median(args.runs, updates(&model, input, target))?),
         false => None,
     };
     let profile = match args.profile {
@@ -316,18 +322,22 @@ fn measure(
     })
 }
 
-/// The median time of an update by the trainer's own optimiser, in seconds.
-fn update(model: &Model, input: Input, target: Target, runs: usize) -> Result<f64, Failure> {
+/// An update by the trainer's own optimiser at every call: forward, backward, clipping and AdamW.
+fn updates<'a>(
+    model: &'a Model,
+    input: Input<'a>,
+    target: Target<'a>,
+) -> impl FnMut() -> Result<(), Failure> + 'a {
     let mut optimizer = AdamW::new(model.params());
     let config = TrainConfig::default();
-    median(runs, || {
+    move || {
         let mut sum = optimizer.gradient();
         let scored = model.loss(input, None, target).broken()?;
         let mut gradients = scored.loss.backward();
         optimizer.accumulate(&mut sum, &mut gradients, 1.0);
         optimizer.update(&sum, sum.norm(), config.lr, &config);
         Ok(())
-    })
+    }
 }
 
 #[cfg(test)]

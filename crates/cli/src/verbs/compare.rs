@@ -1,7 +1,7 @@
 //! `anyformer compare`.
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyformer_lab::compare::{self, CompareError, Event, Plan, TaskPlan, Where, parse_mixer};
 use anyformer_lab::units::{bytes, count, grouped};
@@ -56,15 +56,7 @@ pub struct Args {
 pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
     let plan = plan(args)?;
     plan.check().map_err(failure)?;
-    let device = device(&device_name(global, None))?;
-    let threads = start_threads(global, None)?;
-    let place = Where {
-        folder: args.out.clone(),
-        commit: env!("ANYFORMER_COMMIT").to_string(),
-        machine: machine(threads),
-        command: command(),
-        device,
-    };
+    let place = place(&args.out, global)?;
     let stop = StopFlag::default();
     let asked = stop.clone();
     stop_on_signal(move || asked.request())?;
@@ -76,15 +68,7 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
     let mut show = Show::new(say, plan.trials());
     let outcome = compare::run(&plan, &place, &stop, &mut |event| show.event(event));
     drop(show);
-    let comparison = match outcome {
-        Err(CompareError::Stopped) => {
-            return Err(Failure::Interrupted(format!(
-                "interrupted; finished trials are kept, the same command goes on: {}",
-                place.command
-            )));
-        }
-        other => other.map_err(failure)?,
-    };
+    let comparison = finished(outcome, &place)?;
     let value = json!({
         "report": comparison.report, "exports": comparison.exports, "table": args.out.join("table.md"),
         "trials": comparison.records,
@@ -114,7 +98,31 @@ pub(super) fn width() -> usize {
 }
 
 /// The whole command line, to be typed again.
-pub(super) fn command() -> String {
+/// Where a comparison runs, and what is noted about it; starts the threads.
+pub(super) fn place(folder: &Path, global: &Global) -> Result<Where, Failure> {
+    let device = device(&device_name(global, None))?;
+    let threads = start_threads(global, None)?;
+    Ok(Where {
+        folder: folder.to_path_buf(),
+        commit: env!("ANYFORMER_COMMIT").to_string(),
+        machine: machine(threads),
+        command: command(),
+        device,
+    })
+}
+
+/// What a comparison gave; one that was interrupted says how to go on.
+pub(super) fn finished<T>(outcome: Result<T, CompareError>, place: &Where) -> Result<T, Failure> {
+    match outcome {
+        Err(CompareError::Stopped) => Err(Failure::Interrupted(format!(
+            "interrupted; what is finished is kept, the same command goes on: {}",
+            place.command
+        ))),
+        other => other.map_err(failure),
+    }
+}
+
+fn command() -> String {
     let words: Vec<String> = std::env::args()
         .skip(1)
         .map(|word| quoted(word.as_ref()))
@@ -122,7 +130,7 @@ pub(super) fn command() -> String {
     format!("anyformer {}", words.join(" "))
 }
 
-pub(super) fn machine(threads: usize) -> String {
+fn machine(threads: usize) -> String {
     let processor = doctor::processor().unwrap_or(std::env::consts::ARCH.to_string());
     let memory =
         doctor::memory()[0].map_or(String::new(), |total| format!(", {}", bytes(total as f64)));

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyformer_lab::units::{bytes, count, grouped};
 use anyformer_mixers::card::nearest_name;
 use anyformer_mixers::{
-    Card, MixerSpec, Options, channel_mixer, channel_mixers, token_mixer, token_mixers,
+    Card, Cost, MixerSpec, Options, channel_mixer, channel_mixers, token_mixer, token_mixers,
 };
 use anyformer_models::{Gives, Model, ModelConfig, Pool};
 use serde_json::{Map, Value, json};
@@ -17,6 +17,24 @@ use crate::overrides::{self, Override};
 use crate::say::Say;
 use crate::verbs::info_model;
 use crate::verbs::list::{card_json, direction};
+
+/// Adds the operations and the state of a model to a text.
+pub(super) fn costs(text: &mut String, cost: &Cost, per_token: u64, time: usize) {
+    let _ = writeln!(
+        text,
+        "  FLOPs per token  {} ({}; forward, {} tokens, a multiply-add is 2)",
+        grouped(per_token),
+        count(per_token as f64),
+        grouped(time as u64)
+    );
+    let _ = writeln!(
+        text,
+        "  state            {} bytes ({}) after {} tokens of one sequence",
+        grouped(cost.state_bytes),
+        bytes(cost.state_bytes as f64),
+        grouped(time as u64)
+    );
+}
 
 /// Flags.
 #[derive(Debug, clap::Args)]
@@ -91,20 +109,7 @@ pub fn run(args: &Args, say: &Say) -> Result<(), Failure> {
             config.channel.name
         );
         let _ = writeln!(text, "  parameters       {}", grouped(params));
-        let _ = writeln!(
-            text,
-            "  FLOPs per token  {} ({}; forward, {} tokens, a multiply-add is 2)",
-            grouped(per_token),
-            count(per_token as f64),
-            grouped(time as u64)
-        );
-        let _ = writeln!(
-            text,
-            "  state            {} bytes ({}) after {} tokens of one sequence",
-            grouped(cost.state_bytes),
-            bytes(cost.state_bytes as f64),
-            grouped(time as u64)
-        );
+        costs(&mut text, &cost, per_token, time);
         text
     });
     Ok(())

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use anyformer_hub::ChatTemplate;
-use anyformer_lab::units::{bytes, count, grouped};
+use anyformer_lab::units::{bytes, grouped};
 use anyformer_models::{Gives, Model};
 use serde_json::json;
 
@@ -57,20 +57,7 @@ pub(crate) fn run(path: &Path, time: usize, say: &Say) -> Result<(), Failure> {
             grouped(params),
             bytes(4.0 * params as f64)
         );
-        let _ = writeln!(
-            text,
-            "  FLOPs per token  {} ({}; forward, {} tokens, a multiply-add is 2)",
-            grouped(per_token),
-            count(per_token as f64),
-            grouped(time as u64)
-        );
-        let _ = writeln!(
-            text,
-            "  state            {} bytes ({}) after {} tokens of one sequence",
-            grouped(cost.state_bytes),
-            bytes(cost.state_bytes as f64),
-            grouped(time as u64)
-        );
+        super::info::costs(&mut text, &cost, per_token, time);
         let _ = writeln!(
             text,
             "  chat template    {}",

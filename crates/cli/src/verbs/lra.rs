@@ -3,18 +3,18 @@
 use std::path::PathBuf;
 
 use anyformer_data::Dialect;
-use anyformer_lab::compare::{CompareError, Event, Where};
+use anyformer_lab::compare::Event;
 use anyformer_lab::lra::{self, Board, Definition, Preset, speed::Lengths};
 use anyformer_train::StopFlag;
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
-use super::compare::{Show, command, failure, machine, split};
+use super::compare::{Show, failure, finished, place, split};
 use crate::args::Global;
 use crate::exit::Failure;
 use crate::format::table;
 use crate::say::Say;
-use crate::setup::{device, device_name, start_threads, stop_on_signal};
+use crate::setup::stop_on_signal;
 use crate::verbs::doctor;
 
 /// How much of the benchmark.
@@ -82,15 +82,7 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
     let definition = definition(args)?;
     let plan = definition.plan().map_err(failure)?;
     plan.check().map_err(failure)?;
-    let device = device(&device_name(global, None))?;
-    let threads = start_threads(global, None)?;
-    let place = Where {
-        folder: args.out.clone(),
-        commit: env!("ANYFORMER_COMMIT").to_string(),
-        machine: machine(threads),
-        command: command(),
-        device,
-    };
+    let place = place(&args.out, global)?;
     if args.plan {
         let board = lra::prices(&definition, &place, &mut |_: &Event| {}).map_err(failure)?;
         say.result(&json(&board), || text(&board));
@@ -109,15 +101,7 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
         show.event(event);
     });
     drop(show);
-    let arena = match outcome {
-        Err(CompareError::Stopped) => {
-            return Err(Failure::Interrupted(format!(
-                "interrupted; what is finished is kept, the same command goes on: {}",
-                place.command
-            )));
-        }
-        other => other.map_err(failure)?,
-    };
+    let arena = finished(outcome, &place)?;
     let value = json!({
         "quality": json(&arena.quality),
         "speed": arena.speed.as_ref().map(json),

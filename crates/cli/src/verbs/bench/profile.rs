@@ -6,10 +6,9 @@ use anyformer_kernels::machine::{product_peak, triad_peak};
 use anyformer_kernels::matmul::Precision;
 use anyformer_models::{Input, Model, Target};
 use anyformer_ops::profile::record;
-use anyformer_train::{AdamW, TrainConfig};
 use serde::Serialize;
 
-use crate::exit::{Failure, Kind};
+use crate::exit::Failure;
 use crate::format::table;
 
 /// What the machine can do at most.
@@ -72,16 +71,7 @@ impl Profile {
         target: Target,
         runs: usize,
     ) -> Result<Self, Failure> {
-        let mut optimizer = AdamW::new(model.params());
-        let config = TrainConfig::default();
-        let mut step = || -> Result<(), Failure> {
-            let mut sum = optimizer.gradient();
-            let scored = model.loss(input, None, target).broken()?;
-            let mut gradients = scored.loss.backward();
-            optimizer.accumulate(&mut sum, &mut gradients, 1.0);
-            optimizer.update(&sum, sum.norm(), config.lr, &config);
-            Ok(())
-        };
+        let mut step = super::updates(model, input, target);
         step()?;
         let began = Instant::now();
         let (done, taken) = record(|| (0..runs).try_for_each(|_| step()));
