@@ -2,8 +2,6 @@
 //!
 //! Values are f32 slices of any shape. Backwards take the input, not the output, and save nothing else.
 
-use std::f32::consts::FRAC_1_SQRT_2;
-
 use crate::math;
 use crate::simd::{BLOCK, dispatched, each};
 
@@ -38,12 +36,12 @@ pub struct Gelu;
 impl Pointwise for Gelu {
     #[inline(always)]
     fn value(self, x: f32) -> f32 {
-        0.5 * x * (1.0 + math::erf(x * FRAC_1_SQRT_2))
+        x * math::normal(x).0
     }
     #[inline(always)]
     fn slope(self, x: f32) -> f32 {
-        let distribution = 0.5 * (1.0 + math::erf(x * FRAC_1_SQRT_2));
-        x.mul_add(math::normal_density(x), distribution)
+        let (distribution, density) = math::normal(x);
+        x.mul_add(density, distribution)
     }
 }
 

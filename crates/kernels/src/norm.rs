@@ -16,7 +16,9 @@ pub use layer::{layer_norm, layer_norm_backward};
 use std::iter::repeat_with;
 
 use crate::activation::{Pointwise, Silu};
-use crate::simd::{add_partials, block_rows, collect, dispatched, dot, dot3, each, reduction_rows};
+use crate::simd::{
+    LANES, add_partials, block_rows, collect, dispatched, dot, each, fold, reduction_rows,
+};
 
 /// How a row is normalised: `x / sqrt(sum x^2 / divisor + eps)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -239,6 +241,31 @@ dispatched! {
     }
 }
 
+/// `[sum c c, sum dy w, sum dy w c]` with `c = x - mean`.
+#[inline(always)]
+fn moments(mean: f32, x: &[f32], weight: &[f32], dy: &[f32]) -> [f32; 3] {
+    let mut lanes = [[0.0f32; LANES]; 3];
+    let size = x.len();
+    let (weight, dy) = (&weight[..size], &dy[..size]);
+    let whole = size / LANES * LANES;
+    for at in (0..whole).step_by(LANES) {
+        for l in 0..LANES {
+            let c = x[at + l] - mean;
+            let g = dy[at + l] * weight[at + l];
+            lanes[0][l] = c.mul_add(c, lanes[0][l]);
+            lanes[1][l] += g;
+            lanes[2][l] = g.mul_add(c, lanes[2][l]);
+        }
+    }
+    for at in whole..size {
+        let (c, g) = (x[at] - mean, dy[at] * weight[at]);
+        lanes[0][at - whole] = c.mul_add(c, lanes[0][at - whole]);
+        lanes[1][at - whole] += g;
+        lanes[2][at - whole] = g.mul_add(c, lanes[2][at - whole]);
+    }
+    [fold(lanes[0]), fold(lanes[1]), fold(lanes[2])]
+}
+
 /// With `r` the row's scale: `dx = r (dy w - x r^2 / divisor sum(dy w x))`, `dw += dy x r`.
 #[inline(always)]
 fn row_backward(
@@ -249,13 +276,13 @@ fn row_backward(
     dx: &mut [f32],
     dweight: &mut [f32],
 ) {
-    let r = scale(rows, x);
-    let along = dot3(dy, weight, x) * r * r / rows.divisor;
-    for ((dx, x), (w, dy)) in dx.iter_mut().zip(x).zip(weight.iter().zip(dy)) {
+    let [squares, _, along] = moments(0.0, x, weight, dy);
+    let r = 1.0 / (squares / rows.divisor + rows.eps).sqrt();
+    let along = along * r * r / rows.divisor;
+    let dx = dx.iter_mut().zip(dweight);
+    for ((dx, dweight), (x, (w, dy))) in dx.zip(x.iter().zip(weight.iter().zip(dy))) {
         *dx = r * (dy * w - x * along);
-    }
-    for ((dweight, x), dy) in dweight.iter_mut().zip(x).zip(dy) {
-        *dweight += dy * x * r;
+        *dweight = (dy * r).mul_add(*x, *dweight);
     }
 }
 

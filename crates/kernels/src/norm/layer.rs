@@ -1,8 +1,8 @@
 //! Layer norm (Ba et al., 2016) with the biased variance.
 
-use super::{Rows, groups};
+use super::{Rows, groups, moments};
 use crate::simd::{
-    add_partials, block_rows, collect, dispatched, dot, dot3, each, reduction_rows, sum,
+    LANES, add_partials, block_rows, collect, dispatched, each, fold, reduction_rows, sum,
 };
 
 /// `y = (x - mean) / sqrt(var + eps) * weight + bias`; no weight stands for ones, no bias for zeros.
@@ -61,48 +61,48 @@ pub fn layer_norm_backward(
     }
 }
 
-/// Writes `x - mean` and returns `1 / sqrt(var + eps)`.
+/// `sum (x - mean)^2`.
 #[inline(always)]
-fn centre(rows: Rows, x: &[f32], centred: &mut [f32]) -> f32 {
-    let mean = sum(x) / rows.dim as f32;
-    for (centred, x) in centred.iter_mut().zip(x) {
-        *centred = x - mean;
+fn spread(mean: f32, x: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let (blocks, rest) = x.as_chunks::<LANES>();
+    for block in blocks {
+        for l in 0..LANES {
+            let c = block[l] - mean;
+            lanes[l] = c.mul_add(c, lanes[l]);
+        }
     }
-    1.0 / (dot(centred, centred) / rows.dim as f32 + rows.eps).sqrt()
+    for (lane, x) in lanes.iter_mut().zip(rest) {
+        *lane = (x - mean).mul_add(x - mean, *lane);
+    }
+    fold(lanes)
 }
 
-/// `y = y r w + b`.
+/// `y = (x - mean) r w + b`.
 #[inline(always)]
-fn affine(r: f32, weight: &[f32], bias: &[f32], y: &mut [f32]) {
-    for ((y, w), b) in y.iter_mut().zip(weight).zip(bias) {
-        *y = (*y * r).mul_add(*w, *b);
+fn affine(mean: f32, r: f32, x: &[f32], weight: &[f32], bias: &[f32], y: &mut [f32]) {
+    for ((y, x), (w, b)) in y.iter_mut().zip(x).zip(weight.iter().zip(bias)) {
+        *y = ((x - mean) * r).mul_add(*w, *b);
     }
 }
 
+/// `dx = r (dy w - m - c a)`, `dw += dy c r`, `db += dy`, with `c = x - mean`.
 #[inline(always)]
-fn row_gradient(
-    r: f32,
-    [mean, along]: [f32; 2],
-    centred: &[f32],
+fn gradients(
+    [mean, r, m, a]: [f32; 4],
+    x: &[f32],
     weight: &[f32],
     dy: &[f32],
     dx: &mut [f32],
-) {
-    for ((dx, c), (w, dy)) in dx.iter_mut().zip(centred).zip(weight.iter().zip(dy)) {
-        *dx = r * (dy * w - mean - c * along);
-    }
-}
-
-#[inline(always)]
-fn parameter_gradients(
-    r: f32,
-    centred: &[f32],
-    dy: &[f32],
     dweight: &mut [f32],
     dbias: &mut [f32],
 ) {
-    for ((dweight, dbias), (c, dy)) in dweight.iter_mut().zip(dbias).zip(centred.iter().zip(dy)) {
-        *dweight += dy * c * r;
+    let outputs = dx.iter_mut().zip(dweight.iter_mut().zip(dbias));
+    let inputs = x.iter().zip(weight.iter().zip(dy));
+    for ((dx, (dweight, dbias)), (x, (w, dy))) in outputs.zip(inputs) {
+        let c = x - mean;
+        *dx = r * (dy * w - m - c * a);
+        *dweight = (dy * r).mul_add(c, *dweight);
         *dbias += dy;
     }
 }
@@ -121,8 +121,9 @@ dispatched! {
         for (row, (x, y)) in x.chunks_exact(dim).zip(y.chunks_exact_mut(dim)).enumerate() {
             let group = (first + row) % groups * dim;
             let (weight, bias) = (&weight[group..][..dim], &bias[group..][..dim]);
-            let r = centre(rows, x, y);
-            affine(r, weight, bias, y);
+            let mean = sum(x) / dim as f32;
+            let r = 1.0 / (spread(mean, x) / dim as f32 + rows.eps).sqrt();
+            affine(mean, r, x, weight, bias, y);
         }
     }
 }
@@ -141,18 +142,16 @@ dispatched! {
     ) {
         let dim = rows.dim;
         let groups = weight.len() / dim;
-        let mut scratch = vec![0.0; dim];
-        let centred = &mut scratch[..dim];
         let pairs = x.chunks_exact(dim).zip(dy.chunks_exact(dim));
         for (row, ((x, dy), dx)) in pairs.zip(dx.chunks_exact_mut(dim)).enumerate() {
             let group = (first + row) % groups * dim;
             let weight = &weight[group..][..dim];
             let (dweight, dbias) = (&mut dweight[group..][..dim], &mut dbias[group..][..dim]);
-            let r = centre(rows, x, centred);
-            let mean = dot(dy, weight) / dim as f32;
-            let along = dot3(dy, weight, centred) * r * r / dim as f32;
-            row_gradient(r, [mean, along], centred, weight, dy, dx);
-            parameter_gradients(r, centred, dy, dweight, dbias);
+            let mean = sum(x) / dim as f32;
+            let [squares, m, along] = moments(mean, x, weight, dy);
+            let r = 1.0 / (squares / dim as f32 + rows.eps).sqrt();
+            let a = along * r * r / dim as f32;
+            gradients([mean, r, m / dim as f32, a], x, weight, dy, dx, dweight, dbias);
         }
     }
 }
