@@ -15,6 +15,7 @@
 
 mod backward;
 mod block;
+pub mod cache;
 mod decode;
 mod forward;
 mod merge;
@@ -25,6 +26,9 @@ mod tests;
 pub use backward::{Grads, backward};
 pub use forward::{Output, forward};
 pub use merge::merge;
+
+use self::cache::{Held, Table};
+use crate::bf16;
 
 /// Rows (query heads of a group, times queries) per block.
 const ROWS: usize = 64;
@@ -59,15 +63,72 @@ impl Mask {
     }
 }
 
+/// Keys or values of all sequences.
+#[derive(Clone, Copy, Debug)]
+pub enum Rows<'a> {
+    /// `[total_k, kv_heads, dim]`.
+    Flat(&'a [f32]),
+    /// A table for each sequence.
+    Paged(&'a [Table]),
+}
+
+impl<'a> Rows<'a> {
+    /// `keys` rows of a head of a sequence from row `from` on, and their stride; of pages, rows of one block of [`KEYS`].
+    /// Rows that are held in bf16 are widened into `scratch`.
+    #[inline(always)]
+    fn rows<'s>(
+        self,
+        group: &Group,
+        [kv_heads, dim]: [usize; 2],
+        from: usize,
+        keys: usize,
+        scratch: &'s mut [f32],
+    ) -> (&'s [f32], usize)
+    where
+        'a: 's,
+    {
+        match self {
+            Rows::Flat(values) => {
+                let at = ((group.first_key + from) * kv_heads + group.kv_head) * dim;
+                (&values[at..], kv_heads * dim)
+            }
+            Rows::Paged(tables) => match tables[group.sequence].page(group.kv_head, from) {
+                Held::F32(values) => (values, dim),
+                Held::Bf16(values) => {
+                    bf16::widen(&values[..keys * dim], scratch);
+                    (scratch, dim)
+                }
+            },
+        }
+    }
+
+    /// Panics unless there are `rows` rows of `[kv_heads, dim]`.
+    fn check(self, offsets: &[usize], kv_heads: usize, dim: usize, what: &str) {
+        match self {
+            Rows::Flat(values) => {
+                let rows = offsets[offsets.len() - 1];
+                assert_eq!(values.len(), rows * kv_heads * dim, "attention {what}");
+            }
+            Rows::Paged(tables) => {
+                assert_eq!(tables.len() + 1, offsets.len(), "attention {what}");
+                for (table, ends) in tables.iter().zip(offsets.windows(2)) {
+                    assert_eq!(table.shape(), [kv_heads, dim], "attention {what}");
+                    assert_eq!(table.len(), ends[1] - ends[0], "attention {what}");
+                }
+            }
+        }
+    }
+}
+
 /// The arguments.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention<'a> {
     /// `[total_q, heads, head_dim]`.
     pub q: &'a [f32],
-    /// `[total_k, kv_heads, head_dim]`.
-    pub k: &'a [f32],
-    /// `[total_k, kv_heads, value_dim]`.
-    pub v: &'a [f32],
+    /// `head_dim` features for each key head.
+    pub k: Rows<'a>,
+    /// `value_dim` features for each key head.
+    pub v: Rows<'a>,
     /// Cumulative query counts of the packed sequences.
     pub q_offsets: &'a [usize],
     /// Cumulative key counts, one sequence for each of the queries.
@@ -111,6 +172,7 @@ pub fn flops(
 /// One key head of one sequence, with the query heads that read it.
 #[derive(Clone, Copy, Debug)]
 struct Group {
+    sequence: usize,
     kv_head: usize,
     first_query: usize,
     queries: usize,
@@ -126,9 +188,11 @@ impl<'a> Attention<'a> {
 
     fn groups(&self) -> Vec<Group> {
         let mut groups = Vec::new();
-        for (q, k) in self.q_offsets.windows(2).zip(self.k_offsets.windows(2)) {
+        let ends = self.q_offsets.windows(2).zip(self.k_offsets.windows(2));
+        for (sequence, (q, k)) in ends.enumerate() {
             for kv_head in 0..self.kv_heads {
                 groups.push(Group {
+                    sequence,
                     kv_head,
                     first_query: q[0],
                     queries: q[1] - q[0],
@@ -152,16 +216,39 @@ impl<'a> Attention<'a> {
         (group.keys + row / self.fold()) as isize - group.queries as isize
     }
 
-    /// Keys of a group from `key` on, with their stride.
-    fn keys(&self, group: &Group, key: usize) -> (&'a [f32], usize) {
-        let at = ((group.first_key + key) * self.kv_heads + group.kv_head) * self.head_dim;
-        (&self.k[at..], self.kv_heads * self.head_dim)
+    /// Keys `from..to` of a group, of one block, with their stride.
+    #[inline(always)]
+    fn keys<'s>(
+        &self,
+        group: &Group,
+        (from, to): (usize, usize),
+        scratch: &'s mut [f32],
+    ) -> (&'s [f32], usize)
+    where
+        'a: 's,
+    {
+        let shape = [self.kv_heads, self.head_dim];
+        self.k.rows(group, shape, from, to - from, scratch)
     }
 
-    /// Values of a group from `key` on, with their stride.
-    fn values(&self, group: &Group, key: usize) -> (&'a [f32], usize) {
-        let at = ((group.first_key + key) * self.kv_heads + group.kv_head) * self.value_dim;
-        (&self.v[at..], self.kv_heads * self.value_dim)
+    /// Values `from..to` of a group, of one block, with their stride.
+    #[inline(always)]
+    fn values<'s>(
+        &self,
+        group: &Group,
+        (from, to): (usize, usize),
+        scratch: &'s mut [f32],
+    ) -> (&'s [f32], usize)
+    where
+        'a: 's,
+    {
+        let shape = [self.kv_heads, self.value_dim];
+        self.v.rows(group, shape, from, to - from, scratch)
+    }
+
+    /// Values that [`Self::keys`] and [`Self::values`] may need as scratch.
+    fn wide_block(&self) -> usize {
+        KEYS * self.head_dim.max(self.value_dim)
     }
 
     fn check(&self) {
@@ -171,7 +258,7 @@ impl<'a> Attention<'a> {
             self.k_offsets.len(),
             "attention sequences"
         );
-        let (queries, keys) = (last(self.q_offsets), last(self.k_offsets));
+        let queries = last(self.q_offsets);
         assert!(
             self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads),
             "attention heads"
@@ -185,16 +272,10 @@ impl<'a> Attention<'a> {
             queries * self.heads * self.head_dim,
             "attention q"
         );
-        assert_eq!(
-            self.k.len(),
-            keys * self.kv_heads * self.head_dim,
-            "attention k"
-        );
-        assert_eq!(
-            self.v.len(),
-            keys * self.kv_heads * self.value_dim,
-            "attention v"
-        );
+        self.k
+            .check(self.k_offsets, self.kv_heads, self.head_dim, "k");
+        self.v
+            .check(self.k_offsets, self.kv_heads, self.value_dim, "v");
         assert!(
             self.alibi.is_none_or(|slopes| slopes.len() == self.heads),
             "attention alibi"

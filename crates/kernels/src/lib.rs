@@ -2,6 +2,7 @@
 pub mod activation;
 pub mod adamw;
 pub mod attention;
+pub mod bf16;
 pub mod conv;
 pub mod cross_entropy;
 mod disjoint;

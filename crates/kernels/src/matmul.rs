@@ -13,6 +13,7 @@
 
 use rayon::prelude::*;
 
+use crate::bf16;
 use crate::gemm::{Matrix, span};
 use crate::simd::{add_partials, block_rows, collect, dispatched, dot, reduction_rows};
 
@@ -213,7 +214,7 @@ dispatched! {
             let mut column = &right[j * stride..][..k];
             if precision == Precision::Bf16 {
                 for (to, from) in brief.iter_mut().zip(column) {
-                    *to = round_to_bf16(*from);
+                    *to = bf16::to_f32(bf16::round(*from));
                 }
                 column = &brief;
             }
@@ -272,24 +273,13 @@ fn begin(n: usize, out: &mut [f32], finish: Finish) {
     }
 }
 
-/// The nearest bfloat16, ties to even; NaN stays NaN.
-#[inline(always)]
-pub fn round_to_bf16(value: f32) -> f32 {
-    let bits = value.to_bits();
-    if value.is_nan() {
-        return f32::from_bits((bits | 0x0040_0000) & 0xffff_0000);
-    }
-    let even = (bits >> 16) & 1;
-    f32::from_bits(bits.wrapping_add(0x7fff + even) & 0xffff_0000)
-}
-
 /// The matrix rounded, contiguous rows.
 fn rounded(rows: usize, columns: usize, matrix: Matrix) -> Vec<f32> {
     let (down, across) = matrix.strides;
     (0..rows)
         .into_par_iter()
         .flat_map_iter(|i| (0..columns).map(move |j| matrix.data[i * down + j * across]))
-        .map(round_to_bf16)
+        .map(|value| bf16::to_f32(bf16::round(value)))
         .collect()
 }
 

@@ -12,7 +12,11 @@
 
 use std::sync::Arc;
 
-use anyformer_ops::attention::{AttentionOptions, attention_flops, flash_attention};
+use anyformer_ops::adapter::{is_tracked, on_cpu};
+use anyformer_ops::attention::{
+    AttentionOptions, attention_flops, cached_attention, flash_attention,
+};
+use anyformer_ops::cache::{Cache, Element};
 use anyformer_ops::embedding::embedding;
 use anyformer_ops::{Builder, Linear, Tensor};
 use serde::{Deserialize, Serialize};
@@ -35,6 +39,17 @@ pub enum Position {
     Alibi,
     /// None; give the model positions of its own.
     None,
+}
+
+/// How keys and values are kept from token to token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kept {
+    /// As they are.
+    #[default]
+    F32,
+    /// Rounded to bf16.
+    Bf16,
 }
 
 /// Published choices of head counts, from `heads = H`.
@@ -98,6 +113,8 @@ pub struct AttentionConfig {
     pub qk_norm: bool,
     /// Added to the mean square in that norm.
     pub norm_eps: f64,
+    /// How keys and values are kept from token to token: in bf16 they take half the memory.
+    pub cache: Kept,
 }
 
 impl Default for AttentionConfig {
@@ -118,6 +135,7 @@ impl Default for AttentionConfig {
             qkv_bias: false,
             qk_norm: false,
             norm_eps: 1e-6,
+            cache: Kept::F32,
         }
     }
 }
@@ -184,6 +202,10 @@ pub(crate) const KNOBS: &[Knob] = &[
         name: "norm_eps",
         doc: "added to the mean square in that norm",
     },
+    Knob {
+        name: "cache",
+        doc: "how keys and values are kept from token to token on the CPU: f32, or bf16 at half the memory; not with a window",
+    },
 ];
 
 static CARD: Card = Card {
@@ -227,6 +249,7 @@ pub(crate) struct Attention {
     qk_norm: Option<[HeadNorm; 2]>,
     scale: Option<f32>,
     slopes: Option<Arc<Vec<f32>>>,
+    cache: Element,
 }
 
 impl Attention {
@@ -308,6 +331,13 @@ impl Attention {
             ["q_norm", "k_norm"]
                 .map(|name| HeadNorm::new(builder, name, head_dim, config.norm_eps as f32))
         });
+        let cache = match config.cache {
+            Kept::F32 => Element::F32,
+            Kept::Bf16 if config.window > 0 => {
+                return impossible("cache bf16 keeps every token, and a window does not".into());
+            }
+            Kept::Bf16 => Element::Bf16,
+        };
         let qkv_bias = config.bias || config.qkv_bias;
         let slopes = (config.position == Position::Alibi).then(|| Arc::new(alibi_slopes(large)));
         Ok(Attention {
@@ -324,12 +354,52 @@ impl Attention {
             qk_norm,
             scale: (score_factor != 1.0).then(|| (score_factor / (head_dim as f64).sqrt()) as f32),
             slopes,
+            cache,
         })
     }
 
     /// Heads of the output: the larger of the two counts.
     fn heads(&self) -> usize {
         self.query_heads.max(self.kv_heads)
+    }
+
+    /// Attention whose keys and values are kept in pages, which grow in place and are shared between copies of a state.
+    fn paged(
+        &self,
+        [q, k, v]: [Tensor<4>; 3],
+        mut options: AttentionOptions,
+        context: &Context,
+        state: Option<&State>,
+    ) -> (Tensor<4>, Option<State>) {
+        let [batch, time, heads, head_dim] = q.dims();
+        let new = context.sequences(batch, time);
+        let flat = |x: Tensor<4>| {
+            let [_, _, heads, head_dim] = x.dims();
+            x.reshape([1, batch * time, heads, head_dim])
+        };
+        let sequences = new.len() - 1;
+        let grown = |name: &str, x: Tensor<4>| {
+            let held = state.and_then(|state| state.cache(name, self.cache));
+            let held = held
+                .unwrap_or_else(|| Cache::new(self.cache, sequences, self.kv_heads, self.head_dim));
+            held.with_rows(flat(x), &new)
+        };
+        let (keys, values) = (grown("k", k.clone()), grown("v", v.clone()));
+        options.q_offsets = Some(new.clone());
+        let y = match (state, self.cache) {
+            // What has just been read need not be looked up.
+            (None, Element::F32) => {
+                options.k_offsets = Some(new.clone());
+                flash_attention(flat(q), flat(k), flat(v), &options)
+            }
+            _ => cached_attention(flat(q), &keys, &values, &options),
+        };
+        let next = context.keep_state.then(|| {
+            State::new(context.times_after(batch, time, state))
+                .with_cache("k", keys)
+                .with_cache("v", values)
+        });
+        (y.reshape([batch, time, heads, head_dim]), next)
     }
 
     /// Tokens of a sequence that the cache keeps after `time` tokens; at least one, so that no tensor is empty.
@@ -412,6 +482,10 @@ impl TokenMixer for Attention {
             let y = flash_attention(q, k, v, &options);
             return Ok((self.o_proj.forward(join_heads(y)), None));
         }
+        if self.window.is_none() && on_cpu(&q) && !is_tracked(&q) {
+            let (y, next) = self.paged([q, k, v], options, context, state);
+            return Ok((self.o_proj.forward(join_heads(y)), next));
+        }
         let new = context.sequences(batch, time);
         let flat = |x: Tensor<4>| {
             let [_, _, heads, head_dim] = x.dims();
@@ -488,7 +562,7 @@ impl TokenMixer for Attention {
         Cost {
             params: linear.params + norms.sum::<usize>() as u64,
             flops: linear.flops + attention,
-            state_bytes: 4 * cache as u64,
+            state_bytes: (self.cache.bytes() * cache) as u64,
         }
     }
 }

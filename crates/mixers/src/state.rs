@@ -5,8 +5,9 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
-use anyformer_ops::Tensor;
+use anyformer_ops::cache::{Cache, Element};
 use anyformer_ops::embedding::embedding;
+use anyformer_ops::{Device, Tensor};
 
 /// One named tensor of a state, at any rank.
 #[derive(Clone, Debug)]
@@ -15,11 +16,39 @@ pub struct StateTensor {
     pub shape: Vec<usize>,
     /// Rows of the first extent that each sequence has; `None`: one each.
     pub rows: Option<Vec<usize>>,
-    /// The values, flat.
-    pub data: Tensor<1>,
+    data: Held,
+}
+
+/// Where the values are.
+#[derive(Clone, Debug)]
+enum Held {
+    /// Flat.
+    Values(Tensor<1>),
+    /// In pages that copies of the state share.
+    Pages(Cache),
+}
+
+impl Held {
+    fn values(&self) -> Tensor<1> {
+        match self {
+            Held::Values(values) => values.clone(),
+            Held::Pages(cache) => cache.values(&Device::flex()),
+        }
+    }
 }
 
 impl StateTensor {
+    /// The tensor of these values, as [`StateTensor::values`] gave them.
+    pub fn new(shape: Vec<usize>, rows: Option<Vec<usize>>, values: Tensor<1>) -> Self {
+        let data = Held::Values(values);
+        StateTensor { shape, rows, data }
+    }
+
+    /// The values, flat.
+    pub fn values(&self) -> Tensor<1> {
+        self.data.values()
+    }
+
     /// The rows of each of `count` sequences.
     fn spans(&self, count: usize) -> Vec<Range<usize>> {
         let mut at = 0;
@@ -35,10 +64,24 @@ impl StateTensor {
     }
 
     fn select(&self, count: usize, wanted: &[usize]) -> Self {
-        let spans = self.spans(count);
         let rows = self.rows.as_ref();
-        let rows = rows.map(|rows| wanted.iter().map(|index| rows[*index]).collect());
+        let rows: Option<Vec<usize>> =
+            rows.map(|rows| wanted.iter().map(|index| rows[*index]).collect());
+        if let Held::Pages(cache) = &self.data {
+            return Self::paged(cache.select(wanted));
+        }
+        let spans = self.spans(count);
         self.gather(wanted.iter().map(|index| spans[*index].clone()), rows)
+    }
+
+    fn paged(cache: Cache) -> Self {
+        let [heads, dim] = cache.shape();
+        let rows = cache.lengths();
+        StateTensor {
+            shape: vec![rows.iter().sum(), heads, dim],
+            rows: Some(rows),
+            data: Held::Pages(cache),
+        }
     }
 
     /// The rows of `ranges`, end to end, in memory of their own: a view would hold on to everything beside them.
@@ -46,11 +89,11 @@ impl StateTensor {
         let ids: Vec<u32> = ranges.flatten().map(|row| row as u32).collect();
         let mut shape = self.shape.clone();
         let width = shape[1..].iter().product();
-        let table = self.data.clone().reshape([shape[0], width]);
+        let table = self.values().reshape([shape[0], width]);
         let count = ids.len();
         shape[0] = count;
         let data = embedding(table, Arc::new(ids), [1, count]).reshape([count * width]);
-        StateTensor { shape, rows, data }
+        Self::new(shape, rows, data)
     }
 }
 
@@ -102,9 +145,31 @@ impl State {
         if count == 0 {
             return self;
         }
-        let data = tensor.reshape([count]);
-        self.tensors.push((name, StateTensor { shape, rows, data }));
+        let tensor = StateTensor::new(shape, rows, tensor.reshape([count]));
+        self.tensors.push((name, tensor));
         self
+    }
+
+    /// Adds a tensor `[tokens, heads, dim]` that is kept in pages; one without values is left out.
+    pub fn with_cache(mut self, name: impl Into<Cow<'static, str>>, cache: Cache) -> Self {
+        if cache.lengths().iter().any(|length| *length > 0) {
+            let tensor = StateTensor::paged(cache);
+            self.tensors.push((name.into(), tensor));
+        }
+        self
+    }
+
+    /// The tensor `[tokens, heads, dim]` of that name in pages, which it may be already; `None` where it has no value.
+    pub fn cache(&self, name: &str, element: Element) -> Option<Cache> {
+        let (_, tensor) = self.tensors.iter().find(|(held, _)| *held == name)?;
+        match (&tensor.data, &tensor.shape[..], &tensor.rows) {
+            (Held::Pages(cache), ..) => Some(cache.clone()),
+            (Held::Values(values), [_, heads, dim], Some(rows)) => {
+                let values = values.clone();
+                Some(Cache::of(element, values, [*heads, *dim], rows))
+            }
+            _ => None,
+        }
     }
 
     /// Adds a tensor as [`State::tensors`] gave it: how a stored state is put together again.
@@ -128,7 +193,7 @@ impl State {
         let Ok(shape) = <[usize; D]>::try_from(tensor.shape.clone()) else {
             panic!("state {name} has shape {:?}, not rank {D}", tensor.shape)
         };
-        tensor.data.clone().reshape(shape)
+        tensor.values().reshape(shape)
     }
 
     /// Names and tensors, in the order in which the mixer added them.
@@ -139,7 +204,10 @@ impl State {
     /// The same state cut off from the graph that made it (truncated back-propagation, generation).
     pub fn detach(self) -> Self {
         let detach = |(name, tensor): (Cow<'static, str>, StateTensor)| {
-            let data = tensor.data.detach();
+            let data = match tensor.data {
+                Held::Values(values) => Held::Values(values.detach()),
+                pages => pages,
+            };
             (name, StateTensor { data, ..tensor })
         };
         State {
@@ -190,8 +258,11 @@ impl State {
                 });
                 rows.collect()
             });
-            let data = Tensor::cat(held().map(|part| part.data.clone()).collect(), 0);
-            (name.clone(), StateTensor { shape, rows, data })
+            if let Some(cache) = Self::join_pages(name, states) {
+                return (name.clone(), StateTensor::paged(cache));
+            }
+            let data = Tensor::cat(held().map(StateTensor::values).collect(), 0);
+            (name.clone(), StateTensor::new(shape, rows, data))
         };
         State {
             times: states
@@ -200,6 +271,24 @@ impl State {
                 .collect(),
             tensors: names.into_iter().map(join).collect(),
         }
+    }
+
+    /// The tensor of that name of all the states in pages, where one of them has it so.
+    fn join_pages(name: &str, states: &[&State]) -> Option<Cache> {
+        let held = |state: &&State| {
+            let found = state.tensors.iter().find(|(held, _)| held == name);
+            found.and_then(|(_, tensor)| match &tensor.data {
+                Held::Pages(cache) => Some(cache.clone()),
+                Held::Values(_) => None,
+            })
+        };
+        let like = states.iter().find_map(held)?;
+        let [heads, dim] = like.shape();
+        let parts = states.iter().map(|state| {
+            let held = state.cache(name, like.element());
+            held.unwrap_or_else(|| Cache::new(like.element(), state.times.len(), heads, dim))
+        });
+        Some(Cache::join(&parts.collect::<Vec<_>>()))
     }
 
     /// The state after the first `time` tokens, where it can be had without the model: every tensor has one row per
@@ -214,7 +303,10 @@ impl State {
             if *rows != [now] {
                 return None;
             }
-            let cut = tensor.gather(std::iter::once(0..time), Some(vec![time]));
+            let cut = match &tensor.data {
+                Held::Pages(cache) => StateTensor::paged(cache.truncated(time)),
+                Held::Values(_) => tensor.gather(std::iter::once(0..time), Some(vec![time])),
+            };
             Some((name.clone(), cut))
         };
         let tensors = self.tensors.iter().map(cut).collect::<Option<Vec<_>>>()?;
@@ -226,16 +318,18 @@ impl State {
 
     /// Size in bytes, all sequences together.
     pub fn bytes(&self) -> u64 {
-        let values = |tensor: &StateTensor| tensor.shape.iter().product::<usize>();
-        let total: usize = self.tensors.iter().map(|(_, t)| values(t)).sum();
-        4 * total as u64
+        let bytes = |tensor: &StateTensor| match &tensor.data {
+            Held::Values(_) => 4 * tensor.shape.iter().product::<usize>() as u64,
+            Held::Pages(cache) => cache.bytes(),
+        };
+        self.tensors.iter().map(|(_, tensor)| bytes(tensor)).sum()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use anyformer_ops::{Device, tensor_values};
+    use anyformer_ops::tensor_values;
 
     fn state(times: &[usize], first: f32) -> State {
         let device = Device::flex();
@@ -252,7 +346,7 @@ mod tests {
     fn values(state: &State) -> Vec<Vec<f32>> {
         let tensors = state.tensors().iter();
         tensors
-            .map(|(_, tensor)| tensor_values(tensor.data.clone()))
+            .map(|(_, tensor)| tensor_values(tensor.values()))
             .collect()
     }
 

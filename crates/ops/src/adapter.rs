@@ -96,6 +96,11 @@ pub trait Kernel: Debug + Send + Sync + 'static {
         [0, 0]
     }
 
+    /// Bytes that a forward pass reads beside its inputs.
+    fn held(&self) -> u64 {
+        0
+    }
+
     /// True when [`Kernel::backward`] wants the first output back: it then is the first of the saved arrays, and no copy of it
     /// is made.
     fn keeps_output(&self) -> bool {
@@ -243,6 +248,17 @@ pub fn apply<const N: usize>(kernel: impl Kernel, inputs: [Erased; N]) -> Vec<Er
     }
 }
 
+/// True when gradients may flow through `tensor`.
+pub fn is_tracked<const D: usize>(tensor: &Tensor<D>) -> bool {
+    let erased = erase(tensor.clone());
+    matches!(erased.0.autodiff, DispatchAutodiffContext::Enabled(_))
+}
+
+/// Reads the values of a CPU tensor without gradients, in place where they are contiguous.
+pub(crate) fn with_values<T>(input: Erased, read: impl FnOnce(&[f32]) -> T) -> T {
+    read(values(&contiguous(&plain(input))))
+}
+
 fn wrong_backend(kind: &DispatchTensorKind) -> ! {
     panic!("a CPU kernel was given a tensor of another backend: {kind:?}")
 }
@@ -323,7 +339,7 @@ fn run(kernel: &dyn Kernel, inputs: &[Primitive], save: bool) -> Forward {
         let written = made.outputs.iter().chain(&made.saved);
         let moved =
             bytes(inputs.data.iter().copied()) + bytes(written.map(|array| &array.data[..]));
-        [moved, kernel.flops(&views)[0]]
+        [moved + kernel.held(), kernel.flops(&views)[0]]
     };
     profile::span(kernel.name(), Pass::Forward, size, || {
         kernel.forward(&views, save)

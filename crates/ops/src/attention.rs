@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use anyformer_kernels::attention as kernel;
-use anyformer_kernels::attention::{Attention, Mask, Output};
+use anyformer_kernels::attention::{Attention, Mask, Output, Rows};
 use burn::tensor::{Bool, Tensor, TensorData};
 
 use crate::activation::{single, softmax};
 use crate::adapter::{Array, Forward, Kernel, View, erase, on_cpu, sequences};
+use crate::cache::Cache;
 use crate::meter;
 
 /// Arguments that are not tensors.
@@ -25,6 +26,15 @@ pub struct AttentionOptions {
     pub q_offsets: Option<Arc<Vec<usize>>>,
     /// Cumulative key counts of packed sequences; the batch is 1 then.
     pub k_offsets: Option<Arc<Vec<usize>>>,
+}
+
+impl AttentionOptions {
+    fn mask(&self) -> Mask {
+        Mask {
+            causal: self.causal,
+            window: self.window,
+        }
+    }
 }
 
 /// Operations of one attention, two per multiply-add of the pairs that the mask allows.
@@ -51,28 +61,91 @@ pub fn flash_attention(
 ) -> Tensor<4> {
     let [batch, time, heads, head_dim] = q.dims();
     let [_, time_k, kv_heads, _] = k.dims();
-    let value_dim = v.dims()[3];
-    let q_offsets = sequences(options.q_offsets.as_ref(), batch, time);
-    let k_offsets = sequences(options.k_offsets.as_ref(), batch, time_k);
-    let mask = Mask {
-        causal: options.causal,
-        window: options.window,
-    };
-    meter::add(kernel::flops(
-        &q_offsets, &k_offsets, heads, head_dim, value_dim, mask,
-    ));
     let flash = Flash {
-        q_offsets,
-        k_offsets,
-        mask,
+        q_offsets: sequences(options.q_offsets.as_ref(), batch, time),
+        k_offsets: sequences(options.k_offsets.as_ref(), batch, time_k),
+        mask: options.mask(),
         alibi: options.alibi.clone(),
         scale: options.scale.unwrap_or((head_dim as f32).powf(-0.5)),
         heads,
         kv_heads,
     };
+    meter::add(flash.work(head_dim, v.dims()[3]));
     match on_cpu(&q) {
         true => single(flash, [erase(q), erase(k), erase(v)]),
         false => flash.composed(q, k, v),
+    }
+}
+
+/// [`flash_attention`] of q `[1, total_q, heads, head_dim]` over kept keys and values, one sequence of them for each of
+/// `q_offsets`; without gradients, on the CPU.
+pub fn cached_attention(
+    q: Tensor<4>,
+    k: &Cache,
+    v: &Cache,
+    options: &AttentionOptions,
+) -> Tensor<4> {
+    let [batch, time, heads, head_dim] = q.dims();
+    let mut ends = vec![0];
+    for length in k.lengths() {
+        ends.push(ends[ends.len() - 1] + length);
+    }
+    let flash = Flash {
+        q_offsets: sequences(options.q_offsets.as_ref(), batch, time),
+        k_offsets: Arc::new(ends),
+        mask: options.mask(),
+        alibi: options.alibi.clone(),
+        scale: options.scale.unwrap_or((head_dim as f32).powf(-0.5)),
+        heads,
+        kv_heads: k.shape()[0],
+    };
+    meter::add(flash.work(head_dim, v.shape()[1]));
+    let (k, v) = (k.clone(), v.clone());
+    single(Cached { k, v, flash }, [erase(q)])
+}
+
+/// [`Flash`] whose keys and values are not tensors.
+#[derive(Debug)]
+struct Cached {
+    k: Cache,
+    v: Cache,
+    flash: Flash,
+}
+
+impl Kernel for Cached {
+    fn forward(&self, inputs: &[View], _save: bool) -> Forward {
+        let [batch, time, heads, _] = *inputs[0].shape else {
+            panic!("attention: q of rank 4")
+        };
+        let value_dim = self.v.shape()[1];
+        let attention = Attention {
+            k: Rows::Paged(&self.k.tables),
+            v: Rows::Paged(&self.v.tables),
+            value_dim,
+            ..self.flash.arguments([inputs[0]; 3])
+        };
+        let Output { o, .. } = kernel::forward(&attention);
+        Forward {
+            outputs: vec![Array::new([batch, time, heads, value_dim], o)],
+            saved: Vec::new(),
+        }
+    }
+
+    fn backward(
+        &self,
+        _inputs: &[View],
+        _saved: &[View],
+        _grads: &[Option<View>],
+    ) -> Vec<Option<Array>> {
+        panic!("attention over a cache has no gradient")
+    }
+
+    fn flops(&self, _inputs: &[View]) -> [u64; 2] {
+        [self.flash.work(self.k.shape()[1], self.v.shape()[1]), 0]
+    }
+
+    fn held(&self) -> u64 {
+        self.k.bytes() + self.v.bytes()
     }
 }
 
@@ -88,11 +161,17 @@ struct Flash {
 }
 
 impl Flash {
-    fn arguments<'a>(&'a self, inputs: &[View<'a>]) -> Attention<'a> {
+    /// Operations of a forward pass.
+    fn work(&self, head_dim: usize, value_dim: usize) -> u64 {
+        let (q, k) = (&self.q_offsets, &self.k_offsets);
+        kernel::flops(q, k, self.heads, head_dim, value_dim, self.mask)
+    }
+
+    fn arguments<'a>(&'a self, inputs: [View<'a>; 3]) -> Attention<'a> {
         Attention {
             q: inputs[0].data,
-            k: inputs[1].data,
-            v: inputs[2].data,
+            k: Rows::Flat(inputs[1].data),
+            v: Rows::Flat(inputs[2].data),
             q_offsets: &self.q_offsets,
             k_offsets: &self.k_offsets,
             heads: self.heads,
@@ -187,20 +266,12 @@ impl Kernel for Flash {
 
     /// The backward pass computes the scores again: five products for two.
     fn flops(&self, inputs: &[View]) -> [u64; 2] {
-        let (head_dim, value_dim) = (inputs[0].shape[3], inputs[2].shape[3]);
-        let once = kernel::flops(
-            &self.q_offsets,
-            &self.k_offsets,
-            self.heads,
-            head_dim,
-            value_dim,
-            self.mask,
-        );
+        let once = self.work(inputs[0].shape[3], inputs[2].shape[3]);
         [once, once * 5 / 2]
     }
 
     fn forward(&self, inputs: &[View], save: bool) -> Forward {
-        let attention = self.arguments(inputs);
+        let attention = self.arguments([inputs[0], inputs[1], inputs[2]]);
         let Output { o, lse } = kernel::forward(&attention);
         let shape = [
             inputs[0].shape[0],
@@ -226,7 +297,8 @@ impl Kernel for Flash {
     ) -> Vec<Option<Array>> {
         let (o, lse) = (saved[0].data, saved[1].data);
         let d_o = crate::activation::only(grads).data;
-        let got = kernel::backward(&self.arguments(inputs), o, lse, d_o, None);
+        let arguments = self.arguments([inputs[0], inputs[1], inputs[2]]);
+        let got = kernel::backward(&arguments, o, lse, d_o, None);
         vec![
             Some(Array::new(inputs[0].shape, got.q)),
             Some(Array::new(inputs[1].shape, got.k)),

@@ -4,6 +4,7 @@
 pub mod activation;
 pub mod adapter;
 pub mod attention;
+pub mod cache;
 #[cfg(test)]
 pub(crate) mod check;
 pub mod conv;

@@ -1,4 +1,5 @@
 //! The selective scan of Mamba as an op; see [`anyformer_kernels::scan`].
+#![allow(unsafe_code)]
 
 use std::sync::Arc;
 
@@ -6,7 +7,9 @@ use anyformer_kernels::scan as kernel;
 use burn::tensor::Tensor;
 
 use crate::activation::softplus;
-use crate::adapter::{Array, Forward, Kernel, View, apply, erase, on_cpu, or_zeros, sequences};
+use crate::adapter::{
+    Array, Forward, Kernel, View, apply, erase, filled, on_cpu, or_zeros, sequences,
+};
 use crate::meter;
 
 pub use anyformer_kernels::scan::flops as scan_flops;
@@ -96,15 +99,21 @@ impl Kernel for Scan {
     }
 
     fn forward(&self, inputs: &[View], save: bool) -> Forward {
-        let out = kernel::forward(&self.arguments(inputs), save);
-        let count = out.saved.len();
+        let (mut y, mut saved) = (Vec::new(), Vec::new());
+        let fill = |last: &mut [f32]| {
+            let out = kernel::forward(&self.arguments(inputs), save, last);
+            (y, saved) = (out.y, out.saved);
+        };
+        // SAFETY: the kernel writes every state, and reads none of them.
+        let last = unsafe { filled(inputs[7].data.len(), fill) };
+        let count = saved.len();
         Forward {
             outputs: vec![
-                Array::new(inputs[0].shape, out.y),
-                Array::new(inputs[7].shape, out.last),
+                Array::new(inputs[0].shape, y),
+                Array::new(inputs[7].shape, last),
             ],
             saved: match save {
-                true => vec![Array::new([count], out.saved)],
+                true => vec![Array::new([count], saved)],
                 false => vec![],
             },
         }

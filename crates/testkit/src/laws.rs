@@ -51,9 +51,10 @@ fn gradients(
     let mut loss = (y.clone() * weight).sum();
     let mut all = vec![("y".to_string(), tensor_values(y))];
     for (name, tensor) in state.iter().flat_map(|state| state.tensors()) {
-        all.push((format!("state {name}"), tensor_values(tensor.data.clone())));
-        let shape = [tensor.data.dims()[0]];
-        loss = loss + (tensor.data.clone() * uniform(92, shape, &x.device())).sum();
+        all.push((format!("state {name}"), tensor_values(tensor.values())));
+        let values = tensor.values();
+        let shape = values.dims();
+        loss = loss + (values * uniform(92, shape, &x.device())).sum();
     }
     let mut grads = loss.backward();
     let dx = x.grad(&grads).ok_or("x has no gradient")?;
@@ -134,10 +135,7 @@ fn streamed_equals_whole(case: &Case) -> Result<(), String> {
             ));
         }
         for ((name, got), (_, want)) in state.tensors().iter().zip(last.tensors()) {
-            let (got, want) = (
-                tensor_values(got.data.clone()),
-                tensor_values(want.data.clone()),
-            );
+            let (got, want) = (tensor_values(got.values()), tensor_values(want.values()));
             check(&format!("cuts {cuts:?}, state {name}"), &got, &want, SELF)?;
         }
     }
@@ -178,10 +176,7 @@ fn states_part_and_join(case: &Case) -> Result<(), String> {
             ));
         }
         for ((name, got), (_, want)) in left.tensors().iter().zip(state.tensors()) {
-            let (got, want) = (
-                tensor_values(got.data.clone()),
-                tensor_values(want.data.clone()),
-            );
+            let (got, want) = (tensor_values(got.values()), tensor_values(want.values()));
             check(&format!("sequence {row}, state {name}"), &got, &want, SELF)?;
         }
     }

@@ -32,10 +32,11 @@ pub fn backward(
 ) -> Grads {
     attention.check();
     assert_eq!(d_o.len(), o.len(), "attention do");
+    let keys = attention.k_offsets[attention.k_offsets.len() - 1];
     let mut grads = Grads {
         q: vec![0.0; attention.q.len()],
-        k: vec![0.0; attention.k.len()],
-        v: vec![0.0; attention.v.len()],
+        k: vec![0.0; keys * attention.kv_heads * attention.head_dim],
+        v: vec![0.0; keys * attention.kv_heads * attention.value_dim],
     };
     let shared = [
         Disjoint::new(&mut grads.q),
@@ -70,6 +71,8 @@ fn run(
     let (mut g, mut g_rows) = (zeros(ROWS, value_dim), zeros(ROWS, value_dim));
     let (mut scores, mut dp) = (zeros(KEYS, ROWS), zeros(KEYS, ROWS));
     let mut turned = zeros(ROWS, head_dim);
+    let block = attention.wide_block();
+    let mut wide = (zeros(1, block), zeros(1, block));
     for first in (0..rows).step_by(ROWS) {
         let block = Block::new(attention, group, first, ROWS.min(rows - first));
         let width = block.width;
@@ -113,8 +116,8 @@ fn run(
         dq_here.fill(0.0);
         for (from, to) in block.key_blocks() {
             let keys = to - from;
-            let (k, k_stride) = attention.keys(group, from);
-            let (v, v_stride) = attention.values(group, from);
+            let (k, k_stride) = attention.keys(group, (from, to), &mut wide.0);
+            let (v, v_stride) = attention.values(group, (from, to), &mut wide.1);
             let (scores, dp) = (&mut scores[..keys * ROWS], &mut dp[..keys * ROWS]);
             let turned = |data| Matrix {
                 data,

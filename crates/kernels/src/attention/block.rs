@@ -44,8 +44,9 @@ impl Block {
     /// Blocks of keys `from..to` that some row may read.
     pub(super) fn key_blocks(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
         // Later rows stand later: the first has the lowest bound, the last the highest.
-        let (start, end) = (self.low[0] as usize, self.high[self.rows - 1] as usize);
-        (start..end)
+        let (low, end) = (self.low[0] as usize, self.high[self.rows - 1] as usize);
+        // Blocks begin where pages do.
+        (low / KEYS * KEYS..end)
             .step_by(KEYS)
             .map(move |from| (from, end.min(from + KEYS)))
     }

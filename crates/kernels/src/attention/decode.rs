@@ -15,7 +15,7 @@ use crate::simd::{dispatched, max};
 /// Most rows of a group handled this way.
 pub(super) const ROWS: usize = 4;
 /// Keys of a piece.
-const PIECE: usize = 1024;
+const PIECE: usize = 8 * KEYS;
 const LANES: usize = 16;
 
 /// Running sums of all rows of a sequence over a piece of its keys.
@@ -42,7 +42,8 @@ pub(super) fn forward(
             let (low, high) = attention.mask.allowed(position, groups[0].keys);
             bounds = (bounds.0.min(low), bounds.1.max(high));
         }
-        let starts = (bounds.0..bounds.1).step_by(PIECE);
+        // Pieces begin where pages do.
+        let starts = (bounds.0 / KEYS * KEYS..bounds.1).step_by(PIECE);
         pieces.extend(starts.map(|from| (groups, from, bounds.1.min(from + PIECE))));
     }
     let run = |&(groups, from, to): &(&[Group], usize, usize)| piece(attention, groups, from, to);
@@ -79,9 +80,11 @@ fn piece(attention: &Attention, groups: &[Group], from: usize, to: usize) -> (Ve
         largest: vec![f32::NEG_INFINITY; rows],
         sum: vec![0.0; rows],
     };
+    let mut wide = vec![0.0; attention.wide_block()];
     for start in (from..to).step_by(KEYS) {
+        let keys = (start, to.min(start + KEYS));
         for group in groups {
-            tile(attention, group, start, to.min(start + KEYS), &mut partial);
+            tile(attention, group, keys, &mut partial, &mut wide);
         }
     }
     let Partial {
@@ -102,7 +105,13 @@ fn piece(attention: &Attention, groups: &[Group], from: usize, to: usize) -> (Ve
 }
 
 /// Adds the keys `from..to` to the sums of a group's rows, all rows together: each key and value is read once.
-fn tile(attention: &Attention, group: &Group, from: usize, to: usize, partial: &mut Partial) {
+fn tile(
+    attention: &Attention,
+    group: &Group,
+    (from, to): (usize, usize),
+    partial: &mut Partial,
+    wide: &mut [f32],
+) {
     let (head_dim, value_dim) = (attention.head_dim, attention.value_dim);
     let (fold, keys) = (attention.fold(), to - from);
     let rows = group.queries * fold;
@@ -111,8 +120,7 @@ fn tile(attention: &Attention, group: &Group, from: usize, to: usize, partial: &
     for (row, q) in q.iter_mut().enumerate().take(rows) {
         *q = &attention.q[attention.row(group, row) * head_dim..][..head_dim];
     }
-    let (k, k_stride) = attention.keys(group, from);
-    let (v, v_stride) = attention.values(group, from);
+    let (k, k_stride) = attention.keys(group, (from, to), wide);
     dots(&q[..rows], k, k_stride, keys, &mut scores, KEYS);
     for (row, scores) in scores.chunks_exact_mut(KEYS).enumerate().take(rows) {
         let index = attention.row(group, row);
@@ -134,6 +142,7 @@ fn tile(attention: &Attention, group: &Group, from: usize, to: usize, partial: &
             &mut partial.o[at * value_dim..][..value_dim],
         );
     }
+    let (v, v_stride) = attention.values(group, (from, to), wide);
     let values = Matrix {
         data: v,
         strides: (v_stride, 1),

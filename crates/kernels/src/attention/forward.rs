@@ -105,6 +105,8 @@ struct Scratch {
     o: Vec<f32>,
     /// `[ROWS, value_dim]`.
     turned: Vec<f32>,
+    /// Keys and values of a block, where they are held in bf16.
+    wide: (Vec<f32>, Vec<f32>),
 }
 
 impl Scratch {
@@ -114,6 +116,10 @@ impl Scratch {
             scores: vec![0.0; KEYS * ROWS],
             o: vec![0.0; attention.value_dim * ROWS],
             turned: vec![0.0; attention.value_dim * ROWS],
+            wide: (
+                vec![0.0; attention.wide_block()],
+                vec![0.0; attention.wide_block()],
+            ),
         }
     }
 }
@@ -133,6 +139,7 @@ fn run(
         scores,
         o,
         turned,
+        wide,
     } = scratch;
     gather_transposed(
         attention,
@@ -147,8 +154,8 @@ fn run(
     let mut running = Running::new();
     for (from, to) in block.key_blocks() {
         let keys = to - from;
-        let (k, k_stride) = attention.keys(group, from);
-        let (v, v_stride) = attention.values(group, from);
+        let (k, k_stride) = attention.keys(group, (from, to), &mut wide.0);
+        let (v, v_stride) = attention.values(group, (from, to), &mut wide.1);
         let scores = &mut scores[..keys * ROWS];
         let q = Matrix {
             data: q,

@@ -11,13 +11,11 @@ use crate::disjoint::Disjoint;
 use crate::gemm::{Matrix, product};
 use crate::simd::dispatched;
 
-/// What the forward pass gives.
+/// What the forward pass gives beside the final states.
 #[derive(Clone, Debug)]
 pub struct Output {
     /// `[total, heads, value_dim]`.
     pub o: Vec<f32>,
-    /// `[sequences, heads, key_dim, value_dim]`.
-    pub final_state: Vec<f32>,
     /// The state before every chunk, `[chunks, heads, key_dim, value_dim]`: what [`super::backward`] wants back. Empty
     /// unless asked for.
     pub chunk_states: Vec<f32>,
@@ -33,7 +31,7 @@ struct Targets<'a> {
 }
 
 /// Runs the recurrence. `initial` is `[sequences, heads, key_dim, value_dim]`, zero when absent; `save` keeps the states
-/// at chunk borders.
+/// at chunk borders. `final_state`, of the same shape, is overwritten; nothing in it is read before.
 pub fn forward(
     problem: &Problem,
     q: &[f32],
@@ -43,6 +41,7 @@ pub fn forward(
     write: Write,
     initial: Option<&[f32]>,
     save: bool,
+    final_state: &mut [f32],
 ) -> Output {
     problem.check(q, k, v, gate, write);
     let inputs = Inputs {
@@ -56,13 +55,11 @@ pub fn forward(
     let chunks = problem.chunks();
     let mut o = vec![0.0; v.len()];
     let states = problem.sequences() * heads * size;
-    let mut final_state = match initial {
-        Some(initial) => {
-            assert_eq!(initial.len(), states, "initial state");
-            initial.to_vec()
-        }
-        None => vec![0.0; states],
-    };
+    assert_eq!(final_state.len(), states, "final state");
+    assert!(
+        initial.is_none_or(|initial| initial.len() == states),
+        "initial state"
+    );
     let saved = usize::from(save) * chunks[chunks.len() - 1] * heads * size;
     let mut chunk_states = vec![0.0; saved];
     let targets = Targets {
@@ -73,15 +70,19 @@ pub fn forward(
     let work = |scratch: &mut Option<Scratch>, (task, state): (usize, &mut [f32])| {
         let (sequence, head) = (task / heads, task % heads);
         let [from, to] = [problem.offsets[sequence], problem.offsets[sequence + 1]];
-        if to - from <= STEPS.min(problem.chunk_len) {
-            if let (Some(target), true) = (&targets.chunk_states, to > from) {
+        let before = initial.map(|initial| &initial[task * size..][..size]);
+        if to > from && to - from <= STEPS.min(problem.chunk_len) {
+            if let Some(target) = &targets.chunk_states {
                 let at = (chunks[sequence] * heads + head) * size;
                 // SAFETY: this chunk of this head is this task's alone.
-                unsafe { target.part(at, size) }.copy_from_slice(state);
+                let kept = unsafe { target.part(at, size) };
+                begin(before, kept);
             }
-            steps(problem, &inputs, [from, to], head, state, &targets.o);
+            let range = [from, to];
+            steps(problem, &inputs, range, head, before, state, &targets.o);
             return;
         }
+        begin(before, state);
         let scratch = scratch.get_or_insert_with(|| Scratch::new(problem, &inputs, slots));
         let first = chunks[sequence];
         run_head(
@@ -96,11 +97,16 @@ pub fn forward(
         );
     };
     let parallel = problem.work(write) >= PARALLEL_FLOPS;
-    each_state(&mut final_state, size, parallel, work);
-    Output {
-        o,
-        final_state,
-        chunk_states,
+    each_state(final_state, size, parallel, work);
+    Output { o, chunk_states }
+}
+
+/// The state to begin with.
+#[inline(always)]
+pub(super) fn begin(before: Option<&[f32]>, state: &mut [f32]) {
+    match before {
+        Some(before) => state.copy_from_slice(before),
+        None => state.fill(0.0),
     }
 }
 

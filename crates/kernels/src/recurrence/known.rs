@@ -1,6 +1,7 @@
 //! Cases whose results are known without the loop, among them vectors from an independent f64 implementation.
 
-use super::{Gate, Problem, Write, backward, flops, forward};
+use super::whole::forward;
+use super::{Gate, Problem, Write, backward, flops};
 use crate::testing::assert_close;
 
 #[test]

@@ -36,6 +36,8 @@ mod solve;
 mod step;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod whole;
 
 pub use backward::{Gradients, backward};
 pub use forward::{Output, forward};

@@ -1,7 +1,9 @@
-//! The equation token by token, for a few tokens: each state is read and written once per token, with nothing set up.
+//! The equation token by token, for a few tokens: each state is read and written once per token, with nothing set up. The
+//! first token reads the state from where it was and writes it to its new place.
 #![allow(unsafe_code)]
 
 use super::chunk::Inputs;
+use super::forward::begin;
 use super::{Gate, Problem, Write};
 use crate::disjoint::Disjoint;
 use crate::math::exp;
@@ -11,12 +13,14 @@ use crate::simd::dispatched;
 pub(super) const STEPS: usize = 4;
 
 dispatched! {
-    /// Tokens `range` of `head`: the state moves on, outputs go to `o [total, heads, value_dim]`.
+    /// Tokens `range` of `head`, at least one: the state moves on from `before` (zero when absent), outputs go to `o
+    /// [total, heads, value_dim]`. `state` is overwritten.
     pub(super) fn steps<'a>(
         problem: &'a Problem<'a>,
         inputs: &'a Inputs<'a>,
         range: [usize; 2],
         head: usize,
+        before: Option<&'a [f32]>,
         state: &'a mut [f32],
         o: &'a Disjoint<'a>,
     ) {
@@ -38,6 +42,7 @@ dispatched! {
                 Gate::Scalar(gate) => exp(gate[one]),
                 _ => 1.0,
             };
+            let first = t == range[0];
             let (value, decayed) = match inputs.write {
                 Write::Additive => (v, false),
                 Write::Delta(beta) => {
@@ -50,6 +55,9 @@ dispatched! {
                         };
                         let key = k[i];
                         let row = &mut state[i * vd..(i + 1) * vd];
+                        if first {
+                            begin(before.map(|before| &before[i * vd..(i + 1) * vd]), row);
+                        }
                         for (value, held) in row.iter_mut().zip(written.iter_mut()) {
                             *value *= decay;
                             *held = key.mul_add(*value, *held);
@@ -69,6 +77,9 @@ dispatched! {
                 };
                 let (query, key) = (problem.scale * q[i], k[i]);
                 let row = &mut state[i * vd..(i + 1) * vd];
+                if first && !decayed {
+                    begin(before.map(|before| &before[i * vd..(i + 1) * vd]), row);
+                }
                 for ((value, written), o) in row.iter_mut().zip(value).zip(o.iter_mut()) {
                     *value = key.mul_add(*written, *value * decay);
                     *o = query.mul_add(*value, *o);

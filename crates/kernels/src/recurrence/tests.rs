@@ -1,7 +1,8 @@
 //! The chunked form against the loop: outputs, every gradient, final state, over gates, writes, lengths and packs.
 
 use super::naive::{Wide, beta_values, gate_values, run, widen};
-use super::{Gate, Problem, Write, backward, forward};
+use super::whole::forward;
+use super::{Gate, Problem, Write, backward};
 use crate::testing::{assert_close, rand_vec};
 
 struct Case {

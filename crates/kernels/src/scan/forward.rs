@@ -14,14 +14,13 @@ use crate::simd::dispatched;
 pub struct Output {
     /// `[total, channels]`.
     pub y: Vec<f32>,
-    /// Final states, `[sequences, channels, state]`.
-    pub last: Vec<f32>,
     /// States at the start of every chunk, in the layout of [`super::backward`]; empty unless asked for.
     pub saved: Vec<f32>,
 }
 
-/// Computes the outputs, with what the backward pass needs where `save` is set.
-pub fn forward(scan: &Scan, save: bool) -> Output {
+/// Computes the outputs, with what the backward pass needs where `save` is set. `last`, the final states `[sequences,
+/// channels, state]`, is overwritten; nothing in it is read before.
+pub fn forward(scan: &Scan, save: bool, last: &mut [f32]) -> Output {
     scan.check();
     let (blocks, state) = (scan.blocks(), scan.state);
     let a = scan.blocked(scan.a);
@@ -32,8 +31,8 @@ pub fn forward(scan: &Scan, save: bool) -> Output {
     let (shared_y, shared_saved) = (Disjoint::new(&mut y), Disjoint::new(&mut saved));
     let tasks = scan.tasks();
     let size = scan.channels * state;
-    let mut last = vec![0.0; scan.sequences() * size];
-    let shared_last = Disjoint::new(&mut last);
+    assert_eq!(last.len(), scan.sequences() * size, "scan last");
+    let shared_last = Disjoint::new(last);
     tasks.par_iter().for_each(|task| {
         let mut h = task.initial(scan);
         let mut steps = vec![[[0.0; LANES]; 2]; CHUNK.min(task.rows.len())];
@@ -55,7 +54,7 @@ pub fn forward(scan: &Scan, save: bool) -> Output {
             scan.unblock(&h, task.blocks.start, last)
         });
     });
-    Output { y, last, saved }
+    Output { y, saved }
 }
 
 dispatched! {

@@ -76,11 +76,11 @@ impl Case {
     fn check(&self, full: bool, samples: usize) {
         let mut x: Vec<Vec<f64>> = self.inputs.iter().map(|x| wide(x)).collect();
         let scan = self.scan(full);
-        let output = forward(&scan, true);
+        let output = run(&scan, true);
         let (y, last) = self.naive(&x, full);
         assert_close("y", &output.y, &narrow(&y), 1e-5);
         assert_close("last", &output.last, &narrow(&last), 1e-5);
-        let unsaved = forward(&scan, false);
+        let unsaved = run(&scan, false);
         assert!(unsaved.saved.is_empty() && unsaved.y == output.y);
         let (dy, dlast) = (rand_vec(11, y.len()), rand_vec(12, last.len()));
         let grads = backward(&scan, &output.saved, &dy, full.then_some(&dlast[..]));
@@ -152,7 +152,7 @@ fn the_published_example() {
         channels: 3,
         state: 2,
     };
-    let output = forward(&case.scan(false), false);
+    let output = run(&case.scan(false), false);
     assert_close(
         "y[0]",
         &output.y[..3],
@@ -180,7 +180,7 @@ fn the_published_example() {
 fn carried_state_joins_a_cut() {
     let (channels, state, total) = (7, 4, 140);
     let whole = Case::new(&[0, total], channels, state);
-    let want = forward(&whole.scan(false), false);
+    let want = run(&whole.scan(false), false);
     for cut in [1, 64, 100] {
         let part = |from: usize, to: usize, initial: Vec<f32>| {
             let [u, delta, delta_bias, a, b, c, d, _] = whole.inputs.clone();
@@ -201,9 +201,22 @@ fn carried_state_joins_a_cut() {
                 state,
             }
         };
-        let first = forward(&part(0, cut, vec![]).scan(false), false);
-        let second = forward(&part(cut, total, first.last).scan(true), false);
+        let first = run(&part(0, cut, vec![]).scan(false), false);
+        let second = run(&part(cut, total, first.last).scan(true), false);
         assert_eq!(want.y, [first.y, second.y].concat());
         assert_eq!(want.last, second.last);
     }
+}
+
+/// The forward pass with its final states, which begin as NaN.
+struct Run {
+    y: Vec<f32>,
+    last: Vec<f32>,
+    saved: Vec<f32>,
+}
+
+fn run(scan: &Scan, save: bool) -> Run {
+    let mut last = vec![f32::NAN; scan.sequences() * scan.channels * scan.state];
+    let Output { y, saved } = forward(scan, save, &mut last);
+    Run { y, last, saved }
 }

@@ -68,7 +68,7 @@ pub(super) fn write(
             tensors.push(NamedTensor {
                 name: format!("{layer}.{index}.{name}"),
                 shape: tensor.shape.clone(),
-                values: tensor_values(tensor.data.clone()),
+                values: tensor_values(tensor.values()),
             });
         }
     }
@@ -181,11 +181,9 @@ pub(super) fn read(
                 let (got, expected) = (&tensor.shape, &known.shape);
                 return Err(wrong(format!("{key} is {got:?}, expected {expected:?}")));
             }
-            let stored = StateTensor {
-                rows: known.rows.is_some().then(|| vec![tensor.shape[0]]),
-                shape: tensor.shape,
-                data: Tensor::<1>::from_data(tensor.values.as_slice(), device),
-            };
+            let rows = known.rows.is_some().then(|| vec![tensor.shape[0]]);
+            let values = Tensor::<1>::from_data(tensor.values.as_slice(), device);
+            let stored = StateTensor::new(tensor.shape, rows, values);
             state = state.with_stored(name.to_string(), stored);
         }
         layers.push(state);

@@ -1,16 +1,20 @@
 //! What `anyformer bench --ops` runs: the ops, their sizes and their inputs.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use anyformer_ops::Tensor;
 use anyformer_ops::activation::{gelu, silu, softmax, swiglu};
-use anyformer_ops::attention::{AttentionOptions, flash_attention};
+use anyformer_ops::attention::{AttentionOptions, cached_attention, flash_attention};
+use anyformer_ops::cache::{Cache, Element};
 use anyformer_ops::conv::causal_conv1d;
 use anyformer_ops::linear::{Precision, linear};
 use anyformer_ops::loss::cross_entropy;
 use anyformer_ops::norm::{layer_norm, rms_norm};
 use anyformer_ops::recurrence::{Gate, RecurrenceOptions, Write, linear_recurrence};
 use anyformer_ops::scan::{ScanInputs, selective_scan};
+
+/// An op: of the size and the flat inputs.
+pub type Run = Box<dyn Fn(&[usize], &[Tensor<1>]) -> Tensor<1>>;
 
 /// One op at one size.
 pub struct Case {
@@ -19,7 +23,7 @@ pub struct Case {
     pub size: Vec<usize>,
     /// Counts of the inputs, given to `run` flat.
     pub inputs: Vec<usize>,
-    pub run: fn(&[usize], &[Tensor<1>]) -> Tensor<1>,
+    pub run: Run,
     /// Inference only: no gradients.
     pub forward_only: bool,
     /// The composed form takes too long, or too much memory.
@@ -40,7 +44,7 @@ fn pointwise(
         name,
         inputs: vec![count(&size); inputs],
         size,
-        run,
+        run: Box::new(run),
         forward_only: false,
         kernel_only: false,
     }
@@ -89,22 +93,32 @@ fn attention(size: &[usize], x: &[Tensor<1>]) -> Tensor<1> {
 /// Contexts of one batch of [`decode`], in tokens.
 const CONTEXTS: [usize; 6] = [4096, 8192, 16384, 32768, 65536, 131_072];
 
-/// One new token for each of [`CONTEXTS`]: size is query heads, key heads, features.
-fn decode(size: &[usize], x: &[Tensor<1>]) -> Tensor<1> {
-    let mut ends = vec![0];
-    for context in CONTEXTS {
-        ends.push(ends[ends.len() - 1] + context);
-    }
-    let total = ends[ends.len() - 1];
-    let options = AttentionOptions {
-        causal: true,
-        q_offsets: Some(Arc::new((0..=CONTEXTS.len()).collect())),
-        k_offsets: Some(Arc::new(ends)),
-        ..AttentionOptions::default()
-    };
-    let keys = |x: &Tensor<1>| x.clone().reshape([1, total, size[1], size[2]]);
-    let q = x[0].clone().reshape([1, CONTEXTS.len(), size[0], size[2]]);
-    flat(flash_attention(q, keys(&x[1]), keys(&x[2]), &options))
+/// One new token for each of [`CONTEXTS`] over kept keys and values: size is query heads, key heads, features. The rows of
+/// the shortest context are kept once for each of its length.
+fn decode(element: Element) -> Run {
+    let held: OnceLock<[Cache; 2]> = OnceLock::new();
+    Box::new(move |size, x| {
+        let [k, v] = held.get_or_init(|| {
+            [&x[1], &x[2]].map(|rows| {
+                let rows = rows.clone().reshape([1, CONTEXTS[0], size[1], size[2]]);
+                let one = |context: &usize| {
+                    let empty = Cache::new(element, 1, size[1], size[2]);
+                    let repeats = 0..context / CONTEXTS[0];
+                    repeats.fold(empty, |cache, _| {
+                        cache.with_rows(rows.clone(), &[0, CONTEXTS[0]])
+                    })
+                };
+                Cache::join(&CONTEXTS.iter().map(one).collect::<Vec<_>>())
+            })
+        });
+        let options = AttentionOptions {
+            causal: true,
+            q_offsets: Some(Arc::new((0..=CONTEXTS.len()).collect())),
+            ..AttentionOptions::default()
+        };
+        let q = x[0].clone().reshape([1, CONTEXTS.len(), size[0], size[2]]);
+        flat(cached_attention(q, k, v, &options))
+    })
 }
 
 /// Size is batch, time, heads, head_dim; the state of a step follows the four inputs of the engine.
@@ -224,7 +238,7 @@ fn engine(
         name,
         size: vec![batch, time, heads, dim],
         inputs,
-        run,
+        run: Box::new(run),
         forward_only: time == 1,
         kernel_only: time > 512 || time == 1,
     }
@@ -249,7 +263,7 @@ fn scan_case(name: &'static str, batch: usize, time: usize) -> Case {
         name,
         size: vec![batch, time, channels, state],
         inputs,
-        run: scan,
+        run: Box::new(scan),
         forward_only: time == 1,
         kernel_only: time > 512 || time == 1,
     }
@@ -306,7 +320,7 @@ pub fn cases() -> Vec<Case> {
                 name,
                 size: size.to_vec(),
                 inputs: vec![size[0] * size[1], size[2] * size[1]],
-                run,
+                run: Box::new(run),
                 forward_only: false,
                 kernel_only: false,
             });
@@ -317,20 +331,25 @@ pub fn cases() -> Vec<Case> {
             name: "attention",
             size: vec![1, time, 8, 64],
             inputs: vec![time * 8 * 64; 3],
-            run: attention,
+            run: Box::new(attention),
             forward_only: false,
             kernel_only: time > 2048,
         });
     }
-    let held: usize = CONTEXTS.iter().sum();
-    all.push(Case {
-        name: "decode",
-        size: vec![8, 2, 64],
-        inputs: vec![CONTEXTS.len() * 8 * 64, held * 2 * 64, held * 2 * 64],
-        run: decode,
-        forward_only: true,
-        kernel_only: true,
-    });
+    for (name, element) in [("decode", Element::F32), ("decode bf16", Element::Bf16)] {
+        all.push(Case {
+            name,
+            size: vec![8, 2, 64],
+            inputs: vec![
+                CONTEXTS.len() * 8 * 64,
+                CONTEXTS[0] * 2 * 64,
+                CONTEXTS[0] * 2 * 64,
+            ],
+            run: decode(element),
+            forward_only: true,
+            kernel_only: true,
+        });
+    }
     for time in [512, 2048, 8192, 16384] {
         all.push(engine("gla", gla, 1, time));
         all.push(engine("delta", delta, 1, time));
@@ -348,7 +367,7 @@ pub fn cases() -> Vec<Case> {
         name: "conv",
         size: vec![1, 4096, channels, 4],
         inputs: vec![4096 * channels, channels * 4],
-        run: conv,
+        run: Box::new(conv),
         forward_only: false,
         kernel_only: false,
     });
