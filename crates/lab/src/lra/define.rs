@@ -285,7 +285,7 @@ impl Definition {
                 "eval_batches": 1,
             })),
             knobs,
-            causal: table(json!({"gives": gives("mean")})),
+            causal: table(json!({"gives": gives("last")})),
             eval_batches: match self.preset {
                 Preset::Smoke => 2,
                 Preset::Small => 64,

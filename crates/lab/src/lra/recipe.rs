@@ -53,6 +53,7 @@ impl Recipe {
                 ..base
             },
             (Preset::Small, _) => Recipe {
+                lr: 2e-3,
                 steps: match column {
                     Column::ListOps => 3000,
                     Column::Text | Column::Retrieval => 1000,
