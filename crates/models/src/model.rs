@@ -64,6 +64,11 @@ impl Model {
         Self::build(config, Builder::new(device, seed))
     }
 
+    /// A model whose values are all 0, to be set from a file.
+    pub fn unfilled(config: &ModelConfig, device: &Device) -> Result<Self, ModelError> {
+        Self::build(config, Builder::unfilled(device))
+    }
+
     /// A model without values: its parameters can be counted and its cost asked, nothing can be run.
     pub fn shapes(config: &ModelConfig) -> Result<Self, ModelError> {
         Self::build(config, Builder::shapes_only())

@@ -102,6 +102,11 @@ pub trait Kernel: Debug + Send + Sync + 'static {
         false
     }
 
+    /// Bytes that the forward pass reads beside its inputs.
+    fn own_bytes(&self) -> u64 {
+        0
+    }
+
     /// What profiles call it.
     fn name(&self) -> &'static str {
         profile::short(std::any::type_name::<Self>())
@@ -323,7 +328,7 @@ fn run(kernel: &dyn Kernel, inputs: &[Primitive], save: bool) -> Forward {
         let written = made.outputs.iter().chain(&made.saved);
         let moved =
             bytes(inputs.data.iter().copied()) + bytes(written.map(|array| &array.data[..]));
-        [moved, kernel.flops(&views)[0]]
+        [moved + kernel.own_bytes(), kernel.flops(&views)[0]]
     };
     profile::span(kernel.name(), Pass::Forward, size, || {
         kernel.forward(&views, save)

@@ -16,6 +16,7 @@ pub mod norm;
 pub mod param;
 pub mod pool;
 pub mod profile;
+pub mod quantised;
 pub mod recurrence;
 pub mod rope;
 pub mod scan;

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use anyformer_kernels::matmul::Precision;
+use anyformer_kernels::quant::Packed;
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -85,13 +86,33 @@ impl Init {
 }
 
 #[derive(Debug)]
+enum Held {
+    Dense(Tensor<1>),
+    /// Of 8 or 4 bits, on this device where they are widened.
+    Packed(Arc<Packed>, Device),
+}
+
+impl Held {
+    /// The values as f32, untracked where they are packed.
+    fn dense(&self) -> Tensor<1> {
+        match self {
+            Held::Dense(value) => value.clone(),
+            Held::Packed(packed, device) => {
+                let values = packed.widened(0..packed.shape()[0]);
+                leaf(values, device, false)
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
 struct Inner {
     name: String,
     shape: Vec<usize>,
     decay: bool,
     trainable: bool,
     tracking: Arc<AtomicBool>,
-    value: RwLock<Option<Tensor<1>>>,
+    value: RwLock<Option<Held>>,
 }
 
 /// A handle on one parameter; clones share the value.
@@ -142,13 +163,14 @@ impl Param {
             panic!("{} has shape {:?}, not rank {D}", self.name(), self.shape())
         };
         let guard = self.0.value.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(value) = guard.as_ref() else {
+        let Some(held) = guard.as_ref() else {
             panic!("{} was built without a device", self.name())
         };
+        let value = held.dense();
         let value = if self.0.tracking.load(Ordering::Relaxed) || !value.device().is_autodiff() {
-            value.clone()
+            value
         } else {
-            value.clone().inner()
+            value.inner()
         };
         value.reshape(shape)
     }
@@ -159,7 +181,52 @@ impl Param {
         let Some(value) = guard.as_ref() else {
             panic!("{} was built without a device", self.name())
         };
-        tensor_values(untracked(value.clone()))
+        match value {
+            Held::Dense(value) => tensor_values(untracked(value.clone())),
+            Held::Packed(packed, _) => packed.widened(0..packed.shape()[0]),
+        }
+    }
+
+    /// Holds the values packed from now on, of 8 or 4 bits: for inference, and of a matrix. They are widened where anything
+    /// but a linear layer asks for them.
+    pub fn pack(&self, packed: Packed) -> Result<(), WrongSize> {
+        if self.shape() != packed.shape() {
+            return Err(WrongSize {
+                name: self.name().to_string(),
+                shape: self.shape().to_vec(),
+                expected: self.count(),
+                got: packed.shape().iter().product(),
+            });
+        }
+        let mut guard = self.0.value.write().unwrap_or_else(PoisonError::into_inner);
+        let device = match guard.as_ref() {
+            Some(Held::Dense(value)) => value.device(),
+            Some(Held::Packed(_, device)) => device.clone(),
+            None => panic!("{} was built without a device", self.name()),
+        };
+        *guard = Some(Held::Packed(Arc::new(packed), device));
+        Ok(())
+    }
+
+    /// The packed values, where they are.
+    pub fn packed(&self) -> Option<Arc<Packed>> {
+        self.packed_on().map(|(packed, _)| packed)
+    }
+
+    /// As [`Param::packed`], with the device for new tensors.
+    pub(crate) fn packed_on(&self) -> Option<(Arc<Packed>, Device)> {
+        let guard = self.0.value.read().unwrap_or_else(PoisonError::into_inner);
+        match guard.as_ref()? {
+            Held::Dense(_) => None,
+            Held::Packed(packed, device) => {
+                let tracking = self.0.tracking.load(Ordering::Relaxed);
+                let device = match tracking || !device.is_autodiff() {
+                    true => device.clone(),
+                    false => device.clone().inner(),
+                };
+                Some((packed.clone(), device))
+            }
+        }
     }
 
     /// Replaces the values.
@@ -176,23 +243,27 @@ impl Param {
         Ok(())
     }
 
-    /// Changes the values in place; no copy is made when nothing else holds the tensor.
+    /// Changes the values in place; no copy is made when nothing else holds the tensor. Packed values are widened for good.
     pub fn update(&self, change: impl FnOnce(&mut Vec<f32>)) {
         let mut guard = self.0.value.write().unwrap_or_else(PoisonError::into_inner);
         let Some(value) = guard.take() else {
             panic!("{} was built without a device", self.name())
         };
-        let device = value.device();
-        let mut values = tensor_values(untracked(value));
+        let (device, mut values) = match value {
+            Held::Dense(value) => (value.device(), tensor_values(untracked(value))),
+            Held::Packed(packed, device) => (device, packed.widened(0..packed.shape()[0])),
+        };
         change(&mut values);
-        *guard = Some(leaf(values, &device, self.0.trainable));
+        *guard = Some(Held::Dense(leaf(values, &device, self.0.trainable)));
     }
 
     /// The gradient of this parameter, flat, or `None` when it had no part in the loss.
     pub fn gradient(&self, gradients: &mut Gradients) -> Option<Vec<f32>> {
         let guard = self.0.value.read().unwrap_or_else(PoisonError::into_inner);
-        let value = guard.as_ref()?;
-        value.grad_remove(gradients).map(tensor_values)
+        match guard.as_ref()? {
+            Held::Dense(value) => value.grad_remove(gradients).map(tensor_values),
+            Held::Packed(..) => None,
+        }
     }
 }
 
@@ -279,6 +350,8 @@ impl ParamStore {
 #[derive(Debug)]
 struct Shared {
     device: Option<Device>,
+    /// No value is drawn: all are 0 until they are set.
+    unfilled: bool,
     seed: u64,
     tracking: Arc<AtomicBool>,
     params: Mutex<(Vec<Param>, BTreeSet<String>)>,
@@ -306,18 +379,24 @@ pub enum LinearInit {
 impl Builder {
     /// A builder whose parameters live on `device` (an autodiff device, where they are to be trained).
     pub fn new(device: &Device, seed: u64) -> Self {
-        Self::make(Some(device.clone()), seed)
+        Self::make(Some(device.clone()), false, seed)
     }
 
     /// A builder that records names and shapes and allocates nothing.
     pub fn shapes_only() -> Self {
-        Self::make(None, 0)
+        Self::make(None, false, 0)
     }
 
-    fn make(device: Option<Device>, seed: u64) -> Self {
+    /// A builder whose parameters are 0, to be set from a file: drawing values for nothing takes time and memory.
+    pub fn unfilled(device: &Device) -> Self {
+        Self::make(Some(device.clone()), true, 0)
+    }
+
+    fn make(device: Option<Device>, unfilled: bool, seed: u64) -> Self {
         Builder {
             shared: Arc::new(Shared {
                 device,
+                unfilled,
                 seed,
                 tracking: Arc::new(AtomicBool::new(true)),
                 params: Mutex::default(),
@@ -404,9 +483,12 @@ impl Builder {
         let value = shared.device.as_ref().map(|device| {
             let mut rng = ChaCha8Rng::seed_from_u64(shared.seed ^ fnv1a(&name));
             let count = shape.iter().product();
-            let values = init.values(&mut rng, count);
+            let values = match shared.unfilled {
+                true => vec![0.0; count],
+                false => init.values(&mut rng, count),
+            };
             assert_eq!(values.len(), count, "initial values of {name}");
-            leaf(values, device, trainable)
+            Held::Dense(leaf(values, device, trainable))
         });
         let param = Param(Arc::new(Inner {
             name: name.clone(),
