@@ -11,6 +11,7 @@ use anyformer_ops::Param;
 use crate::encoding::Encoding;
 use crate::error::{HubError, Problem};
 use crate::families::names::Place;
+use crate::quantised::{of_blocks, pack};
 use crate::tensors::{header_length, layout, not_finite};
 
 /// Bytes that are read at once, unless a row is longer.
@@ -150,6 +151,48 @@ impl Weights {
             stored.encoding.decode(&bytes, values);
         }
         Ok(())
+    }
+
+    /// Every byte of a tensor.
+    pub(crate) fn bytes(&self, stored: &Stored) -> Result<Vec<u8>, HubError> {
+        let (path, mut file) = {
+            let (path, file) = &self.files[stored.file];
+            (path, file)
+        };
+        let values = stored.shape.iter().product();
+        let mut bytes = vec![0; stored.encoding.bytes(values).unwrap_or(0)];
+        file.seek(SeekFrom::Start(stored.offset))
+            .and_then(|_| file.read_exact(&mut bytes))
+            .map_err(unreadable(path))?;
+        Ok(bytes)
+    }
+
+    /// As [`Weights::fill`]; blocks of 8 or 4 bits stay what they are where a matrix is made of whole rows of theirs.
+    pub(crate) fn fill_packed(
+        &self,
+        param: &Param,
+        stored: &Stored,
+        place: &Place,
+    ) -> Result<Option<Problem>, HubError> {
+        let &[rows, columns] = param.shape() else {
+            return self.fill(param, stored, place);
+        };
+        let kept = matches!(
+            stored.encoding,
+            Encoding::Q8_0 | Encoding::Q4_0 | Encoding::Q4_1
+        );
+        if !kept || place.transposed {
+            return self.fill(param, stored, place);
+        }
+        let (bytes, width) = (
+            self.bytes(stored)?,
+            stored.encoding.bytes(columns).unwrap_or(0),
+        );
+        let row = |row: usize| &bytes[place.row(row, rows) * width..][..width];
+        match of_blocks(stored.encoding, [rows, columns], row) {
+            Some(quants) => Ok(pack(param, &quants).err()),
+            None => self.fill(param, stored, place),
+        }
     }
 
     /// Gives a parameter its values out of a tensor whose shape fits `place`. Values that are not finite are the answer.
