@@ -62,7 +62,8 @@ pub fn write_model(
 ) -> Result<(), HubError> {
     let (mut tensors, mut packed) = (Vec::new(), Vec::new());
     for param in model.params().params() {
-        match param.packed().filter(|_| extra.quantisation.is_some()) {
+        let numbers = param.packed().filter(|_| extra.quantisation.is_some());
+        match numbers.and_then(|packed| packed.quants()) {
             Some(values) => packed.extend(quantised::pieces(param.name(), &values)),
             None => tensors.push(NamedTensor::of_param(param)),
         }

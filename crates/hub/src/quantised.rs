@@ -112,8 +112,7 @@ impl Quantisation {
 }
 
 /// The tensors of a packed weight.
-pub(crate) fn pieces(name: &str, packed: &Packed) -> Vec<Piece<'static>> {
-    let quants = packed.quants();
+pub(crate) fn pieces(name: &str, quants: &Quants) -> Vec<Piece<'static>> {
     let (rows, columns, groups) = (quants.rows, quants.columns, quants.groups());
     let piece = |ending: &str, dtype, shape: &[usize], bytes| Piece {
         name: format!("{name}.{ending}"),
@@ -129,7 +128,7 @@ pub(crate) fn pieces(name: &str, packed: &Packed) -> Vec<Piece<'static>> {
     };
     let above = if quants.zeros.is_none() { 8 } else { 0 };
     let (dtype, width, values) = match quants.bits {
-        Bits::Eight => (
+        Bits::Eight | Bits::Half | Bits::Brain => (
             "I8",
             columns,
             quants
@@ -296,7 +295,15 @@ pub(crate) fn pack(param: &Param, quants: &Quants) -> Result<(), Problem> {
         reason: format!("failed to {reason}"),
     };
     let packed = Packed::new(quants).map_err(|error| wrong(error.to_string()))?;
-    param.pack(packed).map_err(|error| wrong(error.to_string()))
+    pack_as(param, packed)
+}
+
+/// Gives packed values to a parameter.
+pub(crate) fn pack_as(param: &Param, packed: Packed) -> Result<(), Problem> {
+    param.pack(packed).map_err(|error| Problem::Quantised {
+        name: param.name().to_string(),
+        reason: format!("failed to {error}"),
+    })
 }
 
 /// The numbers in the blocks of a GGUF tensor, if it is of a kind that can stay packed; `row` gives the bytes of each row.
@@ -324,7 +331,7 @@ pub(crate) fn of_blocks<'a>(
         let numbers = &block[numbers..];
         match bits {
             Bits::Eight => values.extend(numbers.iter().map(|byte| byte.cast_signed())),
-            Bits::Four => {
+            _ => {
                 let below = if with_zeros { 0 } else { 8 };
                 values.extend(numbers.iter().map(|byte| (byte & 15) as i8 - below));
                 values.extend(numbers.iter().map(|byte| (byte >> 4) as i8 - below));

@@ -186,10 +186,19 @@ fn contradiction(error: SafeTensorError) -> Damage {
 }
 
 pub(crate) fn not_finite(name: &str, values: &[f32]) -> Option<Problem> {
-    let first = values.iter().position(|value| !value.is_finite())?;
+    not_numbers(name, values, |value| value.is_finite())
+}
+
+/// As [`not_finite`], of values of any kind.
+pub(crate) fn not_numbers<T: Copy>(
+    name: &str,
+    values: &[T],
+    finite: impl Fn(T) -> bool,
+) -> Option<Problem> {
+    let first = values.iter().position(|value| !finite(*value))?;
     Some(Problem::NotFinite {
         name: name.to_string(),
-        count: values.iter().filter(|value| !value.is_finite()).count(),
+        count: values.iter().filter(|value| !finite(**value)).count(),
         first,
     })
 }

@@ -7,12 +7,13 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use anyformer_ops::Param;
+use anyformer_ops::quantised::quant::{Bits, Packed};
 
 use crate::encoding::Encoding;
 use crate::error::{HubError, Problem};
 use crate::families::names::Place;
-use crate::quantised::{of_blocks, pack};
-use crate::tensors::{header_length, layout, not_finite};
+use crate::quantised::{of_blocks, pack, pack_as};
+use crate::tensors::{header_length, layout, not_finite, not_numbers};
 
 /// Bytes that are read at once, unless a row is longer.
 const PIECE: usize = 1 << 20;
@@ -167,7 +168,7 @@ impl Weights {
         Ok(bytes)
     }
 
-    /// As [`Weights::fill`]; blocks of 8 or 4 bits stay what they are where a matrix is made of whole rows of theirs.
+    /// As [`Weights::fill`]; values of 16 bits and blocks of 8 or 4 stay what they are where a matrix is made of whole rows of theirs.
     pub(crate) fn fill_packed(
         &self,
         param: &Param,
@@ -177,11 +178,16 @@ impl Weights {
         let &[rows, columns] = param.shape() else {
             return self.fill(param, stored, place);
         };
-        let kept = matches!(
-            stored.encoding,
-            Encoding::Q8_0 | Encoding::Q4_0 | Encoding::Q4_1
-        );
-        if !kept || place.transposed {
+        if !param.packs() {
+            return self.fill(param, stored, place);
+        }
+        let halves = match stored.encoding {
+            Encoding::F16 => Some(Bits::Half),
+            Encoding::BF16 => Some(Bits::Brain),
+            Encoding::Q8_0 | Encoding::Q4_0 | Encoding::Q4_1 => None,
+            _ => return self.fill(param, stored, place),
+        };
+        if place.transposed {
             return self.fill(param, stored, place);
         }
         let (bytes, width) = (
@@ -189,6 +195,18 @@ impl Weights {
             stored.encoding.bytes(columns).unwrap_or(0),
         );
         let row = |row: usize| &bytes[place.row(row, rows) * width..][..width];
+        if let Some(bits) = halves {
+            let bytes = (0..rows).flat_map(|at| row(at).as_chunks().0);
+            let weights: Vec<u16> = bytes.map(|pair| u16::from_le_bytes(*pair)).collect();
+            let packed = Packed::of_halves(bits, [rows, columns], &weights);
+            let shown = self.shown(&stored.name, stored.file);
+            let exponent = if bits == Bits::Half { 0x7c00 } else { 0x7f80 };
+            if let Some(problem) = not_numbers(&shown, &weights, |half| half & exponent != exponent)
+            {
+                return Ok(Some(problem));
+            }
+            return Ok(pack_as(param, packed).err());
+        }
         match of_blocks(stored.encoding, [rows, columns], row) {
             Some(quants) => Ok(pack(param, &quants).err()),
             None => self.fill(param, stored, place),

@@ -158,8 +158,10 @@ fn what_does_not_fit_is_named() {
     );
     let renamed = |from: &str, to: &str| {
         assert_eq!(from.len(), to.len());
-        let header = String::from_utf8_lossy(&bytes[..bytes.len().min(20_000)]).into_owned();
-        let at = header.find(from).unwrap();
+        let at = bytes
+            .windows(from.len())
+            .position(|part| part == from.as_bytes())
+            .unwrap();
         let mut bytes = bytes.clone();
         bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
         bytes

@@ -4,6 +4,8 @@
 //! bits `q` is in -128..=127; of 4 bits it is -8..=7 without zeros and 0..=15 with them. [`Quants`] holds them row by row, as
 //! files do; [`Packed`] in the order in which products read them.
 //!
+//! Weights of 16 bits (f16, bfloat16) may be packed, too: they are read as they are and take half the memory of f32.
+//!
 //! Three ways to multiply, see [`product`]:
 //! - few rows (decoding): every quantised byte is read once and widened in registers; activations stay f32, so that the
 //!   result is that of the widened weights;
@@ -47,14 +49,19 @@ pub enum Bits {
     Eight,
     /// -8..=7, or 0..=15 where there are zeros.
     Four,
+    /// An f16, which is the weight itself ([`Packed::of_halves`]).
+    Half,
+    /// A bfloat16, which is the weight itself.
+    Brain,
 }
 
 impl Bits {
-    /// 8 or 4.
+    /// 16, 8 or 4.
     pub fn count(self) -> usize {
         match self {
             Bits::Eight => 8,
             Bits::Four => 4,
+            Bits::Half | Bits::Brain => 16,
         }
     }
 
@@ -137,6 +144,9 @@ impl Quants {
             (Bits::Eight, _) => -128..=127,
             (Bits::Four, true) => 0..=15,
             (Bits::Four, false) => -8..=7,
+            (Bits::Half | Bits::Brain, _) => {
+                return wrong("16 bits are no numbers of steps".into());
+            }
         };
         if let Some(value) = self.values.iter().find(|value| !range.contains(*value)) {
             return wrong(format!("{value} is outside of {range:?}"));
@@ -201,8 +211,8 @@ impl Packed {
         let panels = rows.div_ceil(LANES);
         let mut lines = vec![Line([0; LANES]); panels * units];
         let (width, mask) = match quants.bits {
-            Bits::Eight => (8, 0xff),
             Bits::Four => (4, 0xf),
+            _ => (8, 0xff),
         };
         // Without zeros, 4 bits are held as 0..=15, 8 above what they stand for.
         let above: i8 = match (quants.bits, &quants.zeros) {
@@ -245,6 +255,35 @@ impl Packed {
         })
     }
 
+    /// Packs weights `[rows, columns]` of 16 bits: `bits` says of which kind.
+    ///
+    /// Panics when it is another, or there are not as many.
+    pub fn of_halves(bits: Bits, [rows, columns]: [usize; 2], weights: &[u16]) -> Self {
+        assert_eq!(bits.count(), 16, "weights of 16 bits");
+        assert_eq!(weights.len(), rows * columns, "weights of 16 bits");
+        let units = columns.div_ceil(2);
+        let panels = rows.div_ceil(LANES);
+        let mut lines = vec![Line([0; LANES]); panels * units];
+        for (row, weights) in weights.chunks(columns.max(1)).enumerate() {
+            let lines = &mut lines[row / LANES * units..][..units];
+            for (line, pair) in lines.iter_mut().zip(weights.chunks(2)) {
+                let second = pair.get(1).copied().unwrap_or(0);
+                line.0[row % LANES] = u32::from(pair[0]) | u32::from(second) << 16;
+            }
+        }
+        Packed {
+            rows,
+            columns,
+            bits,
+            group: columns.max(1),
+            lines,
+            scales: vec![f16::ONE; panels * LANES],
+            zeros: None,
+            inputs: None,
+            brief_inputs: false,
+        }
+    }
+
     /// `[out, in]`.
     pub fn shape(&self) -> [usize; 2] {
         [self.rows, self.columns]
@@ -284,17 +323,20 @@ impl Packed {
         }
     }
 
-    /// The same weights row by row.
-    pub fn quants(&self) -> Quants {
+    /// The same weights row by row, where they are of 8 or 4 bits.
+    pub fn quants(&self) -> Option<Quants> {
+        if self.bits.count() == 16 {
+            return None;
+        }
         let (per, groups) = (self.bits.per_word(), self.groups());
         let signed = self.zeros.is_none();
         let value = |row: usize, column: usize| {
             let word = self.lines[row / LANES * self.units() + column / per].0[row % LANES];
             let bits = word >> (self.bits.count() * (column % per));
             match (self.bits, signed) {
-                (Bits::Eight, _) => (bits as u8).cast_signed(),
                 (Bits::Four, true) => (bits & 15) as i8 - 8,
                 (Bits::Four, false) => (bits & 15) as i8,
+                _ => (bits as u8).cast_signed(),
             }
         };
         let by_row = |halves: &Vec<f16>| {
@@ -304,7 +346,7 @@ impl Packed {
             };
             (0..self.rows).flat_map(of).collect()
         };
-        Quants {
+        Some(Quants {
             rows: self.rows,
             columns: self.columns,
             bits: self.bits,
@@ -317,7 +359,7 @@ impl Packed {
             zeros: self.zeros.as_ref().map(by_row),
             inputs: self.inputs.clone(),
             brief_inputs: self.brief_inputs,
-        }
+        })
     }
 
     /// The weights of some rows as f32, one row after the other. Factors of inputs are within them, so that products with

@@ -31,7 +31,7 @@ impl Embed {
             Reads::Tokens { vocab } => Source::Tokens {
                 weight: builder
                     .at("embed")
-                    .param("weight", &[vocab, dim], Init::Normal(0.02)),
+                    .matrix("weight", &[vocab, dim], Init::Normal(0.02)),
                 vocab,
             },
             Reads::Patches {

@@ -187,6 +187,11 @@ pub fn portable<T>(work: impl FnOnce() -> T) -> T {
     result
 }
 
+/// Whether ops of this thread take their portable form.
+pub(crate) fn is_portable() -> bool {
+    PORTABLE.with(Cell::get)
+}
+
 /// True when kernels apply to tensors of `device`; otherwise an op takes its composed, portable form.
 pub fn device_is_cpu(device: &Device) -> bool {
     !PORTABLE.with(Cell::get)

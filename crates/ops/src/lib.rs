@@ -20,6 +20,7 @@ pub mod quantised;
 pub mod recurrence;
 pub mod rope;
 pub mod scan;
+pub mod workers;
 
 pub use adapter::{
     Array, Erased, Forward, Kernel, View, apply, device_is_cpu, erase, on_cpu, portable,

@@ -144,7 +144,7 @@ impl Linear {
         let at = builder.at(name);
         let weight = Init::Scaled(Box::new(weight), scale);
         Linear {
-            weight: at.param("weight", &[output, input], weight),
+            weight: at.matrix("weight", &[output, input], weight),
             bias: bias.then(|| at.param_no_decay("bias", &[output], offset)),
             precision: builder.precision(),
         }

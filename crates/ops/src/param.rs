@@ -90,6 +90,8 @@ enum Held {
     Dense(Tensor<1>),
     /// Of 8 or 4 bits, on this device where they are widened.
     Packed(Arc<Packed>, Device),
+    /// All 0, without memory for it.
+    Unset(usize, Device),
 }
 
 impl Held {
@@ -101,6 +103,7 @@ impl Held {
                 let values = packed.widened(0..packed.shape()[0]);
                 leaf(values, device, false)
             }
+            Held::Unset(count, device) => leaf(vec![0.0; *count], device, false),
         }
     }
 }
@@ -111,6 +114,7 @@ struct Inner {
     shape: Vec<usize>,
     decay: bool,
     trainable: bool,
+    packs: bool,
     tracking: Arc<AtomicBool>,
     value: RwLock<Option<Held>>,
 }
@@ -155,6 +159,11 @@ impl Param {
         self.0.trainable
     }
 
+    /// True for matrices that only linear layers and lookups of rows read, which multiply with them packed.
+    pub fn packs(&self) -> bool {
+        self.0.packs
+    }
+
     /// The value at rank `D`. Tracked by autodiff unless tracking is off or the parameter is a buffer.
     ///
     /// Panics when the parameter was built without a device or `D` is not its rank.
@@ -184,6 +193,7 @@ impl Param {
         match value {
             Held::Dense(value) => tensor_values(untracked(value.clone())),
             Held::Packed(packed, _) => packed.widened(0..packed.shape()[0]),
+            Held::Unset(count, _) => vec![0.0; *count],
         }
     }
 
@@ -201,7 +211,7 @@ impl Param {
         let mut guard = self.0.value.write().unwrap_or_else(PoisonError::into_inner);
         let device = match guard.as_ref() {
             Some(Held::Dense(value)) => value.device(),
-            Some(Held::Packed(_, device)) => device.clone(),
+            Some(Held::Packed(_, device) | Held::Unset(_, device)) => device.clone(),
             None => panic!("{} was built without a device", self.name()),
         };
         *guard = Some(Held::Packed(Arc::new(packed), device));
@@ -217,7 +227,7 @@ impl Param {
     pub(crate) fn packed_on(&self) -> Option<(Arc<Packed>, Device)> {
         let guard = self.0.value.read().unwrap_or_else(PoisonError::into_inner);
         match guard.as_ref()? {
-            Held::Dense(_) => None,
+            Held::Dense(_) | Held::Unset(..) => None,
             Held::Packed(packed, device) => {
                 let tracking = self.0.tracking.load(Ordering::Relaxed);
                 let device = match tracking || !device.is_autodiff() {
@@ -252,6 +262,7 @@ impl Param {
         let (device, mut values) = match value {
             Held::Dense(value) => (value.device(), tensor_values(untracked(value))),
             Held::Packed(packed, device) => (device, packed.widened(0..packed.shape()[0])),
+            Held::Unset(count, device) => (device, vec![0.0; count]),
         };
         change(&mut values);
         *guard = Some(Held::Dense(leaf(values, &device, self.0.trainable)));
@@ -262,7 +273,7 @@ impl Param {
         let guard = self.0.value.read().unwrap_or_else(PoisonError::into_inner);
         match guard.as_ref()? {
             Held::Dense(value) => value.grad_remove(gradients).map(tensor_values),
-            Held::Packed(..) => None,
+            Held::Packed(..) | Held::Unset(..) => None,
         }
     }
 }
@@ -464,29 +475,40 @@ impl Builder {
 
     /// A trained parameter under weight decay.
     pub fn param(&self, name: &str, shape: &[usize], init: Init) -> Param {
-        self.add(name, shape, init, true, true)
+        self.make_param(name, shape, init, [true, true, false])
+    }
+
+    /// As [`Builder::param`], of a matrix that only linear layers and lookups of rows read.
+    pub fn matrix(&self, name: &str, shape: &[usize], init: Init) -> Param {
+        self.make_param(name, shape, init, [true, true, true])
     }
 
     /// A trained parameter without weight decay.
     pub fn param_no_decay(&self, name: &str, shape: &[usize], init: Init) -> Param {
-        self.add(name, shape, init, false, true)
+        self.make_param(name, shape, init, [false, true, false])
     }
 
     /// A buffer: saved and loaded, never trained.
     pub fn buffer(&self, name: &str, shape: &[usize], init: Init) -> Param {
-        self.add(name, shape, init, false, false)
+        self.make_param(name, shape, init, [false, false, false])
     }
 
-    fn add(&self, name: &str, shape: &[usize], init: Init, decay: bool, trainable: bool) -> Param {
+    fn make_param(
+        &self,
+        name: &str,
+        shape: &[usize],
+        init: Init,
+        [decay, trainable, packs]: [bool; 3],
+    ) -> Param {
         let name = self.path(name);
         let shared = &self.shared;
         let value = shared.device.as_ref().map(|device| {
             let mut rng = ChaCha8Rng::seed_from_u64(shared.seed ^ fnv1a(&name));
             let count = shape.iter().product();
-            let values = match shared.unfilled {
-                true => vec![0.0; count],
-                false => init.values(&mut rng, count),
-            };
+            if shared.unfilled {
+                return Held::Unset(count, device.clone());
+            }
+            let values = init.values(&mut rng, count);
             assert_eq!(values.len(), count, "initial values of {name}");
             Held::Dense(leaf(values, device, trainable))
         });
@@ -495,6 +517,7 @@ impl Builder {
             shape: shape.to_vec(),
             decay,
             trainable,
+            packs,
             tracking: shared.tracking.clone(),
             value: RwLock::new(value),
         }));
@@ -538,6 +561,16 @@ mod tests {
             .param("weight", &[1 << 20, 1 << 20], Init::Zeros);
         assert_eq!(huge.name(), "layers.0.weight");
         assert_eq!(builder.store().count(), 1 << 40);
+    }
+
+    #[test]
+    fn parameters_to_be_set_are_zero_until_then() {
+        let builder = Builder::unfilled(&Device::flex());
+        let weight = builder.param("weight", &[2, 3], Init::Ones);
+        assert_eq!(weight.values(), [0.0; 6]);
+        assert_eq!(tensor_values(weight.tensor::<2>()), [0.0; 6]);
+        weight.set(vec![2.0; 6]).expect("as many");
+        assert_eq!(tensor_values(weight.tensor::<2>()), [2.0; 6]);
     }
 
     #[test]

@@ -106,6 +106,11 @@ pub fn observe<T>(
     (result, seen.map(|seen| seen.inputs).unwrap_or_default())
 }
 
+/// Whether this thread observes.
+pub(crate) fn is_observing() -> bool {
+    SEEN.with(|seen| seen.borrow().is_some())
+}
+
 /// Shows the rows of a layer to whoever observes.
 pub(crate) fn show<const D: usize>(name: &str, x: &Tensor<D>) {
     SEEN.with(|seen| {

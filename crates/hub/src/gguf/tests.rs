@@ -131,7 +131,7 @@ fn blocks_stay_packed_and_stand_for_the_same_values() {
         let weights = weights(&path, &read(&path).expect("a file")).expect("fits");
         let stored = weights.get("t.weight").expect("there");
         let param =
-            |name: &str| Builder::new(&Device::flex(), 0).param(name, &[2, 32], Init::Zeros);
+            |name: &str| Builder::new(&Device::flex(), 0).matrix(name, &[2, 32], Init::Zeros);
         let (packed, widened) = (param("packed"), param("widened"));
         let place = Place::own("t.weight");
         assert_eq!(

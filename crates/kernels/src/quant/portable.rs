@@ -11,6 +11,8 @@ fn weight(bits: Bits, low: f32, word: u32, at: usize) -> f32 {
     match bits {
         Bits::Eight => f32::from((word >> (8 * at)) as u8 as i8),
         Bits::Four => ((word >> (4 * at)) & 15) as f32 + low,
+        Bits::Half => f16::from_bits((word >> (16 * at)) as u16).to_f32(),
+        Bits::Brain => f32::from_bits(word >> (16 * at) << 16),
     }
 }
 
@@ -36,6 +38,7 @@ dispatched! {
         match bits {
             Bits::Eight => rows_of::<4>(bits, panel, rows, sums),
             Bits::Four => rows_of::<8>(bits, panel, rows, sums),
+            Bits::Half | Bits::Brain => rows_of::<2>(bits, panel, rows, sums),
         }
     }
 }

@@ -31,9 +31,9 @@ impl Scheme {
     /// The lowest and the highest number.
     pub(crate) fn range(self) -> (f32, f32) {
         match (self.bits, self.zeros) {
-            (Bits::Eight, _) => (-128.0, 127.0),
             (Bits::Four, false) => (-8.0, 7.0),
             (Bits::Four, true) => (0.0, 15.0),
+            _ => (-128.0, 127.0),
         }
     }
 }

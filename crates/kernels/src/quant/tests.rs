@@ -82,7 +82,7 @@ fn every_scheme_level_and_number_of_rows_matches_the_sum() {
                     quants.inputs = Some(rand_vec(4, k));
                 }
                 let packed = Packed::new(&quants).expect("fits");
-                assert_eq!(packed.quants(), quants);
+                assert_eq!(packed.quants(), Some(quants.clone()));
                 let rows = packed.widened(0..n);
                 let want: Vec<f32> = values(&quants).iter().map(|v| *v as f32).collect();
                 assert_close("widened", &rows, &want, 1e-6);
@@ -93,6 +93,46 @@ fn every_scheme_level_and_number_of_rows_matches_the_sum() {
                         assert_close(&name, &got, &naive(&x, &quants, bias), 2e-6);
                     }
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_of_16_bits_are_what_they_are() {
+    for [m, k, n] in SIZES {
+        let (weights, x) = (rand_vec(1, n * k), rand_vec(2, m * k));
+        for bits in [Bits::Half, Bits::Brain] {
+            let brief = |weight: &f32| match bits {
+                Bits::Half => f16::from_f32(*weight).to_bits(),
+                _ => half::bf16::from_f32(*weight).to_bits(),
+            };
+            let halves: Vec<u16> = weights.iter().map(brief).collect();
+            let packed = Packed::of_halves(bits, [n, k], &halves);
+            let wide = |half: &u16| match bits {
+                Bits::Half => f16::from_bits(*half).to_f32(),
+                _ => half::bf16::from_bits(*half).to_f32(),
+            };
+            let widened: Vec<f32> = halves.iter().map(wide).collect();
+            assert_eq!(
+                (packed.widened(0..n), packed.quants()),
+                (widened.clone(), None)
+            );
+            let mut want = Vec::new();
+            for x in x.chunks_exact(k) {
+                for w in widened.chunks_exact(k) {
+                    let terms = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w));
+                    want.push(terms.sum::<f64>() as f32);
+                }
+            }
+            for level in levels() {
+                let got = product_at(level, Precision::F32, &x, &packed, None);
+                assert_close(
+                    &format!("{bits:?} {level:?} {m} x {k} x {n}"),
+                    &got,
+                    &want,
+                    2e-6,
+                );
             }
         }
     }

@@ -55,6 +55,37 @@ impl Code for Four {
     }
 }
 
+struct Half;
+impl Code for Half {
+    const PER: usize = 2;
+    const FACTOR: f32 = 1.0;
+    #[inline(always)]
+    unsafe fn at(words: __m512i, at: usize, _: __m512) -> __m512 {
+        // SAFETY: as promised by the caller.
+        unsafe {
+            let shift = _mm512_set1_epi32(16 * at as i32);
+            _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srlv_epi32(words, shift)))
+        }
+    }
+}
+
+struct Brain;
+impl Code for Brain {
+    const PER: usize = 2;
+    const FACTOR: f32 = 1.0;
+    #[inline(always)]
+    unsafe fn at(words: __m512i, at: usize, _: __m512) -> __m512 {
+        // SAFETY: as promised by the caller. A bfloat16 is the upper half of an f32.
+        unsafe {
+            let bits = match at {
+                0 => _mm512_slli_epi32::<16>(words),
+                _ => _mm512_and_si512(words, _mm512_set1_epi32(0xffff_0000u32 as i32)),
+            };
+            _mm512_castsi512_ps(bits)
+        }
+    }
+}
+
 /// What 4 bits stand for.
 #[target_feature(enable = "avx512f")]
 fn table(panel: Panel) -> __m512 {
@@ -90,6 +121,8 @@ pub(super) unsafe fn multiply(bits: Bits, panel: Panel, rows: Rows, sums: &mut [
     match bits {
         Bits::Eight => by_rows!(Eight, 1 2 3 4 5 6 7 8),
         Bits::Four => by_rows!(Four, 1 2 3 4 5 6 7 8),
+        Bits::Half => by_rows!(Half, 1 2 3 4 5 6 7 8),
+        Bits::Brain => by_rows!(Brain, 1 2 3 4 5 6 7 8),
     }
 }
 
@@ -105,7 +138,7 @@ unsafe fn block<C: Code, const ROWS: usize>(panel: Panel, rows: Rows, sums: &mut
         std::array::from_fn(|row| rows.values[row * rows.stride..].as_ptr());
     for (group, lines) in panel.lines.chunks(panel.per_group).enumerate() {
         let mut parts = [[_mm512_setzero_ps(); CHAINS]; ROWS];
-        for Line(words) in lines {
+        for (line, Line(words)) in lines.iter().enumerate() {
             // SAFETY: a line is 64 bytes; `x` points at `PER` values for every line of the panel, as checked above; the
             // instructions are there as the caller promised.
             unsafe {
@@ -113,7 +146,7 @@ unsafe fn block<C: Code, const ROWS: usize>(panel: Panel, rows: Rows, sums: &mut
                 for at in 0..C::PER {
                     let weights = C::at(words, at, table);
                     for row in 0..ROWS {
-                        let part = &mut parts[row][at % chains];
+                        let part = &mut parts[row][(line * C::PER + at) % chains];
                         *part = _mm512_fmadd_ps(weights, _mm512_set1_ps(*x[row].add(at)), *part);
                     }
                 }
@@ -153,6 +186,8 @@ pub(super) unsafe fn widen(bits: Bits, panel: Panel, line: usize, values: &mut [
         match bits {
             Bits::Eight => widen_as::<Eight>(panel, line, values),
             Bits::Four => widen_as::<Four>(panel, line, values),
+            Bits::Half => widen_as::<Half>(panel, line, values),
+            Bits::Brain => widen_as::<Brain>(panel, line, values),
         }
     }
 }
