@@ -12,101 +12,14 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use anyformer_kernels::matmul::Precision;
 use anyformer_kernels::quant::Packed;
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
-use rand::{Rng, SeedableRng};
+use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-/// How a new parameter is filled.
-pub enum Init {
-    /// All zero.
-    Zeros,
-    /// All one.
-    Ones,
-    /// One value.
-    Constant(f32),
-    /// Normal with mean zero and this standard deviation.
-    Normal(f32),
-    /// Uniform in a range.
-    Uniform(f32, f32),
-    /// Uniform in `±1/sqrt(fan_in)`: the default of PyTorch's linear and convolution layers.
-    FanIn(usize),
-    /// Uniform in `±gain·sqrt(6/(fan_in+fan_out))`.
-    Xavier {
-        /// Inputs of one output.
-        fan_in: usize,
-        /// Outputs of one input.
-        fan_out: usize,
-        /// Factor on the bound.
-        gain: f32,
-    },
-    /// Another initialiser, its values multiplied by a factor.
-    Scaled(Box<Init>, f32),
-    /// Whatever the function returns (exactly as many values as the shape holds).
-    With(Box<dyn FnOnce(&mut ChaCha8Rng, usize) -> Vec<f32>>),
-}
+use held::Held;
+pub use init::{Init, normal};
 
-/// One standard normal number (Box–Muller; the second of the pair is dropped).
-pub fn normal(rng: &mut ChaCha8Rng) -> f32 {
-    let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
-    (radius * (std::f64::consts::TAU * rng.random::<f64>()).cos()) as f32
-}
-
-impl Init {
-    fn values(self, rng: &mut ChaCha8Rng, count: usize) -> Vec<f32> {
-        let uniform = |rng: &mut ChaCha8Rng, low: f32, high: f32| {
-            (0..count)
-                .map(|_| low + (high - low) * rng.random::<f32>())
-                .collect()
-        };
-        match self {
-            Init::Zeros => vec![0.0; count],
-            Init::Ones => vec![1.0; count],
-            Init::Constant(value) => vec![value; count],
-            Init::Normal(deviation) => (0..count).map(|_| deviation * normal(rng)).collect(),
-            Init::Uniform(low, high) => uniform(rng, low, high),
-            Init::FanIn(fan_in) => {
-                let bound = 1.0 / (fan_in.max(1) as f32).sqrt();
-                uniform(rng, -bound, bound)
-            }
-            Init::Xavier {
-                fan_in,
-                fan_out,
-                gain,
-            } => {
-                let bound = gain * (6.0 / (fan_in + fan_out) as f32).sqrt();
-                uniform(rng, -bound, bound)
-            }
-            Init::Scaled(init, factor) => {
-                let mut values = init.values(rng, count);
-                values.iter_mut().for_each(|value| *value *= factor);
-                values
-            }
-            Init::With(fill) => fill(rng, count),
-        }
-    }
-}
-
-#[derive(Debug)]
-enum Held {
-    Dense(Tensor<1>),
-    /// Of 8 or 4 bits, on this device where they are widened.
-    Packed(Arc<Packed>, Device),
-    /// All 0, without memory for it.
-    Unset(usize, Device),
-}
-
-impl Held {
-    /// The values as f32, untracked where they are packed.
-    fn dense(&self) -> Tensor<1> {
-        match self {
-            Held::Dense(value) => value.clone(),
-            Held::Packed(packed, device) => {
-                let values = packed.widened(0..packed.shape()[0]);
-                leaf(values, device, false)
-            }
-            Held::Unset(count, device) => leaf(vec![0.0; *count], device, false),
-        }
-    }
-}
+mod held;
+mod init;
 
 #[derive(Debug)]
 struct Inner {
@@ -549,56 +462,4 @@ fn fnv1a(text: &str) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn counting_allocates_nothing_and_names_are_paths() {
-        let builder = Builder::shapes_only();
-        let huge = builder
-            .at("layers")
-            .at(0)
-            .param("weight", &[1 << 20, 1 << 20], Init::Zeros);
-        assert_eq!(huge.name(), "layers.0.weight");
-        assert_eq!(builder.store().count(), 1 << 40);
-    }
-
-    #[test]
-    fn parameters_to_be_set_are_zero_until_then() {
-        let builder = Builder::unfilled(&Device::flex());
-        let weight = builder.param("weight", &[2, 3], Init::Ones);
-        assert_eq!(weight.values(), [0.0; 6]);
-        assert_eq!(tensor_values(weight.tensor::<2>()), [0.0; 6]);
-        weight.set(vec![2.0; 6]).expect("as many");
-        assert_eq!(tensor_values(weight.tensor::<2>()), [2.0; 6]);
-    }
-
-    #[test]
-    fn initial_values_depend_on_seed_and_name_only() {
-        let device = Device::flex().autodiff();
-        let make = |seed, first: &str, second: &str| {
-            let builder = Builder::new(&device, seed);
-            builder.param(first, &[4], Init::Normal(1.0));
-            builder.param(second, &[4], Init::Normal(1.0));
-            let store = builder.store();
-            store.get("a").map(Param::values)
-        };
-        assert_eq!(make(1, "a", "b"), make(1, "b", "a"));
-        assert_ne!(make(1, "a", "b"), make(2, "a", "b"));
-    }
-
-    #[test]
-    fn values_update_and_gradients_follow() {
-        let device = Device::flex().autodiff();
-        let builder = Builder::new(&device, 0);
-        let weight = builder.param("weight", &[2, 3], Init::Ones);
-        weight.update(|values| values[5] = 3.0);
-        let loss = weight.tensor::<2>().powi_scalar(2).sum();
-        let mut gradients = loss.backward();
-        let grad = weight.gradient(&mut gradients).expect("in the loss");
-        assert_eq!(grad, [2.0, 2.0, 2.0, 2.0, 2.0, 6.0]);
-        assert!(weight.set(vec![0.0; 5]).is_err());
-        builder.store().set_tracking(false);
-        assert!(!weight.tensor::<2>().device().is_autodiff());
-    }
-}
+mod tests;

@@ -1,3 +1,5 @@
+use half::f16;
+
 use super::gptq::{Inputs, Options, quantise};
 use super::round::{Scheme, nearest};
 use super::search::{activation_aware, output_error, smooth, smoothing};
