@@ -132,6 +132,7 @@ fn summary(root: &Path) -> Result<String, String> {
         ("lra.md", "Long Range Arena"),
         ("data.md", "Tasks and data"),
         ("checkpoints.md", "Checkpoints of other programs"),
+        ("quantisation.md", "Weights of 8 and 4 bits"),
         ("serve.md", "Serving"),
         ("checklists.md", "Survey checklists"),
         ("adding.md", "Adding an architecture"),

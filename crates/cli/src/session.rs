@@ -225,7 +225,11 @@ impl Plan {
             "written_by".into(),
             json!(concat!("anyformer ", env!("CARGO_PKG_VERSION"))),
         );
-        Ok(Extra { tokenizer, info })
+        Ok(Extra {
+            tokenizer,
+            info,
+            ..Extra::default()
+        })
     }
 }
 

@@ -10,7 +10,7 @@ use crate::error::HubError;
 use crate::model::ModelFolder;
 
 /// The template in a file of its own.
-const TEMPLATE_FILE: &str = "chat_template.jinja";
+pub(crate) const TEMPLATE_FILE: &str = "chat_template.jinja";
 /// The template among other keys.
 pub(crate) const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
 /// Steps after which a template is stopped.
@@ -83,6 +83,11 @@ impl ChatTemplate {
                 })
             })
             .map_err(|error| wrong(error.to_string()))
+    }
+
+    /// Its begin and end tokens.
+    pub(crate) fn tokens(&self) -> &[String; 2] {
+        &self.tokens
     }
 
     /// A template out of its text, for models whose begin and end tokens are `tokens`.

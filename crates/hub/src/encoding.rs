@@ -11,6 +11,10 @@ pub(crate) enum Encoding {
     F32,
     F16,
     BF16,
+    /// Numbers of a quantised weight.
+    I8,
+    /// Pairs of numbers of a quantised weight.
+    U8,
     /// 32 values: an f16 scale and as many i8.
     Q8_0,
     /// 32 values: an f16 scale and as many unsigned halves of bytes, 8 below zero.
@@ -29,6 +33,8 @@ impl Encoding {
             Dtype::F32 => Some(Encoding::F32),
             Dtype::F16 => Some(Encoding::F16),
             Dtype::BF16 => Some(Encoding::BF16),
+            Dtype::I8 => Some(Encoding::I8),
+            Dtype::U8 => Some(Encoding::U8),
             _ => None,
         }
     }
@@ -52,6 +58,7 @@ impl Encoding {
         match self {
             Encoding::F32 => (1, 4),
             Encoding::F16 | Encoding::BF16 => (1, 2),
+            Encoding::I8 | Encoding::U8 => (1, 1),
             Encoding::Q8_0 => (32, 34),
             Encoding::Q4_0 => (32, 18),
             Encoding::Q4_1 => (32, 20),
@@ -69,6 +76,11 @@ impl Encoding {
         }
     }
 
+    /// True of numbers that are no values by themselves.
+    pub(crate) fn is_part(self) -> bool {
+        matches!(self, Encoding::I8 | Encoding::U8)
+    }
+
     /// Reads whole blocks of `bytes` into `values`, which must be as many.
     pub(crate) fn decode(self, bytes: &[u8], values: &mut [f32]) {
         let (count, size) = self.block();
@@ -83,6 +95,10 @@ impl Encoding {
             Encoding::BF16 => blocks.for_each(|(bytes, value)| {
                 value[0] = bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
             }),
+            Encoding::I8 => {
+                blocks.for_each(|(bytes, value)| value[0] = f32::from(bytes[0].cast_signed()));
+            }
+            Encoding::U8 => blocks.for_each(|(bytes, value)| value[0] = f32::from(bytes[0])),
             Encoding::Q8_0 => blocks.for_each(|(bytes, values)| {
                 let scale = half(bytes, 0);
                 for (value, byte) in values.iter_mut().zip(&bytes[2..]) {

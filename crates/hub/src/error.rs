@@ -75,6 +75,14 @@ pub enum HubError {
         /// What is wrong.
         reason: String,
     },
+    /// A weight that cannot be quantised.
+    #[error("quantise {name}: {reason}")]
+    Quantise {
+        /// The weight.
+        name: String,
+        /// Why not.
+        reason: String,
+    },
     /// A folder written by a newer version.
     #[error("read {}: format_version is {got}, this version reads up to {known}; update anyformer", path.display())]
     Version {
@@ -217,6 +225,14 @@ pub enum Problem {
         name: String,
         /// Its type in the file.
         dtype: String,
+    },
+    /// A quantised weight that is not what it should be.
+    #[error("{name} {reason}")]
+    Quantised {
+        /// The weight, or one of its tensors.
+        name: String,
+        /// What is wrong.
+        reason: String,
     },
     /// A value that is not a finite number.
     #[error("{name} holds {count} values that are not finite numbers, the first at {first}")]

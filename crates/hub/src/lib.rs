@@ -22,6 +22,8 @@ pub mod families;
 pub mod folder;
 mod gguf;
 pub mod model;
+mod quantise;
+mod quantised;
 pub mod tensors;
 mod weights;
 
@@ -34,6 +36,8 @@ pub use model::{
     CONFIG_FILE, Extra, FORMAT_VERSION, INDEX_FILE, MODEL_FILE, ModelFolder, TOKENIZER_FILE, load,
     save, write_model,
 };
+pub use quantise::{quantise, save_quantised, shifted};
+pub use quantised::{Method, Quantisation};
 pub use tensors::{
     NamedTensor, TensorFile, parse_safetensors, read_safetensors, write_safetensors,
 };

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyformer_models::{Gives, Model, ModelConfig};
-use anyformer_ops::{Device, Param, ParamStore};
+use anyformer_ops::{Device, Param, ParamStore, device_is_cpu};
 use serde_json::{Map, Value, json};
 
 use crate::error::{Damage, HubError, Problem};
@@ -14,7 +14,8 @@ use crate::families::Family;
 use crate::families::names::Place;
 use crate::folder::{FolderWriter, Manifest, read};
 use crate::gguf::{self, Gguf};
-use crate::tensors::{NamedTensor, not_finite, parse_safetensors, write_tensors};
+use crate::quantised::{self, Quantisation};
+use crate::tensors::{NamedTensor, Piece, not_finite, parse_safetensors, write_pieces};
 use crate::weights::Weights;
 
 /// The config of a model folder.
@@ -37,6 +38,12 @@ pub struct Extra {
     pub tokenizer: Option<String>,
     /// Facts for readers, under "info" in `config.json`: task, step, score.
     pub info: Map<String, Value>,
+    /// How weights were quantised; those that are packed are then written so, else as f32.
+    pub quantisation: Option<Quantisation>,
+    /// More keys of `config.json`.
+    pub keys: Map<String, Value>,
+    /// More files and their texts.
+    pub texts: BTreeMap<String, String>,
 }
 
 /// Writes a model folder; `dir` must not exist or be empty, and appears only when it is whole.
@@ -53,7 +60,14 @@ pub fn write_model(
     model: &Model,
     extra: &Extra,
 ) -> Result<(), HubError> {
-    let tensors = NamedTensor::of(model.params());
+    let (mut tensors, mut packed) = (Vec::new(), Vec::new());
+    for param in model.params().params() {
+        let numbers = param.packed().filter(|_| extra.quantisation.is_some());
+        match numbers.and_then(|packed| packed.quants()) {
+            Some(values) => packed.extend(quantised::pieces(param.name(), &values)),
+            None => tensors.push(NamedTensor::of_param(param)),
+        }
+    }
     let bad = tensors
         .iter()
         .filter_map(|tensor| not_finite(&tensor.name, &tensor.values));
@@ -66,7 +80,12 @@ pub fn write_model(
     folder.file(CONFIG_FILE, |file| file.write_all(config.as_bytes()))?;
     // One key only: the file must not depend on the order of a map.
     let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
-    folder.file(MODEL_FILE, |file| write_tensors(file, &tensors, &metadata))?;
+    let mut pieces: Vec<Piece> = tensors.iter().map(Piece::of).collect();
+    pieces.extend(packed);
+    folder.file(MODEL_FILE, |file| write_pieces(file, &pieces, &metadata))?;
+    for (name, text) in &extra.texts {
+        folder.file(name, |file| file.write_all(text.as_bytes()))?;
+    }
     if let Some(text) = &extra.tokenizer {
         folder.file(TOKENIZER_FILE, |file| file.write_all(text.as_bytes()))?;
     }
@@ -80,13 +99,19 @@ fn config_text(config: &ModelConfig, extra: &Extra) -> String {
         Gives::MaskedToken => "AnyformerForMaskedLM",
         Gives::Hidden => "AnyformerModel",
     };
-    let value = json!({
+    let mut value = json!({
         "model_type": "anyformer",
         "architectures": [architecture],
         "format_version": FORMAT_VERSION,
         "anyformer": config.to_json(),
         "info": extra.info,
     });
+    if let Some(how) = &extra.quantisation {
+        value["quantisation"] = json!(how);
+    }
+    for (key, held) in &extra.keys {
+        value[key] = held.clone();
+    }
     format!("{value:#}\n")
 }
 
@@ -103,6 +128,8 @@ pub struct ModelFolder {
     pub manifest: Manifest,
     /// Whose names its tensors have; `None` for ours.
     pub family: Option<Family>,
+    /// How its weights are quantised, in a folder of ours.
+    pub quantisation: Option<Quantisation>,
     /// The config as it stands in the folder.
     pub(crate) raw: Value,
     pub(crate) gguf: Option<Arc<Gguf>>,
@@ -136,6 +163,16 @@ impl ModelFolder {
                 (family.config(&raw).map_err(wrong)?, Some(family))
             }
         };
+        let quantisation = match raw.get("quantisation") {
+            Some(how) if family.is_none() => {
+                let said = |what: String| wrong(format!("quantisation: {what}"));
+                let how: Quantisation =
+                    serde_json::from_value(how.clone()).map_err(|error| said(error.to_string()))?;
+                how.scheme().map_err(said)?;
+                Some(how)
+            }
+            _ => None,
+        };
         let info = raw.get("info").and_then(Value::as_object).cloned();
         let sharded = family.is_some() && manifest.has(INDEX_FILE);
         if !sharded && !manifest.has(MODEL_FILE) {
@@ -147,6 +184,7 @@ impl ModelFolder {
             info: info.unwrap_or_default(),
             manifest,
             family,
+            quantisation,
             raw,
             gguf: None,
         })
@@ -163,6 +201,7 @@ impl ModelFolder {
             info: Map::new(),
             manifest: Manifest::default(),
             family: Some(family),
+            quantisation: None,
             raw,
             gguf: Some(Arc::new(gguf)),
         })
@@ -241,7 +280,8 @@ impl ModelFolder {
     }
 
     /// Builds the model on `device` (an autodiff device to train it further) and fills in its weights, one tensor after
-    /// the other: beside the model itself about a megabyte is in memory.
+    /// the other: beside the model itself about a megabyte is in memory, of packed weights one tensor. Weights of 8 or 4 bits,
+    /// ours and the blocks of GGUF files, stay packed on the CPU.
     pub fn load(&self, device: &Device) -> Result<Model, HubError> {
         let mut weights = Weights::default();
         let mut index = Map::new();
@@ -273,11 +313,20 @@ impl ModelFolder {
         let places = self.places(shapes.params(), &weights)?;
         let mut problems = self.misfits(shapes.params(), &weights, &places, &index);
         if problems.is_empty() {
-            let model = Model::new(&self.config, device, 0).map_err(broken)?;
+            let model = Model::unfilled(&self.config, device).map_err(broken)?;
+            let packs = device_is_cpu(device);
             for param in model.params().params() {
                 let place = &places[param.name()];
-                if let Some(stored) = weights.get(&place.name) {
-                    problems.extend(weights.fill(param, stored, place)?);
+                problems.extend(match (weights.get(&place.name), &self.quantisation) {
+                    (Some(stored), _) if packs => weights.fill_packed(param, stored, place)?,
+                    (Some(stored), _) => weights.fill(param, stored, place)?,
+                    (None, Some(how)) => quantised::fill(param, &weights, how)?,
+                    (None, None) => None,
+                });
+                if !packs && let Some(packed) = param.packed() {
+                    // Nothing to do but to hold the widened values.
+                    drop(packed);
+                    param.update(|_| ());
                 }
             }
             if problems.is_empty() {
@@ -323,10 +372,21 @@ impl ModelFolder {
             let place = &places[param.name()];
             let expected = place.shape(param.shape());
             // Several of ours may be parts of one of theirs.
-            if !used.insert(place.name.as_str()) || unread(&place.name) {
+            if !used.insert(place.name.clone()) || unread(&place.name) {
                 continue;
             }
             match weights.get(&place.name) {
+                None if let Some(how) = &self.quantisation
+                    && quantised::holds(weights, &place.name) =>
+                {
+                    let found = quantised::misfits(weights, &place.name, &expected, how);
+                    used.extend(found.0);
+                    problems.extend(found.1);
+                }
+                Some(stored) if stored.encoding.is_part() => problems.push(Problem::Type {
+                    name: weights.shown(&stored.name, stored.file),
+                    dtype: format!("{:?}", stored.encoding),
+                }),
                 None => problems.push(Problem::Missing {
                     name: match index.get(&place.name).and_then(Value::as_str) {
                         Some(file) => format!("{} in {file}", place.name),
@@ -345,7 +405,7 @@ impl ModelFolder {
         let extra = weights
             .tensors()
             .iter()
-            .filter(|stored| !used.contains(stored.name.as_str()) && !spare(&stored.name));
+            .filter(|stored| !used.contains(&stored.name) && !spare(&stored.name));
         problems.extend(extra.map(|stored| Problem::Extra {
             name: weights.shown(&stored.name, stored.file),
             shape: stored.shape.clone(),

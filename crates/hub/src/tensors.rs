@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::Path;
 
-use anyformer_ops::ParamStore;
+use anyformer_ops::{Param, ParamStore};
 use safetensors::SafeTensorError;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::{Map, Value, json};
@@ -32,12 +32,16 @@ pub struct NamedTensor {
 impl NamedTensor {
     /// Every parameter and buffer of a model, in order of construction.
     pub fn of(store: &ParamStore) -> Vec<NamedTensor> {
-        let tensor = |param: &anyformer_ops::Param| NamedTensor {
+        store.params().iter().map(Self::of_param).collect()
+    }
+
+    /// One of them.
+    pub(crate) fn of_param(param: &Param) -> NamedTensor {
+        NamedTensor {
             name: param.name().to_string(),
             shape: param.shape().to_vec(),
             values: param.values(),
-        };
-        store.params().iter().map(tensor).collect()
+        }
     }
 }
 
@@ -64,6 +68,11 @@ pub fn parse_safetensors(path: &Path, bytes: &[u8]) -> Result<TensorFile, HubErr
     let mut problems = layout.problems;
     let mut tensors = Vec::new();
     for (name, shape, encoding, offset) in layout.tensors {
+        if encoding.is_part() {
+            let dtype = format!("{encoding:?}");
+            problems.push(Problem::Type { name, dtype });
+            continue;
+        }
         let mut values = vec![0.0; shape.iter().product()];
         let size = encoding.bytes(values.len()).unwrap_or(0);
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
@@ -177,10 +186,19 @@ fn contradiction(error: SafeTensorError) -> Damage {
 }
 
 pub(crate) fn not_finite(name: &str, values: &[f32]) -> Option<Problem> {
-    let first = values.iter().position(|value| !value.is_finite())?;
+    not_numbers(name, values, |value| value.is_finite())
+}
+
+/// As [`not_finite`], of values of any kind.
+pub(crate) fn not_numbers<T: Copy>(
+    name: &str,
+    values: &[T],
+    finite: impl Fn(T) -> bool,
+) -> Option<Problem> {
+    let first = values.iter().position(|value| !finite(*value))?;
     Some(Problem::NotFinite {
         name: name.to_string(),
-        count: values.iter().filter(|value| !value.is_finite()).count(),
+        count: values.iter().filter(|value| !finite(**value)).count(),
         first,
     })
 }
@@ -194,10 +212,51 @@ pub fn write_safetensors(
     write_file(path, |file| write_tensors(file, tensors, metadata))
 }
 
+/// A tensor as it will lie in a file.
+pub(crate) struct Piece<'a> {
+    pub(crate) name: String,
+    pub(crate) dtype: &'static str,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) data: Data<'a>,
+}
+
+/// What a tensor holds.
+pub(crate) enum Data<'a> {
+    Values(&'a [f32]),
+    Bytes(Vec<u8>),
+}
+
+impl<'a> Piece<'a> {
+    pub(crate) fn of(tensor: &'a NamedTensor) -> Self {
+        assert_eq!(
+            tensor.shape.iter().product::<usize>(),
+            tensor.values.len(),
+            "{}",
+            tensor.name
+        );
+        Piece {
+            name: tensor.name.clone(),
+            dtype: "F32",
+            shape: tensor.shape.clone(),
+            data: Data::Values(&tensor.values),
+        }
+    }
+}
+
 /// Writes the bytes of a safetensors file: the values in the given order, the header padded to eight bytes.
 pub fn write_tensors(
     file: &mut dyn Write,
     tensors: &[NamedTensor],
+    metadata: &BTreeMap<String, String>,
+) -> io::Result<()> {
+    let pieces: Vec<Piece> = tensors.iter().map(Piece::of).collect();
+    write_pieces(file, &pieces, metadata)
+}
+
+/// As [`write_tensors`], of tensors of any type.
+pub(crate) fn write_pieces(
+    file: &mut dyn Write,
+    tensors: &[Piece],
     metadata: &BTreeMap<String, String>,
 ) -> io::Result<()> {
     let mut table = Map::new();
@@ -206,14 +265,11 @@ pub fn write_tensors(
     }
     let mut offset = 0;
     for tensor in tensors {
-        let bytes = 4 * tensor.values.len();
-        assert_eq!(
-            tensor.shape.iter().product::<usize>(),
-            tensor.values.len(),
-            "{}",
-            tensor.name
-        );
-        let entry = json!({"dtype": "F32", "shape": tensor.shape, "data_offsets": [offset, offset + bytes]});
+        let bytes = match &tensor.data {
+            Data::Values(values) => 4 * values.len(),
+            Data::Bytes(bytes) => bytes.len(),
+        };
+        let entry = json!({"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [offset, offset + bytes]});
         table.insert(tensor.name.clone(), entry);
         offset += bytes;
     }
@@ -227,13 +283,19 @@ pub fn write_tensors(
     file.write_all(&(header.len() as u64).to_le_bytes())?;
     file.write_all(&header)?;
     let mut buffer = Vec::new();
-    for chunk in tensors
-        .iter()
-        .flat_map(|tensor| tensor.values.chunks(1 << 14))
-    {
-        buffer.clear();
-        buffer.extend(chunk.iter().flat_map(|value| value.to_le_bytes()));
-        file.write_all(&buffer)?;
+    for tensor in tensors {
+        let values = match &tensor.data {
+            Data::Values(values) => *values,
+            Data::Bytes(bytes) => {
+                file.write_all(bytes)?;
+                continue;
+            }
+        };
+        for chunk in values.chunks(1 << 14) {
+            buffer.clear();
+            buffer.extend(chunk.iter().flat_map(|value| value.to_le_bytes()));
+            file.write_all(&buffer)?;
+        }
     }
     Ok(())
 }

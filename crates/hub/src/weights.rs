@@ -7,11 +7,13 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use anyformer_ops::Param;
+use anyformer_ops::quantised::quant::{Bits, Packed};
 
 use crate::encoding::Encoding;
 use crate::error::{HubError, Problem};
 use crate::families::names::Place;
-use crate::tensors::{header_length, layout, not_finite};
+use crate::quantised::{of_blocks, pack, pack_as};
+use crate::tensors::{header_length, layout, not_finite, not_numbers};
 
 /// Bytes that are read at once, unless a row is longer.
 const PIECE: usize = 1 << 20;
@@ -150,6 +152,65 @@ impl Weights {
             stored.encoding.decode(&bytes, values);
         }
         Ok(())
+    }
+
+    /// Every byte of a tensor.
+    pub(crate) fn bytes(&self, stored: &Stored) -> Result<Vec<u8>, HubError> {
+        let (path, mut file) = {
+            let (path, file) = &self.files[stored.file];
+            (path, file)
+        };
+        let values = stored.shape.iter().product();
+        let mut bytes = vec![0; stored.encoding.bytes(values).unwrap_or(0)];
+        file.seek(SeekFrom::Start(stored.offset))
+            .and_then(|_| file.read_exact(&mut bytes))
+            .map_err(unreadable(path))?;
+        Ok(bytes)
+    }
+
+    /// As [`Weights::fill`]; values of 16 bits and blocks of 8 or 4 stay what they are where a matrix is made of whole rows of theirs.
+    pub(crate) fn fill_packed(
+        &self,
+        param: &Param,
+        stored: &Stored,
+        place: &Place,
+    ) -> Result<Option<Problem>, HubError> {
+        let &[rows, columns] = param.shape() else {
+            return self.fill(param, stored, place);
+        };
+        if !param.packs() {
+            return self.fill(param, stored, place);
+        }
+        let halves = match stored.encoding {
+            Encoding::F16 => Some(Bits::Half),
+            Encoding::BF16 => Some(Bits::Brain),
+            Encoding::Q8_0 | Encoding::Q4_0 | Encoding::Q4_1 => None,
+            _ => return self.fill(param, stored, place),
+        };
+        if place.transposed {
+            return self.fill(param, stored, place);
+        }
+        let (bytes, width) = (
+            self.bytes(stored)?,
+            stored.encoding.bytes(columns).unwrap_or(0),
+        );
+        let row = |row: usize| &bytes[place.row(row, rows) * width..][..width];
+        if let Some(bits) = halves {
+            let bytes = (0..rows).flat_map(|at| row(at).as_chunks().0);
+            let weights: Vec<u16> = bytes.map(|pair| u16::from_le_bytes(*pair)).collect();
+            let packed = Packed::of_halves(bits, [rows, columns], &weights);
+            let shown = self.shown(&stored.name, stored.file);
+            let exponent = if bits == Bits::Half { 0x7c00 } else { 0x7f80 };
+            if let Some(problem) = not_numbers(&shown, &weights, |half| half & exponent != exponent)
+            {
+                return Ok(Some(problem));
+            }
+            return Ok(pack_as(param, packed).err());
+        }
+        match of_blocks(stored.encoding, [rows, columns], row) {
+            Some(quants) => Ok(pack(param, &quants).err()),
+            None => self.fill(param, stored, place),
+        }
     }
 
     /// Gives a parameter its values out of a tensor whose shape fits `place`. Values that are not finite are the answer.

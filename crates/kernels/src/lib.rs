@@ -14,6 +14,7 @@ pub mod matmul;
 pub mod memory;
 pub mod norm;
 pub mod pool;
+pub mod quant;
 pub mod recurrence;
 pub mod rope;
 pub mod scan;

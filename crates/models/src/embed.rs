@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyformer_mixers::{Context, Cost, State};
-use anyformer_ops::embedding::embedding;
+use anyformer_ops::embedding::{embedding, embedding_of};
 use anyformer_ops::{Builder, Device, Init, Linear, Param, Tensor};
 
 use crate::block::Norm;
@@ -31,7 +31,7 @@ impl Embed {
             Reads::Tokens { vocab } => Source::Tokens {
                 weight: builder
                     .at("embed")
-                    .param("weight", &[vocab, dim], Init::Normal(0.02)),
+                    .matrix("weight", &[vocab, dim], Init::Normal(0.02)),
                 vocab,
             },
             Reads::Patches {
@@ -96,7 +96,7 @@ impl Embed {
         }
         let time = ids.len() / batch;
         let ids = Arc::new(ids.to_vec());
-        Ok(embedding(weight.tensor::<2>(), ids, [batch, time]))
+        Ok(embedding_of(weight, ids, [batch, time]))
     }
 
     pub(crate) fn pixels(

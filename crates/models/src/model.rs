@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use anyformer_mixers::{Context, Cost, State};
 use anyformer_ops::loss::cross_entropy;
+use anyformer_ops::workers::on_worker;
 use anyformer_ops::{Builder, Device, LinearInit, ParamStore, Tensor, device_is_cpu};
 
 use crate::block::{Block, Norm};
@@ -62,6 +63,11 @@ impl Model {
     /// Builds a model on `device`; give an autodiff device to train it. Equal seeds give equal parameters.
     pub fn new(config: &ModelConfig, device: &Device, seed: u64) -> Result<Self, ModelError> {
         Self::build(config, Builder::new(device, seed))
+    }
+
+    /// A model whose values are all 0, to be set from a file.
+    pub fn unfilled(config: &ModelConfig, device: &Device) -> Result<Self, ModelError> {
+        Self::build(config, Builder::unfilled(device))
     }
 
     /// A model without values: its parameters can be counted and its cost asked, nothing can be run.
@@ -305,6 +311,16 @@ impl Model {
     /// Reads `ids` (`[batch, time]`, or padded rows with `lengths`), going on from `state`, and returns the scores after
     /// each sequence's last token `[sequences, vocab]` with the state there.
     pub fn prefill(
+        &self,
+        ids: &[u32],
+        batch: usize,
+        lengths: Option<&[usize]>,
+        state: Option<&ModelState>,
+    ) -> Result<(Tensor<2>, ModelState), ModelError> {
+        on_worker(|| self.read(ids, batch, lengths, state))
+    }
+
+    fn read(
         &self,
         ids: &[u32],
         batch: usize,

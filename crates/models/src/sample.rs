@@ -1,5 +1,6 @@
 //! Choosing the next token from scores.
 
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
 use rand::{Rng, SeedableRng};
@@ -114,48 +115,101 @@ impl Sampler {
     }
 
     fn draw(&mut self, scores: &[f32]) -> u32 {
-        // Equal scores: the lower id first, so that greedy choice is reproducible.
-        let wanted = match (self.options.temperature, self.options.top_k) {
-            (0.0, _) => 1,
-            (_, 0) => scores.len(),
-            (_, top_k) => top_k,
-        };
-        let order = likeliest(scores, wanted);
-        let Some(&best) = order.first() else { return 0 };
         if self.options.temperature == 0.0 {
-            return best;
+            return highest(scores).unwrap_or(0);
         }
-        let top = scores[best as usize];
-        let weight = |id: &u32| {
-            let score = (scores[*id as usize] - top) / self.options.temperature;
-            f64::from(score).exp()
+        let wanted = match self.options.top_k {
+            0 => usize::MAX,
+            top_k => top_k,
         };
-        let mut weights: Vec<f64> = order.iter().map(weight).collect();
-        let total: f64 = weights.iter().sum();
-        if self.options.top_p < 1.0 {
-            let mut held = 0.0;
+        let mut ranked = Ranked::new(scores, wanted);
+        let Some(best) = ranked.get(0) else { return 0 };
+        let (top, temperature) = (scores[best as usize], self.options.temperature);
+        let weight = |id: u32| f64::from((scores[id as usize] - top) / temperature).exp();
+        let total: f64 = ranked.order.iter().map(|id| weight(*id)).sum();
+        let mut share = total;
+        if self.options.top_p < 1.0 || self.options.min_p > 0.0 {
+            // How many stay, likeliest first; the likeliest weighs 1 and always does.
             let enough = f64::from(self.options.top_p) * total;
-            let kept = weights
-                .iter()
-                .position(|weight| {
-                    held += weight;
-                    held >= enough
-                })
-                .map_or(weights.len(), |last| last + 1);
-            weights.truncate(kept);
-        }
-        // The likeliest weighs 1.
-        let enough = f64::from(self.options.min_p);
-        let kept = weights.partition_point(|weight| *weight >= enough);
-        weights.truncate(kept.max(1));
-        let mut draw = self.rng.random::<f64>() * weights.iter().sum::<f64>();
-        for (id, weight) in order.iter().zip(&weights) {
-            draw -= weight;
-            if draw <= 0.0 {
-                return *id;
+            let least = f64::from(self.options.min_p);
+            let (mut kept, mut held) = (0, 0.0);
+            while let Some(id) = ranked.get(kept) {
+                let own = weight(id);
+                if kept > 0 && own < least {
+                    break;
+                }
+                held += own;
+                kept += 1;
+                if self.options.top_p < 1.0 && held >= enough {
+                    break;
+                }
             }
+            ranked.order.truncate(kept);
+            share = held;
         }
-        order[weights.len() - 1]
+        let mut draw = self.rng.random::<f64>() * share;
+        let (mut at, mut last) = (0, best);
+        while let Some(id) = ranked.get(at) {
+            draw -= weight(id);
+            if draw <= 0.0 {
+                return id;
+            }
+            (at, last) = (at + 1, id);
+        }
+        last
+    }
+}
+
+/// Equal scores: the lower id first, so that greedy choice is reproducible.
+fn before(scores: &[f32]) -> impl Fn(&u32, &u32) -> Ordering + '_ {
+    |a, b| {
+        let by_score = scores[*b as usize].total_cmp(&scores[*a as usize]);
+        by_score.then(a.cmp(b))
+    }
+}
+
+/// The token of the highest score.
+fn highest(scores: &[f32]) -> Option<u32> {
+    let known = (0..scores.len() as u32).filter(|id| !scores[*id as usize].is_nan());
+    known.min_by(before(scores))
+}
+
+/// Tokens by falling score, sorted only as far as somebody looks: few tokens hold most of the probability.
+struct Ranked<'a> {
+    scores: &'a [f32],
+    order: Vec<u32>,
+    sorted: usize,
+}
+
+impl<'a> Ranked<'a> {
+    /// The `count` likeliest.
+    fn new(scores: &'a [f32], count: usize) -> Self {
+        let known = (0..scores.len() as u32).filter(|id| !scores[*id as usize].is_nan());
+        let mut order: Vec<u32> = known.collect();
+        if count < order.len() {
+            order.select_nth_unstable_by(count, before(scores));
+            order.truncate(count);
+        }
+        Ranked {
+            scores,
+            order,
+            sorted: 0,
+        }
+    }
+
+    /// The token at a rank.
+    fn get(&mut self, at: usize) -> Option<u32> {
+        while at >= self.sorted && self.sorted < self.order.len() {
+            let count = (self.sorted * 3).max(64);
+            let rest = &mut self.order[self.sorted..];
+            let count = count.min(rest.len());
+            if count < rest.len() {
+                rest.select_nth_unstable_by(count, before(self.scores));
+            }
+            rest[..count].sort_unstable_by(before(self.scores));
+            self.sorted += count;
+        }
+        self.order.get(at).copied()
     }
 }
 
@@ -180,19 +234,9 @@ pub fn log_prob(scores: &[f32], id: u32) -> f32 {
 
 /// The so many likeliest tokens, likeliest first.
 pub fn likeliest(scores: &[f32], count: usize) -> Vec<u32> {
-    let mut order: Vec<u32> = (0..scores.len() as u32)
-        .filter(|id| !scores[*id as usize].is_nan())
-        .collect();
-    let before = |a: &u32, b: &u32| {
-        let by_score = scores[*b as usize].total_cmp(&scores[*a as usize]);
-        by_score.then(a.cmp(b))
-    };
-    if count < order.len() {
-        order.select_nth_unstable_by(count, before);
-        order.truncate(count);
-    }
-    order.sort_by(before);
-    order
+    let mut ranked = Ranked::new(scores, count);
+    ranked.order.sort_unstable_by(before(scores));
+    ranked.order
 }
 
 #[cfg(test)]
@@ -271,5 +315,15 @@ mod tests {
         assert!((all - 1.0).abs() < 1e-6);
         assert_eq!(likeliest(&[1.0, f32::NAN, 3.0, 3.0], 2), [2, 3]);
         assert_eq!(likeliest(&scores, 9), [0, 1, 2]);
+    }
+
+    #[test]
+    fn ranks_found_as_asked_for_are_those_of_a_whole_sort() {
+        let scores: Vec<f32> = (0..1000).map(|at| ((at * 7919) % 331) as f32).collect();
+        let mut ranked = Ranked::new(&scores, usize::MAX);
+        let one_by_one: Vec<u32> = (0..1001).map_while(|at| ranked.get(at)).collect();
+        assert_eq!(one_by_one, likeliest(&scores, 1000));
+        assert_eq!(highest(&scores), Some(one_by_one[0]));
+        assert_eq!(highest(&[f32::NAN]), None);
     }
 }

@@ -96,15 +96,15 @@ pub trait Kernel: Debug + Send + Sync + 'static {
         [0, 0]
     }
 
-    /// Bytes that a forward pass reads beside its inputs.
-    fn held(&self) -> u64 {
-        0
-    }
-
     /// True when [`Kernel::backward`] wants the first output back: it then is the first of the saved arrays, and no copy of it
     /// is made.
     fn keeps_output(&self) -> bool {
         false
+    }
+
+    /// Bytes that the forward pass reads beside its inputs.
+    fn own_bytes(&self) -> u64 {
+        0
     }
 
     /// What profiles call it.
@@ -185,6 +185,11 @@ pub fn portable<T>(work: impl FnOnce() -> T) -> T {
     let result = work();
     PORTABLE.with(|portable| portable.set(before));
     result
+}
+
+/// Whether ops of this thread take their portable form.
+pub(crate) fn is_portable() -> bool {
+    PORTABLE.with(Cell::get)
 }
 
 /// True when kernels apply to tensors of `device`; otherwise an op takes its composed, portable form.
@@ -339,7 +344,7 @@ fn run(kernel: &dyn Kernel, inputs: &[Primitive], save: bool) -> Forward {
         let written = made.outputs.iter().chain(&made.saved);
         let moved =
             bytes(inputs.data.iter().copied()) + bytes(written.map(|array| &array.data[..]));
-        [moved + kernel.held(), kernel.flops(&views)[0]]
+        [moved + kernel.own_bytes(), kernel.flops(&views)[0]]
     };
     profile::span(kernel.name(), Pass::Forward, size, || {
         kernel.forward(&views, save)

@@ -144,7 +144,7 @@ impl Kernel for Cached {
         [self.flash.work(self.k.shape()[1], self.v.shape()[1]), 0]
     }
 
-    fn held(&self) -> u64 {
+    fn own_bytes(&self) -> u64 {
         self.k.bytes() + self.v.bytes()
     }
 }

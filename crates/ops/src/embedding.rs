@@ -7,6 +7,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 
 use crate::activation::{only, output, single};
 use crate::adapter::{Array, Forward, Kernel, View, erase, on_cpu};
+use crate::param::Param;
 
 #[derive(Debug)]
 struct Embedding {
@@ -35,6 +36,18 @@ impl Kernel for Embedding {
         kernel::scatter_add(weight.shape[1], only(grads).data, &self.ids, &mut dweight);
         vec![Some(Array::new(weight.shape, dweight))]
     }
+}
+
+/// As [`embedding`] of a parameter, of which only those rows are widened where it is packed.
+///
+/// Panics when an id is not below the vocabulary.
+pub fn embedding_of(weight: &Param, ids: Arc<Vec<u32>>, [batch, time]: [usize; 2]) -> Tensor<3> {
+    let Some((packed, device)) = weight.packed_on() else {
+        return embedding(weight.tensor::<2>(), ids, [batch, time]);
+    };
+    let rows = packed.widened(ids.iter().map(|id| *id as usize));
+    let shape = [batch, time, packed.shape()[1]];
+    Tensor::from_data(TensorData::new(rows, shape), &device)
 }
 
 /// Rows `ids` (`batch * time` of them) of `weight` (`[vocabulary, dim]`), as `[batch, time, dim]`. The gradient is summed in

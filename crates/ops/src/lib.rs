@@ -17,9 +17,11 @@ pub mod norm;
 pub mod param;
 pub mod pool;
 pub mod profile;
+pub mod quantised;
 pub mod recurrence;
 pub mod rope;
 pub mod scan;
+pub mod workers;
 
 pub use adapter::{
     Array, Erased, Forward, Kernel, View, apply, device_is_cpu, erase, on_cpu, portable,

@@ -9,6 +9,7 @@ use crate::activation::{only, output, single};
 use crate::adapter::{Array, Forward, Kernel, View, erase, on_cpu};
 use crate::meter;
 use crate::param::{Builder, Init, LinearInit, Param};
+use crate::quantised::{quantised_linear, show};
 
 /// Inputs: `x [rows, in]`, `weight [out, in]` and, for [`Affine`]s with a bias, `bias [out]`.
 #[derive(Debug)]
@@ -143,7 +144,7 @@ impl Linear {
         let at = builder.at(name);
         let weight = Init::Scaled(Box::new(weight), scale);
         Linear {
-            weight: at.param("weight", &[output, input], weight),
+            weight: at.matrix("weight", &[output, input], weight),
             bias: bias.then(|| at.param_no_decay("bias", &[output], offset)),
             precision: builder.precision(),
         }
@@ -155,14 +156,17 @@ impl Linear {
         let rows = shape[..D - 1].iter().product::<usize>();
         let (output, input) = (self.weight.shape()[0], self.weight.shape()[1]);
         shape[D - 1] = output;
+        show(self.weight.name(), &x);
         let bias = self.bias.as_ref().map(|bias| bias.tensor::<1>());
-        linear(
-            x.reshape([rows, input]),
-            self.weight.tensor::<2>(),
-            bias,
-            self.precision,
-        )
-        .reshape(shape)
+        let x = x.reshape([rows, input]);
+        let y = match self.weight.packed() {
+            Some(weight) if on_cpu(&x) => {
+                meter::add(self.flops(rows));
+                quantised_linear(x, weight, bias, self.precision)
+            }
+            _ => linear(x, self.weight.tensor::<2>(), bias, self.precision),
+        };
+        y.reshape(shape)
     }
 
     /// Operations of one application to `rows` rows.

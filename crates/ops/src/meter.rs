@@ -14,6 +14,11 @@ pub fn add(flops: u64) {
     COUNT.with(|count| count.set(count.get().map(|total| total + flops)));
 }
 
+/// Whether this thread counts.
+pub(crate) fn is_counting() -> bool {
+    COUNT.with(|count| count.get().is_some())
+}
+
 /// Runs `work` and returns its result with the operations that it reported.
 pub fn count<T>(work: impl FnOnce() -> T) -> (T, u64) {
     let before = COUNT.with(|count| count.replace(Some(0)));

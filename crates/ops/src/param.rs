@@ -10,79 +10,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use anyformer_kernels::matmul::Precision;
+use anyformer_kernels::quant::Packed;
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
-use rand::{Rng, SeedableRng};
+use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-/// How a new parameter is filled.
-pub enum Init {
-    /// All zero.
-    Zeros,
-    /// All one.
-    Ones,
-    /// One value.
-    Constant(f32),
-    /// Normal with mean zero and this standard deviation.
-    Normal(f32),
-    /// Uniform in a range.
-    Uniform(f32, f32),
-    /// Uniform in `±1/sqrt(fan_in)`: the default of PyTorch's linear and convolution layers.
-    FanIn(usize),
-    /// Uniform in `±gain·sqrt(6/(fan_in+fan_out))`.
-    Xavier {
-        /// Inputs of one output.
-        fan_in: usize,
-        /// Outputs of one input.
-        fan_out: usize,
-        /// Factor on the bound.
-        gain: f32,
-    },
-    /// Another initialiser, its values multiplied by a factor.
-    Scaled(Box<Init>, f32),
-    /// Whatever the function returns (exactly as many values as the shape holds).
-    With(Box<dyn FnOnce(&mut ChaCha8Rng, usize) -> Vec<f32>>),
-}
+use held::Held;
+pub use init::{Init, normal};
 
-/// One standard normal number (Box–Muller; the second of the pair is dropped).
-pub fn normal(rng: &mut ChaCha8Rng) -> f32 {
-    let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
-    (radius * (std::f64::consts::TAU * rng.random::<f64>()).cos()) as f32
-}
-
-impl Init {
-    fn values(self, rng: &mut ChaCha8Rng, count: usize) -> Vec<f32> {
-        let uniform = |rng: &mut ChaCha8Rng, low: f32, high: f32| {
-            (0..count)
-                .map(|_| low + (high - low) * rng.random::<f32>())
-                .collect()
-        };
-        match self {
-            Init::Zeros => vec![0.0; count],
-            Init::Ones => vec![1.0; count],
-            Init::Constant(value) => vec![value; count],
-            Init::Normal(deviation) => (0..count).map(|_| deviation * normal(rng)).collect(),
-            Init::Uniform(low, high) => uniform(rng, low, high),
-            Init::FanIn(fan_in) => {
-                let bound = 1.0 / (fan_in.max(1) as f32).sqrt();
-                uniform(rng, -bound, bound)
-            }
-            Init::Xavier {
-                fan_in,
-                fan_out,
-                gain,
-            } => {
-                let bound = gain * (6.0 / (fan_in + fan_out) as f32).sqrt();
-                uniform(rng, -bound, bound)
-            }
-            Init::Scaled(init, factor) => {
-                let mut values = init.values(rng, count);
-                values.iter_mut().for_each(|value| *value *= factor);
-                values
-            }
-            Init::With(fill) => fill(rng, count),
-        }
-    }
-}
+mod held;
+mod init;
 
 #[derive(Debug)]
 struct Inner {
@@ -90,8 +27,9 @@ struct Inner {
     shape: Vec<usize>,
     decay: bool,
     trainable: bool,
+    packs: bool,
     tracking: Arc<AtomicBool>,
-    value: RwLock<Option<Tensor<1>>>,
+    value: RwLock<Option<Held>>,
 }
 
 /// A handle on one parameter; clones share the value.
@@ -134,6 +72,11 @@ impl Param {
         self.0.trainable
     }
 
+    /// True for matrices that only linear layers and lookups of rows read, which multiply with them packed.
+    pub fn packs(&self) -> bool {
+        self.0.packs
+    }
+
     /// The value at rank `D`. Tracked by autodiff unless tracking is off or the parameter is a buffer.
     ///
     /// Panics when the parameter was built without a device or `D` is not its rank.
@@ -142,13 +85,14 @@ impl Param {
             panic!("{} has shape {:?}, not rank {D}", self.name(), self.shape())
         };
         let guard = self.0.value.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(value) = guard.as_ref() else {
+        let Some(held) = guard.as_ref() else {
             panic!("{} was built without a device", self.name())
         };
+        let value = held.dense();
         let value = if self.0.tracking.load(Ordering::Relaxed) || !value.device().is_autodiff() {
-            value.clone()
+            value
         } else {
-            value.clone().inner()
+            value.inner()
         };
         value.reshape(shape)
     }
@@ -159,7 +103,53 @@ impl Param {
         let Some(value) = guard.as_ref() else {
             panic!("{} was built without a device", self.name())
         };
-        tensor_values(untracked(value.clone()))
+        match value {
+            Held::Dense(value) => tensor_values(untracked(value.clone())),
+            Held::Packed(packed, _) => packed.widened(0..packed.shape()[0]),
+            Held::Unset(count, _) => vec![0.0; *count],
+        }
+    }
+
+    /// Holds the values packed from now on, of 8 or 4 bits: for inference, and of a matrix. They are widened where anything
+    /// but a linear layer asks for them.
+    pub fn pack(&self, packed: Packed) -> Result<(), WrongSize> {
+        if self.shape() != packed.shape() {
+            return Err(WrongSize {
+                name: self.name().to_string(),
+                shape: self.shape().to_vec(),
+                expected: self.count(),
+                got: packed.shape().iter().product(),
+            });
+        }
+        let mut guard = self.0.value.write().unwrap_or_else(PoisonError::into_inner);
+        let device = match guard.as_ref() {
+            Some(Held::Dense(value)) => value.device(),
+            Some(Held::Packed(_, device) | Held::Unset(_, device)) => device.clone(),
+            None => panic!("{} was built without a device", self.name()),
+        };
+        *guard = Some(Held::Packed(Arc::new(packed), device));
+        Ok(())
+    }
+
+    /// The packed values, where they are.
+    pub fn packed(&self) -> Option<Arc<Packed>> {
+        self.packed_on().map(|(packed, _)| packed)
+    }
+
+    /// As [`Param::packed`], with the device for new tensors.
+    pub(crate) fn packed_on(&self) -> Option<(Arc<Packed>, Device)> {
+        let guard = self.0.value.read().unwrap_or_else(PoisonError::into_inner);
+        match guard.as_ref()? {
+            Held::Dense(_) | Held::Unset(..) => None,
+            Held::Packed(packed, device) => {
+                let tracking = self.0.tracking.load(Ordering::Relaxed);
+                let device = match tracking || !device.is_autodiff() {
+                    true => device.clone(),
+                    false => device.clone().inner(),
+                };
+                Some((packed.clone(), device))
+            }
+        }
     }
 
     /// Replaces the values.
@@ -176,23 +166,28 @@ impl Param {
         Ok(())
     }
 
-    /// Changes the values in place; no copy is made when nothing else holds the tensor.
+    /// Changes the values in place; no copy is made when nothing else holds the tensor. Packed values are widened for good.
     pub fn update(&self, change: impl FnOnce(&mut Vec<f32>)) {
         let mut guard = self.0.value.write().unwrap_or_else(PoisonError::into_inner);
         let Some(value) = guard.take() else {
             panic!("{} was built without a device", self.name())
         };
-        let device = value.device();
-        let mut values = tensor_values(untracked(value));
+        let (device, mut values) = match value {
+            Held::Dense(value) => (value.device(), tensor_values(untracked(value))),
+            Held::Packed(packed, device) => (device, packed.widened(0..packed.shape()[0])),
+            Held::Unset(count, device) => (device, vec![0.0; count]),
+        };
         change(&mut values);
-        *guard = Some(leaf(values, &device, self.0.trainable));
+        *guard = Some(Held::Dense(leaf(values, &device, self.0.trainable)));
     }
 
     /// The gradient of this parameter, flat, or `None` when it had no part in the loss.
     pub fn gradient(&self, gradients: &mut Gradients) -> Option<Vec<f32>> {
         let guard = self.0.value.read().unwrap_or_else(PoisonError::into_inner);
-        let value = guard.as_ref()?;
-        value.grad_remove(gradients).map(tensor_values)
+        match guard.as_ref()? {
+            Held::Dense(value) => value.grad_remove(gradients).map(tensor_values),
+            Held::Packed(..) | Held::Unset(..) => None,
+        }
     }
 }
 
@@ -279,6 +274,8 @@ impl ParamStore {
 #[derive(Debug)]
 struct Shared {
     device: Option<Device>,
+    /// No value is drawn: all are 0 until they are set.
+    unfilled: bool,
     seed: u64,
     tracking: Arc<AtomicBool>,
     params: Mutex<(Vec<Param>, BTreeSet<String>)>,
@@ -306,18 +303,24 @@ pub enum LinearInit {
 impl Builder {
     /// A builder whose parameters live on `device` (an autodiff device, where they are to be trained).
     pub fn new(device: &Device, seed: u64) -> Self {
-        Self::make(Some(device.clone()), seed)
+        Self::make(Some(device.clone()), false, seed)
     }
 
     /// A builder that records names and shapes and allocates nothing.
     pub fn shapes_only() -> Self {
-        Self::make(None, 0)
+        Self::make(None, false, 0)
     }
 
-    fn make(device: Option<Device>, seed: u64) -> Self {
+    /// A builder whose parameters are 0, to be set from a file: drawing values for nothing takes time and memory.
+    pub fn unfilled(device: &Device) -> Self {
+        Self::make(Some(device.clone()), true, 0)
+    }
+
+    fn make(device: Option<Device>, unfilled: bool, seed: u64) -> Self {
         Builder {
             shared: Arc::new(Shared {
                 device,
+                unfilled,
                 seed,
                 tracking: Arc::new(AtomicBool::new(true)),
                 params: Mutex::default(),
@@ -385,34 +388,49 @@ impl Builder {
 
     /// A trained parameter under weight decay.
     pub fn param(&self, name: &str, shape: &[usize], init: Init) -> Param {
-        self.add(name, shape, init, true, true)
+        self.make_param(name, shape, init, [true, true, false])
+    }
+
+    /// As [`Builder::param`], of a matrix that only linear layers and lookups of rows read.
+    pub fn matrix(&self, name: &str, shape: &[usize], init: Init) -> Param {
+        self.make_param(name, shape, init, [true, true, true])
     }
 
     /// A trained parameter without weight decay.
     pub fn param_no_decay(&self, name: &str, shape: &[usize], init: Init) -> Param {
-        self.add(name, shape, init, false, true)
+        self.make_param(name, shape, init, [false, true, false])
     }
 
     /// A buffer: saved and loaded, never trained.
     pub fn buffer(&self, name: &str, shape: &[usize], init: Init) -> Param {
-        self.add(name, shape, init, false, false)
+        self.make_param(name, shape, init, [false, false, false])
     }
 
-    fn add(&self, name: &str, shape: &[usize], init: Init, decay: bool, trainable: bool) -> Param {
+    fn make_param(
+        &self,
+        name: &str,
+        shape: &[usize],
+        init: Init,
+        [decay, trainable, packs]: [bool; 3],
+    ) -> Param {
         let name = self.path(name);
         let shared = &self.shared;
         let value = shared.device.as_ref().map(|device| {
             let mut rng = ChaCha8Rng::seed_from_u64(shared.seed ^ fnv1a(&name));
             let count = shape.iter().product();
+            if shared.unfilled {
+                return Held::Unset(count, device.clone());
+            }
             let values = init.values(&mut rng, count);
             assert_eq!(values.len(), count, "initial values of {name}");
-            leaf(values, device, trainable)
+            Held::Dense(leaf(values, device, trainable))
         });
         let param = Param(Arc::new(Inner {
             name: name.clone(),
             shape: shape.to_vec(),
             decay,
             trainable,
+            packs,
             tracking: shared.tracking.clone(),
             value: RwLock::new(value),
         }));
@@ -444,46 +462,4 @@ fn fnv1a(text: &str) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn counting_allocates_nothing_and_names_are_paths() {
-        let builder = Builder::shapes_only();
-        let huge = builder
-            .at("layers")
-            .at(0)
-            .param("weight", &[1 << 20, 1 << 20], Init::Zeros);
-        assert_eq!(huge.name(), "layers.0.weight");
-        assert_eq!(builder.store().count(), 1 << 40);
-    }
-
-    #[test]
-    fn initial_values_depend_on_seed_and_name_only() {
-        let device = Device::flex().autodiff();
-        let make = |seed, first: &str, second: &str| {
-            let builder = Builder::new(&device, seed);
-            builder.param(first, &[4], Init::Normal(1.0));
-            builder.param(second, &[4], Init::Normal(1.0));
-            let store = builder.store();
-            store.get("a").map(Param::values)
-        };
-        assert_eq!(make(1, "a", "b"), make(1, "b", "a"));
-        assert_ne!(make(1, "a", "b"), make(2, "a", "b"));
-    }
-
-    #[test]
-    fn values_update_and_gradients_follow() {
-        let device = Device::flex().autodiff();
-        let builder = Builder::new(&device, 0);
-        let weight = builder.param("weight", &[2, 3], Init::Ones);
-        weight.update(|values| values[5] = 3.0);
-        let loss = weight.tensor::<2>().powi_scalar(2).sum();
-        let mut gradients = loss.backward();
-        let grad = weight.gradient(&mut gradients).expect("in the loss");
-        assert_eq!(grad, [2.0, 2.0, 2.0, 2.0, 2.0, 6.0]);
-        assert!(weight.set(vec![0.0; 5]).is_err());
-        builder.store().set_tracking(false);
-        assert!(!weight.tensor::<2>().device().is_autodiff());
-    }
-}
+mod tests;

@@ -81,6 +81,11 @@ pub fn span<T>(
     result
 }
 
+/// Whether this thread records.
+pub(crate) fn is_recording() -> bool {
+    TAKEN.with(|taken| taken.borrow().is_some())
+}
+
 /// The last part of a type's name.
 pub(crate) fn short(name: &'static str) -> &'static str {
     name.rsplit("::").next().unwrap_or(name)

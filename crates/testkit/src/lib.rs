@@ -6,6 +6,7 @@ pub mod golden;
 pub mod import;
 pub mod laws;
 pub mod model_laws;
+pub mod quantise;
 pub mod tolerance;
 pub mod whole;
 

@@ -1,6 +1,6 @@
 //! Every golden against our mixers, and every mixer against at least one golden.
 
-use anyformer_testkit::{golden, import, whole};
+use anyformer_testkit::{golden, import, quantise, whole};
 
 #[test]
 fn every_mixer_equals_an_implementation_that_is_not_ours() {
@@ -10,6 +10,7 @@ fn every_mixer_equals_an_implementation_that_is_not_ours() {
         let checked = match golden.mixer.as_str() {
             "model" => whole::check(golden),
             "import" => import::check(golden),
+            "quantise" => quantise::check(golden),
             _ => golden.check_mixer(),
         };
         if let Err(what) = checked {

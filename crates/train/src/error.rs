@@ -13,6 +13,11 @@ pub enum TrainError {
     /// Options that cannot be.
     #[error("read the training options: {0}")]
     Config(String),
+    /// A model for inference only.
+    #[error(
+        "train: {0} is quantised, and quantised weights are not trained; train the model that it was made of"
+    )]
+    Quantised(String),
     /// A run file that cannot be read.
     #[error("read {}: {message}", path.display())]
     Run {

@@ -81,6 +81,10 @@ impl<'a> Trainer<'a> {
     /// Trains `model`, built on a [`training_device`], on the training split of `task`.
     pub fn new(model: Model, task: &'a dyn Task, config: TrainConfig) -> Result<Self, TrainError> {
         config.check()?;
+        let mut params = model.params().params().iter();
+        if let Some(param) = params.find(|param| param.packed().is_some()) {
+            return Err(TrainError::Quantised(param.name().to_string()));
+        }
         let loader = task.loader(Split::Train, config.batch, config.seed)?;
         let optimizer = AdamW::new(model.params());
         Ok(Trainer {

@@ -25,6 +25,7 @@ pub(crate) fn run(path: &Path, time: usize, say: &Say) -> Result<(), Failure> {
     let value = json!({
         "model": opened.path, "model_type": kind, "config": config.to_json(), "parameters": params, "time": time,
         "flops_per_token": per_token, "state_bytes": cost.state_bytes, "chat_template": chat, "info": opened.info,
+        "quantisation": opened.quantisation,
     });
     say.result(&value, || {
         let gives = match config.gives {
@@ -57,6 +58,18 @@ pub(crate) fn run(path: &Path, time: usize, say: &Say) -> Result<(), Failure> {
             grouped(params),
             bytes(4.0 * params as f64)
         );
+        if let Some(how) = &opened.quantisation {
+            let group = match how.group {
+                0 => "the whole row".to_string(),
+                group => format!("{group} neighbours"),
+            };
+            let _ = writeln!(
+                text,
+                "  quantised        {} bits by {}, a scale for {group}",
+                how.bits,
+                how.method.name()
+            );
+        }
         super::info::costs(&mut text, &cost, per_token, time);
         let _ = writeln!(
             text,

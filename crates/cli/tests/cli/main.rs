@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod compare;
+mod convert;
 mod generate;
 mod harness;
 mod kill;

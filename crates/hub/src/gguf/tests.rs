@@ -105,3 +105,45 @@ fn no_bytes_make_the_reader_panic() {
         let _ = parsed(&bytes[..end]);
     }
 }
+
+#[test]
+fn blocks_stay_packed_and_stand_for_the_same_values() {
+    use crate::families::names::Place;
+    use anyformer_ops::{Builder, Device, Init};
+
+    let folder = tempfile::tempdir().expect("folder");
+    let path = folder.path().join("m.gguf");
+    for (kind, size) in [(8, 34), (2, 18), (3, 20)] {
+        let mut bytes = file(kind);
+        let from = bytes.len() - 68;
+        bytes.truncate(from + 2 * size);
+        for (at, byte) in bytes[from..].iter_mut().enumerate() {
+            *byte = (at * 73 + 19) as u8;
+        }
+        for block in 0..2 {
+            // Finite scales and minima.
+            bytes[from + block * size + 1] = 0x2c;
+            if kind == 3 {
+                bytes[from + block * size + 3] = 0x28;
+            }
+        }
+        std::fs::write(&path, bytes).expect("written");
+        let weights = weights(&path, &read(&path).expect("a file")).expect("fits");
+        let stored = weights.get("t.weight").expect("there");
+        let param =
+            |name: &str| Builder::new(&Device::flex(), 0).matrix(name, &[2, 32], Init::Zeros);
+        let (packed, widened) = (param("packed"), param("widened"));
+        let place = Place::own("t.weight");
+        assert_eq!(
+            weights.fill_packed(&packed, stored, &place).expect("read"),
+            None
+        );
+        assert_eq!(weights.fill(&widened, stored, &place).expect("read"), None);
+        assert!(packed.packed().is_some() && widened.packed().is_none());
+        let pairs = packed.values().into_iter().zip(widened.values());
+        for (a, b) in pairs {
+            assert!((a - b).abs() <= 1e-6 * b.abs().max(0.1), "{kind}: {a} {b}");
+        }
+        assert!(widened.values().iter().any(|value| *value != 0.0));
+    }
+}

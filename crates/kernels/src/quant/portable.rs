@@ -1,0 +1,127 @@
+//! The loops without instructions of their own: the compiler makes AVX2 (or what there is) of them.
+
+use half::f16;
+
+use super::{Bits, LANES, Line, Panel, Rows};
+use crate::simd::dispatched;
+
+/// Weight `at` of a word as a number, before the scale.
+#[inline(always)]
+fn weight(bits: Bits, low: f32, word: u32, at: usize) -> f32 {
+    match bits {
+        Bits::Eight => f32::from((word >> (8 * at)) as u8 as i8),
+        Bits::Four => ((word >> (4 * at)) & 15) as f32 + low,
+        Bits::Half => f16::from_bits((word >> (16 * at)) as u16).to_f32(),
+        Bits::Brain => f32::from_bits(word >> (16 * at) << 16),
+    }
+}
+
+/// What 0 stands for.
+#[inline(always)]
+fn low(panel: Panel) -> f32 {
+    if panel.zeros.is_some() { 0.0 } else { -8.0 }
+}
+
+#[inline(always)]
+fn halves(values: &[f16], group: usize) -> [f32; LANES] {
+    std::array::from_fn(|lane| values[group * LANES + lane].to_f32())
+}
+
+dispatched! {
+    /// The sums of a panel with some rows.
+    pub(super) fn multiply<'a>(
+        bits: Bits,
+        panel: Panel<'a>,
+        rows: Rows<'a>,
+        sums: &'a mut [[f32; LANES]],
+    ) {
+        match bits {
+            Bits::Eight => rows_of::<4>(bits, panel, rows, sums),
+            Bits::Four => rows_of::<8>(bits, panel, rows, sums),
+            Bits::Half | Bits::Brain => rows_of::<2>(bits, panel, rows, sums),
+        }
+    }
+}
+
+#[inline(always)]
+fn rows_of<const PER: usize>(bits: Bits, panel: Panel, rows: Rows, sums: &mut [[f32; LANES]]) {
+    let groups = panel.lines.len().div_ceil(panel.per_group);
+    let low = low(panel);
+    for (group, lines) in panel.lines.chunks(panel.per_group).enumerate() {
+        let scale = halves(panel.scales, group);
+        let zero = panel.zeros.map(|zeros| halves(zeros, group));
+        let first = group * panel.per_group * PER;
+        for (row, total) in sums.iter_mut().enumerate() {
+            let x = &rows.values[row * rows.stride + first..][..lines.len() * PER];
+            let mut part = [0.0f32; LANES];
+            for (line, x) in lines.iter().zip(x.as_chunks::<PER>().0) {
+                for at in 0..PER {
+                    for lane in 0..LANES {
+                        let weight = weight(bits, low, line.0[lane], at);
+                        part[lane] = weight.mul_add(x[at], part[lane]);
+                    }
+                }
+            }
+            for lane in 0..LANES {
+                total[lane] = part[lane].mul_add(scale[lane], total[lane]);
+            }
+            if let Some(zero) = zero {
+                for lane in 0..LANES {
+                    total[lane] = zero[lane].mul_add(rows.sums[row * groups + group], total[lane]);
+                }
+            }
+        }
+    }
+}
+
+/// The weights of a line, column by column.
+pub(super) fn widen(bits: Bits, panel: Panel, line: usize, values: &mut [[f32; LANES]; 8]) {
+    let (group, low) = (line / panel.per_group, low(panel));
+    let scale = halves(panel.scales, group);
+    let zero = panel
+        .zeros
+        .map_or([0.0; LANES], |zeros| halves(zeros, group));
+    for (at, to) in values[..bits.per_word()].iter_mut().enumerate() {
+        for lane in 0..LANES {
+            let weight = weight(bits, low, panel.lines[line].0[lane], at);
+            to[lane] = weight.mul_add(scale[lane], zero[lane]);
+        }
+    }
+}
+
+/// The weights of one row of a panel.
+pub(super) fn widen_row(bits: Bits, panel: Panel, lane: usize, values: &mut [f32]) {
+    let low = low(panel);
+    let lines = panel.lines.iter().zip(values.chunks_mut(bits.per_word()));
+    for (line, (words, values)) in lines.enumerate() {
+        let at = line / panel.per_group * LANES + lane;
+        let scale = panel.scales[at].to_f32();
+        let zero = panel.zeros.map_or(0.0, |zeros| zeros[at].to_f32());
+        for (at, value) in values.iter_mut().enumerate() {
+            *value = weight(bits, low, words.0[lane], at).mul_add(scale, zero);
+        }
+    }
+}
+
+dispatched! {
+    /// Integer sums of a panel of 8 bits with some rows of bytes `x [rows, stride]`, from word `first` of each row on.
+    pub(super) fn integers<'a>(
+        lines: &'a [Line],
+        x: &'a [i8],
+        stride: usize,
+        first: usize,
+        sums: &'a mut [[i32; LANES]],
+    ) {
+        for (row, sums) in sums.iter_mut().enumerate() {
+            let x = &x[row * stride + 4 * first..][..4 * lines.len()];
+            for (line, x) in lines.iter().zip(x.as_chunks::<4>().0) {
+                for at in 0..4 {
+                    for lane in 0..LANES {
+                        let weight = i32::from((line.0[lane] >> (8 * at)) as u8 as i8);
+                        sums[lane] += weight * i32::from(x[at]);
+                    }
+                }
+            }
+        }
+    }
+}

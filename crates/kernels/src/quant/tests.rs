@@ -1,0 +1,392 @@
+use half::f16;
+
+use super::gptq::{Inputs, Options, quantise};
+use super::round::{Scheme, nearest};
+use super::search::{activation_aware, output_error, smooth, smoothing};
+use super::*;
+use crate::testing::{assert_close, rand_vec};
+
+fn levels() -> Vec<Level> {
+    match Level::best() {
+        Level::Portable => vec![Level::Portable],
+        best => vec![Level::Portable, best],
+    }
+}
+
+fn schemes() -> Vec<Scheme> {
+    let mut all = Vec::new();
+    for (bits, zeros) in [
+        (Bits::Eight, false),
+        (Bits::Four, false),
+        (Bits::Four, true),
+    ] {
+        for group in [0, 8, 32, 128] {
+            all.push(Scheme { bits, group, zeros });
+        }
+    }
+    all
+}
+
+/// The weights that `quants` stands for, as the documentation says it.
+fn values(quants: &Quants) -> Vec<f64> {
+    let mut values = Vec::new();
+    for row in 0..quants.rows {
+        for column in 0..quants.columns {
+            let group = row * quants.groups() + column / quants.group;
+            let q = f64::from(quants.values[row * quants.columns + column]);
+            let zero = quants
+                .zeros
+                .as_ref()
+                .map_or(0.0, |zeros| zeros[group].to_f64());
+            let factor = quants
+                .inputs
+                .as_ref()
+                .map_or(1.0, |inputs| f64::from(inputs[column]));
+            values.push((q * quants.scales[group].to_f64() + zero) * factor);
+        }
+    }
+    values
+}
+
+fn naive(x: &[f32], quants: &Quants, bias: Option<&[f32]>) -> Vec<f32> {
+    let weights = values(quants);
+    let mut out = Vec::new();
+    for x in x.chunks_exact(quants.columns) {
+        for (row, weights) in weights.chunks_exact(quants.columns).enumerate() {
+            let sum: f64 = x.iter().zip(weights).map(|(x, w)| f64::from(*x) * w).sum();
+            out.push((sum + bias.map_or(0.0, |bias| f64::from(bias[row]))) as f32);
+        }
+    }
+    out
+}
+
+const SIZES: [[usize; 3]; 9] = [
+    [1, 1, 1],
+    [1, 32, 16],
+    [2, 33, 17],
+    [3, 7, 40],
+    [5, 130, 31],
+    [8, 64, 48],
+    [13, 257, 5],
+    [32, 40, 33],
+    [37, 70, 50],
+];
+
+#[test]
+fn every_scheme_level_and_number_of_rows_matches_the_sum() {
+    for scheme in schemes() {
+        for [m, k, n] in SIZES {
+            let mut quants = nearest(scheme, [n, k], &rand_vec(1, n * k)).expect("fits");
+            let x = rand_vec(2, m * k);
+            let bias = rand_vec(3, n);
+            for factors in [false, true] {
+                if factors {
+                    quants.inputs = Some(rand_vec(4, k));
+                }
+                let packed = Packed::new(&quants).expect("fits");
+                assert_eq!(packed.quants(), Some(quants.clone()));
+                let rows = packed.widened(0..n);
+                let want: Vec<f32> = values(&quants).iter().map(|v| *v as f32).collect();
+                assert_close("widened", &rows, &want, 1e-6);
+                for level in levels() {
+                    for bias in [None, Some(&bias[..])] {
+                        let got = product_at(level, Precision::F32, &x, &packed, bias);
+                        let name = format!("{scheme:?} {level:?} {m} x {k} x {n}");
+                        assert_close(&name, &got, &naive(&x, &quants, bias), 2e-6);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_of_16_bits_are_what_they_are() {
+    for [m, k, n] in SIZES {
+        let (weights, x) = (rand_vec(1, n * k), rand_vec(2, m * k));
+        for bits in [Bits::Half, Bits::Brain] {
+            let brief = |weight: &f32| match bits {
+                Bits::Half => f16::from_f32(*weight).to_bits(),
+                _ => half::bf16::from_f32(*weight).to_bits(),
+            };
+            let halves: Vec<u16> = weights.iter().map(brief).collect();
+            let packed = Packed::of_halves(bits, [n, k], &halves);
+            let wide = |half: &u16| match bits {
+                Bits::Half => f16::from_bits(*half).to_f32(),
+                _ => half::bf16::from_bits(*half).to_f32(),
+            };
+            let widened: Vec<f32> = halves.iter().map(wide).collect();
+            assert_eq!(
+                (packed.widened(0..n), packed.quants()),
+                (widened.clone(), None)
+            );
+            let mut want = Vec::new();
+            for x in x.chunks_exact(k) {
+                for w in widened.chunks_exact(k) {
+                    let terms = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w));
+                    want.push(terms.sum::<f64>() as f32);
+                }
+            }
+            for level in levels() {
+                let got = product_at(level, Precision::F32, &x, &packed, None);
+                assert_close(
+                    &format!("{bits:?} {level:?} {m} x {k} x {n}"),
+                    &got,
+                    &want,
+                    2e-6,
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn blocks_of_outputs_are_put_together() {
+    let scheme = Scheme {
+        bits: Bits::Eight,
+        group: 0,
+        zeros: false,
+    };
+    // More than a block of weights is.
+    let [m, k, n] = [FEW + 1, 8192, 530];
+    let quants = nearest(scheme, [n, k], &rand_vec(1, n * k)).expect("fits");
+    let packed = Packed::new(&quants).expect("fits");
+    let (x, bias) = (rand_vec(2, m * k), rand_vec(3, n));
+    let got = product(Precision::F32, &x, &packed, Some(&bias));
+    assert_close("blocks", &got, &naive(&x, &quants, Some(&bias)), 1e-5);
+}
+
+#[test]
+fn products_of_bytes_are_exact_sums_of_the_rounded_rows() {
+    let scheme = |group| Scheme {
+        bits: Bits::Eight,
+        group,
+        zeros: false,
+    };
+    for group in [0, 32] {
+        for [m, k, n] in SIZES {
+            let mut quants = nearest(scheme(group), [n, k], &rand_vec(1, n * k)).expect("fits");
+            quants.brief_inputs = true;
+            let x = rand_vec(2, m * k);
+            let rounded: Vec<f32> = x
+                .chunks_exact(k)
+                .flat_map(|row| {
+                    let most = row.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+                    row.iter()
+                        .map(move |x| (x * (127.0 / most)).round_ties_even() * (most / 127.0))
+                })
+                .collect();
+            let packed = Packed::new(&quants).expect("fits");
+            let want = naive(&rounded, &quants, None);
+            let mut seen = Vec::new();
+            for level in levels() {
+                let got = product_at(level, Precision::F32, &x, &packed, None);
+                assert_close(&format!("{level:?} {m} x {k} x {n}"), &got, &want, 2e-6);
+                seen.push(got);
+            }
+            assert!(
+                seen.iter().all(|got| *got == seen[0]),
+                "levels agree to the bit"
+            );
+        }
+    }
+    // Nothing at all, and numbers that are not.
+    let mut quants = nearest(scheme(0), [3, 4], &rand_vec(1, 12)).expect("fits");
+    quants.brief_inputs = true;
+    let packed = Packed::new(&quants).expect("fits");
+    assert_eq!(product(Precision::F32, &[0.0; 4], &packed, None), [0.0; 3]);
+    product(
+        Precision::F32,
+        &[f32::NAN, f32::INFINITY, 1.0, -1.0],
+        &packed,
+        None,
+    );
+}
+
+#[test]
+fn rounding_is_within_half_a_step() {
+    for scheme in schemes() {
+        let weights = rand_vec(7, 11 * 70);
+        let quants = nearest(scheme, [11, 70], &weights).expect("fits");
+        for (at, (value, weight)) in values(&quants).iter().zip(&weights).enumerate() {
+            let group = at / 70 * quants.groups() + at % 70 / quants.group;
+            let step = quants.scales[group].to_f64();
+            // Scales and zeros are rounded to f16, which moves the ends of the range.
+            let allowed = 0.5 * step + 0.02 * step;
+            assert!(
+                (value - f64::from(*weight)).abs() <= allowed,
+                "{scheme:?} at {at}"
+            );
+        }
+    }
+    let scheme = Scheme {
+        bits: Bits::Four,
+        group: 32,
+        zeros: false,
+    };
+    assert!(nearest(scheme, [1, 2], &[f32::NAN, f32::INFINITY]).is_err());
+    let zeros = nearest(scheme, [1, 2], &[0.0; 2]).expect("fits");
+    assert_eq!(values(&zeros), [0.0; 2]);
+}
+
+#[test]
+fn what_does_not_fit_is_refused_by_name() {
+    let scheme = Scheme {
+        bits: Bits::Four,
+        group: 8,
+        zeros: false,
+    };
+    let quants = nearest(scheme, [3, 16], &rand_vec(1, 48)).expect("fits");
+    let refused = |change: &dyn Fn(&mut Quants)| {
+        let mut quants = quants.clone();
+        change(&mut quants);
+        Packed::new(&quants).expect_err("refused").to_string()
+    };
+    assert!(refused(&|q| q.group = 12).contains("multiple of 8"));
+    assert!(refused(&|q| q.group = 0).contains("multiple of 8"));
+    assert!(refused(&|q| q.values[3] = 8).contains("8 is outside"));
+    assert!(refused(&|q| q.scales.truncate(1)).contains("6 scales, got 1"));
+    assert!(refused(&|q| q.scales[0] = f16::NAN).contains("finite"));
+    assert!(refused(&|q| q.zeros = Some(vec![])).contains("zeros, got 0"));
+    assert!(refused(&|q| q.inputs = Some(vec![])).contains("16 factors"));
+    assert!(refused(&|q| q.brief_inputs = true).contains("8 bits"));
+}
+
+/// Rows that depend on each other, some columns much larger.
+fn correlated(rows: usize, columns: usize) -> Vec<f32> {
+    let hidden = rand_vec(11, rows * 6);
+    let mix = rand_vec(12, 6 * columns);
+    let noise = rand_vec(13, rows * columns);
+    let mut x = Vec::new();
+    for row in 0..rows {
+        for column in 0..columns {
+            let sum: f32 = (0..6)
+                .map(|at| hidden[row * 6 + at] * mix[at * columns + column])
+                .sum();
+            let size = if column % 17 == 3 { 20.0 } else { 1.0 };
+            x.push(size * (sum + 0.1 * noise[row * columns + column]));
+        }
+    }
+    x
+}
+
+#[test]
+fn errors_of_outputs_fall_with_what_is_known_of_the_inputs() {
+    let (n, k) = (24, 96);
+    let weights = rand_vec(21, n * k);
+    let x = correlated(300, k);
+    let mut inputs = Inputs::new(k);
+    x.chunks(100 * k).for_each(|x| inputs.add(x));
+    assert_eq!(inputs.rows, 300);
+    for zeros in [false, true] {
+        for group in [0, 32] {
+            let scheme = Scheme {
+                bits: Bits::Four,
+                group,
+                zeros,
+            };
+            let near = nearest(scheme, [n, k], &weights).expect("fits");
+            let error = |quants: &Quants| output_error(quants, &weights, &inputs);
+            // The error is that of the outputs themselves.
+            let exact: f64 = {
+                let difference: Vec<f64> = values(&near)
+                    .iter()
+                    .zip(&weights)
+                    .map(|(a, b)| a - f64::from(*b))
+                    .collect();
+                let of = |x: &[f32], d: &[f64]| -> f64 {
+                    x.iter().zip(d).map(|(x, d)| f64::from(*x) * d).sum()
+                };
+                let rows = x.chunks_exact(k);
+                rows.flat_map(|x| difference.chunks_exact(k).map(move |d| of(x, d).powi(2)))
+                    .sum()
+            };
+            assert!((error(&near) / exact - 1.0).abs() < 1e-3);
+            for by_size in [false, true] {
+                let options = Options {
+                    by_size,
+                    ..Default::default()
+                };
+                let better = quantise(scheme, options, n, &weights, &inputs).expect("fits");
+                assert!(
+                    error(&better) < 0.5 * error(&near),
+                    "{scheme:?} {options:?}"
+                );
+            }
+            let better = activation_aware(scheme, n, &weights, &inputs).expect("fits");
+            assert!(error(&better) < 0.9 * error(&near), "{scheme:?}");
+        }
+    }
+    // Inputs that have nothing to do with each other leave nothing to make up for.
+    let mut apart = Inputs::new(k);
+    for at in 0..k {
+        apart.products[at * k + at] = 2.0;
+    }
+    let scheme = Scheme {
+        bits: Bits::Four,
+        group: 32,
+        zeros: true,
+    };
+    let near = nearest(scheme, [n, k], &weights).expect("fits");
+    assert_eq!(
+        quantise(scheme, Options::default(), n, &weights, &apart).expect("fits"),
+        near
+    );
+    // Nor do inputs that were never seen.
+    let none = Inputs::new(k);
+    assert_eq!(
+        quantise(scheme, Options::default(), n, &weights, &none).expect("fits"),
+        near
+    );
+    let mut broken = Inputs::new(k);
+    broken.products[5] = f32::NAN;
+    assert!(quantise(scheme, Options::default(), n, &weights, &broken).is_err());
+}
+
+#[test]
+fn smoothing_cancels_before_rounding_and_helps_after_it() {
+    let (n, k) = (24, 96);
+    let (weights, x) = (rand_vec(21, n * k), correlated(300, k));
+    let mut inputs = Inputs::new(k);
+    inputs.add(&x);
+    let scheme = Scheme {
+        bits: Bits::Eight,
+        group: 0,
+        zeros: false,
+    };
+    // At alpha 1 the factors are the sizes of the inputs, at 0 one over those of the weights.
+    assert_close(
+        "alpha 1",
+        &smoothing(1.0, &weights, &inputs),
+        &inputs.largest,
+        1e-6,
+    );
+    let factors = smoothing(0.5, &weights, &inputs);
+    let exact = |factors: Option<&[f32]>| -> Vec<f32> {
+        let mut out = Vec::new();
+        for x in x.chunks_exact(k) {
+            for w in weights.chunks_exact(k) {
+                let term = |at: usize| {
+                    let s = factors.map_or(1.0, |factors| f64::from(factors[at]));
+                    f64::from(x[at]) / s * (f64::from(w[at]) * s)
+                };
+                out.push((0..k).map(term).sum::<f64>() as f32);
+            }
+        }
+        out
+    };
+    let plain = exact(None);
+    assert_close("identity", &exact(Some(&factors)), &plain, 1e-7);
+    let error = |quants: &Quants| {
+        let packed = Packed::new(quants).expect("fits");
+        let got = product(Precision::F32, &x, &packed, None);
+        got.iter()
+            .zip(&plain)
+            .map(|(a, b)| f64::from(a - b).powi(2))
+            .sum::<f64>()
+    };
+    let mut direct = nearest(scheme, [n, k], &weights).expect("fits");
+    direct.brief_inputs = true;
+    let smoothed = smooth(scheme, 0.5, n, &weights, &inputs).expect("fits");
+    assert!(error(&smoothed) < 0.5 * error(&direct));
+}
