@@ -22,6 +22,7 @@ pub mod families;
 pub mod folder;
 mod gguf;
 pub mod model;
+pub mod sentence;
 pub mod tensors;
 mod weights;
 
@@ -34,6 +35,7 @@ pub use model::{
     CONFIG_FILE, Extra, FORMAT_VERSION, INDEX_FILE, MODEL_FILE, ModelFolder, TOKENIZER_FILE, load,
     save, write_model,
 };
+pub use sentence::SentenceVectors;
 pub use tensors::{
     NamedTensor, TensorFile, parse_safetensors, read_safetensors, write_safetensors,
 };

@@ -119,10 +119,14 @@ pub(crate) fn app(
     let model = opened.load(&device).input()?;
     let started = match encodes {
         true => {
+            let own = opened.sentence_vectors().input()?;
+            let longest = own.and_then(|own| own.tokens).unwrap_or(usize::MAX);
             let config = EncoderConfig {
                 wait: Duration::from_millis(args.wait),
                 queue: args.queue,
-                context: args.context,
+                context: args.context.min(longest),
+                pool: own.map(|own| own.pool),
+                unit: own.is_none_or(|own| own.unit),
                 ..EncoderConfig::default()
             };
             Encoder::start(model, config, metrics.clone()).map(Served::Vectors)

@@ -13,6 +13,8 @@ use tokio::sync::mpsc::unbounded_channel;
 use tokio::sync::oneshot;
 
 use anyformer_hub::Message;
+use anyformer_data::Tokenizer;
+use anyformer_data::tokenizer::TokenizerError;
 use anyformer_models::SampleOptions;
 
 use super::App;
@@ -40,8 +42,24 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, ApiError> {
 
 /// Tokens of texts, away from the threads that serve connections.
 pub(super) async fn encode(app: &Arc<App>, texts: Vec<String>) -> Result<Vec<Vec<u32>>, ApiError> {
+    encode_by(app, texts, Tokenizer::encode).await
+}
+
+/// The same with the begin and end tokens that the tokenizer's file asks for.
+pub(super) async fn encode_whole(
+    app: &Arc<App>,
+    texts: Vec<String>,
+) -> Result<Vec<Vec<u32>>, ApiError> {
+    encode_by(app, texts, Tokenizer::encode_whole).await
+}
+
+async fn encode_by(
+    app: &Arc<App>,
+    texts: Vec<String>,
+    by: fn(&Tokenizer, &str) -> Result<Vec<u32>, TokenizerError>,
+) -> Result<Vec<Vec<u32>>, ApiError> {
     let tokenizer = app.tokenizer.clone();
-    let encode = move || texts.iter().map(|text| tokenizer.encode(text)).collect();
+    let encode = move || texts.iter().map(|text| by(&tokenizer, text)).collect();
     let encoded: Result<Vec<Vec<u32>>, _> = match tokio::task::spawn_blocking(encode).await {
         Ok(encoded) => encoded,
         Err(_) => {
@@ -142,11 +160,17 @@ pub(super) async fn completions(
     let request: CompletionRequest = parse(&bytes)?;
     request.common.check_others()?;
     check_model(&app, request.common.model.as_ref())?;
-    let prompts = match request.prompt {
-        Prompt::Text(text) => encode(&app, vec![text]).await?,
-        Prompt::Texts(texts) => encode(&app, texts).await?,
-        Prompt::Ids(ids) => vec![ids],
-        Prompt::Lists(lists) => lists,
+    let texts = match request.prompt {
+        Prompt::Text(text) => Ok(vec![text]),
+        Prompt::Texts(texts) => Ok(texts),
+        Prompt::Ids(ids) => Err(vec![ids]),
+        Prompt::Lists(lists) => Err(lists),
+    };
+    let prompts = match (texts, &request.common.state) {
+        (Err(ids), _) => ids,
+        (Ok(texts), None) => encode_whole(&app, texts).await?,
+        // What goes on from a state is no beginning.
+        (Ok(texts), Some(_)) => encode(&app, texts).await?,
     };
     let asked = request.common.max_tokens;
     let ask = check(
@@ -284,7 +308,11 @@ pub(super) async fn save_state(
     Body(bytes): Body,
 ) -> Result<Json<StateInfo>, ApiError> {
     let request: StateRequest = parse(&bytes)?;
-    let ids = encode(&app, vec![request.prompt]).await?.concat();
+    let texts = vec![request.prompt];
+    let ids = match request.state {
+        None => encode_whole(&app, texts).await?.concat(),
+        Some(_) => encode(&app, texts).await?.concat(),
+    };
     let (channel, mut receiver) = unbounded_channel();
     app.engine()?.submit(Job {
         ids,
