@@ -164,13 +164,24 @@ mod tests {
     }"#;
 
     fn tokenizers() -> Vec<(Tokenizer, Vec<u32>)> {
-        let text = "{\"name\": \"value\", \"n\": 12, \"tags\": [true, false]} and more text".repeat(20);
+        let text =
+            "{\"name\": \"value\", \"n\": 12, \"tags\": [true, false]} and more text".repeat(20);
         let bpe = Tokenizer::train_bpe(&[&text], 300).unwrap();
-        vec![(Tokenizer::Bytes, vec![]), (Tokenizer::Bytes, vec![10]), (bpe, vec![0])]
+        vec![
+            (Tokenizer::Bytes, vec![]),
+            (Tokenizer::Bytes, vec![10]),
+            (bpe, vec![0]),
+        ]
     }
 
     /// Tokens drawn at random, among those that may come.
-    fn drawn(grammars: &Grammars, shape: &Shape, ends: &[u32], seed: u64, most: usize) -> (Vec<u32>, bool) {
+    fn drawn(
+        grammars: &Grammars,
+        shape: &Shape,
+        ends: &[u32],
+        seed: u64,
+        most: usize,
+    ) -> (Vec<u32>, bool) {
         let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
         let mut constraint = grammars.begin(shape).unwrap();
         let mut ids = Vec::new();
@@ -205,8 +216,16 @@ mod tests {
                 assert!(complete, "{text}");
                 let value: Value = serde_json::from_str(&text).unwrap();
                 assert!(value["name"].as_str().unwrap().chars().count() <= 8);
-                assert!((-20..=300).contains(&value["n"].as_i64().unwrap()), "{text}");
-                assert!(["a", "b\"c"].map(|kind| json!(kind)).contains(&value["kind"]) || value["kind"].is_null());
+                assert!(
+                    (-20..=300).contains(&value["n"].as_i64().unwrap()),
+                    "{text}"
+                );
+                assert!(
+                    ["a", "b\"c"]
+                        .map(|kind| json!(kind))
+                        .contains(&value["kind"])
+                        || value["kind"].is_null()
+                );
                 assert!(value["tags"].as_array().unwrap().len() <= 3);
             }
         }
@@ -217,7 +236,11 @@ mod tests {
         let grammars = Grammars::new(&Tokenizer::Bytes, 256, &[]).unwrap();
         let (ids, _) = drawn(&grammars, &Shape::Object, &[], 1, 30);
         assert_eq!(ids[0], u32::from(b'{'));
-        for schema in [json!({"type": "nonsense"}), json!({"type": "integer", "minimum": 3, "maximum": 2}), json!(7)] {
+        for schema in [
+            json!({"type": "nonsense"}),
+            json!({"type": "integer", "minimum": 3, "maximum": 2}),
+            json!(7),
+        ] {
             let error = grammars.begin(&Shape::Schema(schema.clone())).err();
             assert!(error.is_some(), "{schema}");
         }

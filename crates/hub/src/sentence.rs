@@ -136,7 +136,10 @@ mod tests {
         for (config, part) in [
             (json!({"pooling_mode": "weightedmean"}), "weightedmean"),
             (json!({"pooling_mode_mean_sqrt_len_tokens": true}), "sqrt"),
-            (json!({"pooling_mode_mean_tokens": true, "pooling_mode_max_tokens": true}), "max"),
+            (
+                json!({"pooling_mode_mean_tokens": true, "pooling_mode_max_tokens": true}),
+                "max",
+            ),
             (json!({}), "one of"),
             (json!(3), "one of"),
         ] {

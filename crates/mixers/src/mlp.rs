@@ -115,8 +115,7 @@ struct Mlp {
 
 impl ChannelMixer for Mlp {
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        self.fc2
-            .forward(self.activation.apply(self.fc1.forward(x)))
+        self.fc2.forward(self.activation.apply(self.fc1.forward(x)))
     }
 
     fn cost(&self, time: usize) -> Cost {

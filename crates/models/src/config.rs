@@ -352,7 +352,9 @@ impl ModelConfig {
             }
         );
         match self.reads {
-            Reads::Patches { .. } => impossible("embed_dim is of token vectors, not of patches".into()),
+            Reads::Patches { .. } => {
+                impossible("embed_dim is of token vectors, not of patches".into())
+            }
             _ if token => impossible("embed_dim does not go with pool = \"cls\"".into()),
             _ if tied && self.embed_dim != self.dim => impossible(format!(
                 "a head tied to vectors of embed_dim {} cannot score rows of dim {}; set tied = false",

@@ -94,7 +94,11 @@ impl Model {
             false => builder.clone(),
         };
         let embed = Embed::new(config, &builder);
-        let own = if config.share_layers { 1 } else { config.layers };
+        let own = if config.share_layers {
+            1
+        } else {
+            config.layers
+        };
         let blocks = (0..own)
             .map(|layer| Block::new(config, layer, &inner.at("layers").at(layer)))
             .collect::<Result<Vec<_>, _>>()?;
@@ -359,6 +363,22 @@ impl Model {
         };
         let last = pooled(x, &offsets, Pool::Last);
         Ok((self.head.scores(last), next))
+    }
+
+    /// Reads `ids` as one sequence, going on from `state`, and returns the scores after every token `[tokens, vocab]` with the
+    /// state after the last.
+    pub fn scores_of_each(
+        &self,
+        ids: &[u32],
+        state: &ModelState,
+    ) -> Result<(Tensor<2>, ModelState), ModelError> {
+        let x = self.embed.tokens(ids, 1)?;
+        let (x, next) = self.hidden(x, None, &Context::with_state(), Some(state))?;
+        let Some(next) = next else {
+            return Err(ModelError::Input("the model carries no state".into()));
+        };
+        let rows = x.reshape([ids.len(), self.config.dim]);
+        Ok((self.head.scores(rows), next))
     }
 
     /// One more token for each sequence.

@@ -144,9 +144,9 @@ impl Sampler {
                 .map_or(weights.len(), |last| last + 1);
             weights.truncate(kept);
         }
-        // The likeliest weighs 1.
+        // The likeliest weighs 1; what weighs nothing is never drawn.
         let enough = f64::from(self.options.min_p);
-        let kept = weights.partition_point(|weight| *weight >= enough);
+        let kept = weights.partition_point(|weight| *weight >= enough && *weight > 0.0);
         weights.truncate(kept.max(1));
         let mut draw = self.rng.random::<f64>() * weights.iter().sum::<f64>();
         for (id, weight) in order.iter().zip(&weights) {

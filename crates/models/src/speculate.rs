@@ -76,7 +76,9 @@ impl Pass {
         let time = self.before.times.iter().sum::<usize>() + used;
         match self.after.rolled_back(time) {
             Some(state) => Ok(state),
-            None => Ok(model.prefill(&self.ids[..used], 1, None, Some(&self.before))?.1),
+            None => Ok(model
+                .prefill(&self.ids[..used], 1, None, Some(&self.before))?
+                .1),
         }
     }
 }
@@ -220,9 +222,8 @@ mod tests {
                     assert!(guesses.accepted < guesses.made, "{mixers}: {guesses:?}");
                 }
                 assert_eq!(state.times, again.times);
-                let next = |state: &ModelState| {
-                    tensor_values(model.step(&[5], state).expect("runs").0)
-                };
+                let next =
+                    |state: &ModelState| tensor_values(model.step(&[5], state).expect("runs").0);
                 for (a, b) in next(&state).iter().zip(next(&again)) {
                     assert!((a - b).abs() < 1e-4, "{mixers}: {a} {b}");
                 }

@@ -79,6 +79,9 @@ pub struct EngineArgs {
     /// Prompts are read in pieces of so many tokens, between decoding steps
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub chunk: usize,
+    /// Tokens to guess ahead for an answer that runs alone: what followed the same words earlier in the text; 0: none
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub speculate: usize,
     /// Milliseconds that a text for an encoder waits for others to join it
     #[arg(long, value_name = "MS", default_value_t = 2)]
     pub wait: u64,
@@ -138,6 +141,7 @@ pub(crate) fn app(
                 context: args.context,
                 chunk: args.chunk,
                 prefill: 2 * args.chunk,
+                speculate: args.speculate,
                 states: StatesConfig {
                     memory: args.state_memory << 20,
                     folder: args.states.clone(),

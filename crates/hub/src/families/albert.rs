@@ -41,7 +41,10 @@ const NAMES: &[Name] = &[
         "albert.embeddings.token_type_embeddings.weight",
     ),
     same("embed_norm.*", "albert.embeddings.LayerNorm.*"),
-    same("embed_proj.*", "albert.encoder.embedding_hidden_mapping_in.*"),
+    same(
+        "embed_proj.*",
+        "albert.encoder.embedding_hidden_mapping_in.*",
+    ),
     same("layers.#.mixer.q_proj.*", layer!("attention.query.*")),
     same("layers.#.mixer.k_proj.*", layer!("attention.key.*")),
     same("layers.#.mixer.v_proj.*", layer!("attention.value.*")),

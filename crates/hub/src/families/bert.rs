@@ -138,7 +138,12 @@ const DISTILBERT_NAMES: &[Name] = &[
 
 /// What the file was saved with, and the function in its head; a head that is not read is refused. `masked` is the function in
 /// the head of masked tokens, `class` that in the head of classes.
-pub(super) fn gives(keys: &Keys, dim: u64, masked: &str, class: &str) -> Result<[Value; 2], String> {
+pub(super) fn gives(
+    keys: &Keys,
+    dim: u64,
+    masked: &str,
+    class: &str,
+) -> Result<[Value; 2], String> {
     let saved = keys.0["architectures"][0].as_str().unwrap_or("Model");
     if saved.ends_with("ForMaskedLM") || saved.ends_with("ForPreTraining") {
         keys.must("tie_word_embeddings", &[json!(true)])?;
@@ -170,7 +175,11 @@ fn read(keys: &Keys, kind: &str) -> Result<Value, String> {
         longest = longest.saturating_sub(2);
     }
     let activation = keys.word("hidden_act", ACTIVATIONS)?;
-    let masked = if kind == "roberta" { "gelu" } else { activation };
+    let masked = if kind == "roberta" {
+        "gelu"
+    } else {
+        activation
+    };
     let dim = keys.number("hidden_size")?;
     let [gives, function] = gives(keys, dim, masked, "tanh")?;
     Ok(json!({

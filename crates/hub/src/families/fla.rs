@@ -3,9 +3,9 @@
 
 use serde_json::{Value, json};
 
+use super::Layout;
 use super::keys::Keys;
 use super::names::{Name, same};
-use super::Layout;
 
 pub(super) static LAYOUT: Layout = Layout {
     kinds: &["gla", "delta_net", "gated_deltanet", "retnet"],
@@ -144,7 +144,9 @@ fn layers(keys: &Keys, own: &Value) -> Result<Vec<Value>, String> {
             "rope_base": inner.real_or("rope_theta", 10_000.0)?,
         });
         for layer in table["layers"].as_array().into_iter().flatten() {
-            let at = layer.as_u64().and_then(|layer| mixers.get_mut(layer as usize));
+            let at = layer
+                .as_u64()
+                .and_then(|layer| mixers.get_mut(layer as usize));
             *at.ok_or_else(|| format!("attn names layer {layer} of {count}"))? = attention.clone();
         }
     }

@@ -30,11 +30,12 @@ const EPS: f64 = 1e-5;
 
 /// The kind of a config without `model_type`, if it is one of these.
 pub(super) fn kind(config: &Value) -> Option<&'static str> {
-    (config.get("d_model")?.is_number() && config.get("n_layer")?.is_number()).then(|| {
-        match config["ssm_cfg"]["layer"] == "Mamba2" {
-            true => "mamba2_ssm",
-            false => "mamba_ssm",
-        }
+    (config.get("d_model")?.is_number() && config.get("n_layer")?.is_number()).then(|| match config
+        ["ssm_cfg"]["layer"]
+        == "Mamba2"
+    {
+        true => "mamba2_ssm",
+        false => "mamba_ssm",
     })
 }
 

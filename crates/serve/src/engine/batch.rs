@@ -5,6 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
+use anyformer_data::{Constraint, GrammarError};
+use anyformer_models::speculate::{Pass, lookup};
 use anyformer_models::{Model, ModelError, ModelState, Sampler};
 use anyformer_ops::{Tensor, tensor_values};
 
@@ -13,6 +15,9 @@ use super::queue::{Command, Queue, Waiting};
 use super::states::States;
 use super::{EngineConfig, fits};
 use crate::metrics::Metrics;
+
+/// Why a sequence is at its end.
+type Ended = Result<Finish, JobError>;
 
 /// A sequence that runs.
 struct Sequence {
@@ -25,6 +30,7 @@ struct Sequence {
     logprobs: Option<usize>,
     save: Option<String>,
     deadline: Option<Instant>,
+    grammar: Option<Constraint>,
     sampler: Sampler,
     sink: Box<dyn Sink>,
     since: Instant,
@@ -178,6 +184,7 @@ impl Worker {
                 logprobs: job.logprobs,
                 save: job.save,
                 deadline: job.deadline,
+                grammar: job.grammar,
                 sampler,
                 sink,
                 since,
@@ -335,8 +342,58 @@ impl Worker {
         state.rolled_back(1).is_some()
     }
 
+    /// Guesses ahead for a sequence that runs alone, and keeps what it then chooses. `false`: there is nothing to guess.
+    fn decode_ahead(&mut self) -> bool {
+        let ([sequence], Some(state)) = (&self.running[..], &self.joined) else {
+            return false;
+        };
+        let room = sequence.max_tokens.saturating_sub(sequence.made + 1);
+        let guess = lookup(&sequence.ids, self.config.speculate.min(room));
+        if guess.is_empty() {
+            return false;
+        }
+        self.metrics.batch_size.observe(1.0);
+        self.metrics.guessed_tokens.inc_by(guess.len() as u64);
+        let last = sequence.ids.len() - 1;
+        let ids = [&sequence.ids[last..], guess].concat();
+        let pass = Pass::run(&self.model, ids, state);
+        self.joined = None;
+        let Some(mut sequence) = self.running.pop() else {
+            return true;
+        };
+        let broken = |error: ModelError| Err(JobError::Model(error.to_string()));
+        let pass = match pass {
+            Ok(pass) => pass,
+            Err(error) => {
+                end(&self.metrics, sequence, broken(error));
+                return true;
+            }
+        };
+        let mut used = 0;
+        let finish = loop {
+            let finish = self.choose(&mut sequence, pass.scores(used));
+            used += 1;
+            if finish.is_some() || pass.ids().get(used) != sequence.ids.last() {
+                break finish;
+            }
+            self.metrics.accepted_tokens.inc();
+        };
+        match (pass.state(&self.model, used), finish) {
+            (Err(error), _) => end(&self.metrics, sequence, broken(error)),
+            (Ok(state), Some(finish)) => self.finish(sequence, state, finish),
+            (Ok(state), None) => {
+                self.joined = Some(state);
+                self.running.push(sequence);
+            }
+        }
+        true
+    }
+
     /// One token more for every running sequence.
     fn decode(&mut self) {
+        if self.config.speculate > 0 && self.decode_ahead() {
+            return;
+        }
         let Some(joined) = &self.joined else {
             return;
         };
@@ -358,7 +415,7 @@ impl Worker {
         let vocab = scores.dims()[1];
         let scores = tensor_values(scores);
         let mut running = std::mem::take(&mut self.running);
-        let finishes: Vec<Option<Finish>> = running
+        let finishes: Vec<Option<Ended>> = running
             .iter_mut()
             .zip(scores.chunks(vocab))
             .map(|(sequence, row)| self.choose(sequence, row))
@@ -372,11 +429,15 @@ impl Worker {
     }
 
     /// Chooses the next token, gives it away, and says whether it was the last.
-    fn choose(&self, sequence: &mut Sequence, scores: &[f32]) -> Option<Finish> {
+    fn choose(&self, sequence: &mut Sequence, scores: &[f32]) -> Option<Ended> {
         if sequence.made == sequence.max_tokens {
-            return Some(Finish::Length);
+            return Some(Ok(Finish::Length));
         }
-        let id = sequence.sampler.choose(scores);
+        let (id, complete) = match chosen(sequence, scores) {
+            Ok(Some(chosen)) => chosen,
+            Ok(None) => return Some(Ok(Finish::Stop)),
+            Err(error) => return Some(Err(JobError::Model(error.to_string()))),
+        };
         let now = Instant::now();
         match sequence.last {
             None => &self.metrics.first_token,
@@ -388,21 +449,26 @@ impl Worker {
         sequence.made += 1;
         self.metrics.completion_tokens.inc();
         if sequence.stop_ids.contains(&id) {
-            return Some(Finish::Stop);
+            return Some(Ok(Finish::Stop));
         }
         let (logprob, top) = match sequence.logprobs {
             Some(count) => logprobs(scores, id, count),
             None => (None, Vec::new()),
         };
         match sequence.sink.token(Token { id, logprob, top }) {
-            Go::Stop => Some(Finish::Stop),
-            Go::On if sequence.made == sequence.max_tokens => Some(Finish::Length),
+            Go::Stop => Some(Ok(Finish::Stop)),
+            Go::On if complete => Some(Ok(Finish::Stop)),
+            Go::On if sequence.made == sequence.max_tokens => Some(Ok(Finish::Length)),
             Go::On => None,
         }
     }
 
     /// Keeps the state, and tells the end. The last token has been made and not read.
-    fn finish(&mut self, sequence: Sequence, state: ModelState, finish: Finish) {
+    fn finish(&mut self, sequence: Sequence, state: ModelState, finish: Ended) {
+        let finish = match finish {
+            Ok(finish) => finish,
+            Err(error) => return end(&self.metrics, sequence, Err(error)),
+        };
         let time = state.times[0];
         self.states.keep(&sequence.ids[..time], state.clone());
         let saved = match &sequence.save {
@@ -423,6 +489,19 @@ impl Worker {
         };
         end(&self.metrics, sequence, ended);
     }
+}
+
+/// The next token, if there may be one, and whether the text is then complete.
+fn chosen(sequence: &mut Sequence, scores: &[f32]) -> Result<Option<(u32, bool)>, GrammarError> {
+    let Some(grammar) = &mut sequence.grammar else {
+        return Ok(Some((sequence.sampler.choose(scores), false)));
+    };
+    let mut allowed = scores.to_vec();
+    if !grammar.mask(&mut allowed)? {
+        return Ok(None);
+    }
+    let id = sequence.sampler.choose(&allowed);
+    Ok(Some((id, grammar.accept(id)?)))
 }
 
 fn end(metrics: &Metrics, sequence: Sequence, ended: Result<End, JobError>) {

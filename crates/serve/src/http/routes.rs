@@ -12,16 +12,18 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc::unbounded_channel;
 use tokio::sync::oneshot;
 
-use anyformer_hub::Message;
-use anyformer_data::Tokenizer;
 use anyformer_data::tokenizer::TokenizerError;
+use anyformer_data::{Constraint, Shape, Tokenizer};
+use anyformer_hub::Message;
 use anyformer_models::SampleOptions;
 
 use super::App;
 use super::answer::{Ask, Form, respond};
 use super::body::Body;
 use super::error::{ApiError, ErrorBody};
-use super::types::{ChatRequest, Common, CompletionRequest, ForkRequest, Prompt, StateRequest};
+use super::types::{
+    ChatRequest, Common, CompletionRequest, ForkRequest, Prompt, ResponseFormat, StateRequest,
+};
 use crate::engine::job::Job;
 use crate::engine::states::StateInfo;
 use crate::text::{Part, TextSink};
@@ -72,6 +74,25 @@ async fn encode_by(
         }
     };
     encoded.map_err(|error| ApiError::bad(format!("failed to {error}")))
+}
+
+/// What an answer is held to, compiled away from the threads that serve connections.
+async fn grammar(
+    app: &Arc<App>,
+    format: Option<ResponseFormat>,
+) -> Result<Option<Constraint>, ApiError> {
+    let shape = match format {
+        None | Some(ResponseFormat::Text) => return Ok(None),
+        Some(ResponseFormat::JsonObject) => Shape::Object,
+        Some(ResponseFormat::JsonSchema { json_schema }) => Shape::Schema(json_schema.schema),
+    };
+    let app = app.clone();
+    let begin = move || {
+        let begun = app.grammars()?.begin(&shape);
+        begun.map_err(|error| ApiError::param("response_format", format!("failed to {error}")))
+    };
+    let begun = tokio::task::spawn_blocking(begin).await;
+    begun.map_err(|_| ApiError::stopping())?.map(Some)
 }
 
 pub(super) fn check_model(app: &App, asked: Option<&String>) -> Result<(), ApiError> {
@@ -145,6 +166,7 @@ fn check(
         logprobs,
         max_tokens: asked.unwrap_or(default),
         stops,
+        grammar: None,
         common,
     })
 }
@@ -157,7 +179,7 @@ pub(super) async fn completions(
     State(app): Shared,
     Body(bytes): Body,
 ) -> Result<Response, ApiError> {
-    let request: CompletionRequest = parse(&bytes)?;
+    let mut request: CompletionRequest = parse(&bytes)?;
     request.common.check_others()?;
     check_model(&app, request.common.model.as_ref())?;
     let texts = match request.prompt {
@@ -173,7 +195,8 @@ pub(super) async fn completions(
         (Ok(texts), Some(_)) => encode(&app, texts).await?,
     };
     let asked = request.common.max_tokens;
-    let ask = check(
+    let format = request.common.response_format.take();
+    let mut ask = check(
         &app,
         Form::Text,
         request.common,
@@ -181,6 +204,7 @@ pub(super) async fn completions(
         request.logprobs,
         asked,
     )?;
+    ask.grammar = grammar(&app, format).await?;
     respond(&app, ask).await
 }
 
@@ -189,7 +213,7 @@ pub(super) async fn completions(
     (status = 200, description = "The answer, or a stream of pieces"),
     (status = "default", description = "An error", body = ErrorBody)))]
 pub(super) async fn chat(State(app): Shared, Body(bytes): Body) -> Result<Response, ApiError> {
-    let request: ChatRequest = parse(&bytes)?;
+    let mut request: ChatRequest = parse(&bytes)?;
     request.common.check_others()?;
     check_model(&app, request.common.model.as_ref())?;
     if request.messages.is_empty() {
@@ -223,7 +247,9 @@ pub(super) async fn chat(State(app): Shared, Body(bytes): Body) -> Result<Respon
     };
     let prompts = encode(&app, vec![text]).await?;
     let asked = request.max_completion_tokens.or(request.common.max_tokens);
-    let ask = check(&app, Form::Chat, request.common, prompts, logprobs, asked)?;
+    let format = request.common.response_format.take();
+    let mut ask = check(&app, Form::Chat, request.common, prompts, logprobs, asked)?;
+    ask.grammar = grammar(&app, format).await?;
     respond(&app, ask).await
 }
 
@@ -323,6 +349,7 @@ pub(super) async fn save_state(
         state: request.state,
         save: Some(request.name.clone()),
         deadline: None,
+        grammar: None,
         sink: Box::new(TextSink::new(0, app.tokenizer.clone(), Vec::new(), channel)),
     })?;
     loop {
