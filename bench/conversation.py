@@ -3,7 +3,7 @@
     python bench/conversation.py target/release/anyformer [--turns 20] [--dim 256] [--layers 6] [--threads 2]
 
 Models of random weights and equal width around mamba, gla and attention, reading bytes. Every turn names the state of the turn before, reads
-400 bytes more and makes 64 tokens; the state is kept under the same name. The conversations of the models take turns, three times; the
+400 bytes more and makes 32 tokens; the state is kept under the same name. The conversations of the models take turns, three times; the
 table has the median of each turn, and how much slower the last five turns are than turns 2 to 6. Last row: attention that reads the
 whole text again every turn, as a server without kept states does.
 """
@@ -17,7 +17,7 @@ import tempfile
 
 from serving import first_token, serve
 
-NEW, MADE, REPEATS = 400, 64, 3
+NEW, MADE, REPEATS = 400, 32, 3
 
 
 def words(seed, count):

@@ -1,12 +1,13 @@
 //! The engine's thread: which sequences run, and one step after another.
 
+mod ahead;
+
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyformer_data::{Constraint, GrammarError};
-use anyformer_models::speculate::{Pass, lookup};
+use anyformer_data::Constraint;
 use anyformer_models::{Model, ModelError, ModelState, Sampler};
 use anyformer_ops::{Tensor, tensor_values};
 
@@ -342,53 +343,6 @@ impl Worker {
         state.rolled_back(1).is_some()
     }
 
-    /// Guesses ahead for a sequence that runs alone, and keeps what it then chooses. `false`: there is nothing to guess.
-    fn decode_ahead(&mut self) -> bool {
-        let ([sequence], Some(state)) = (&self.running[..], &self.joined) else {
-            return false;
-        };
-        let room = sequence.max_tokens.saturating_sub(sequence.made + 1);
-        let guess = lookup(&sequence.ids, self.config.speculate.min(room));
-        if guess.is_empty() {
-            return false;
-        }
-        self.metrics.batch_size.observe(1.0);
-        self.metrics.guessed_tokens.inc_by(guess.len() as u64);
-        let last = sequence.ids.len() - 1;
-        let ids = [&sequence.ids[last..], guess].concat();
-        let pass = Pass::run(&self.model, ids, state);
-        self.joined = None;
-        let Some(mut sequence) = self.running.pop() else {
-            return true;
-        };
-        let broken = |error: ModelError| Err(JobError::Model(error.to_string()));
-        let pass = match pass {
-            Ok(pass) => pass,
-            Err(error) => {
-                end(&self.metrics, sequence, broken(error));
-                return true;
-            }
-        };
-        let mut used = 0;
-        let finish = loop {
-            let finish = self.choose(&mut sequence, pass.scores(used));
-            used += 1;
-            if finish.is_some() || pass.ids().get(used) != sequence.ids.last() {
-                break finish;
-            }
-            self.metrics.accepted_tokens.inc();
-        };
-        match (pass.state(&self.model, used), finish) {
-            (Err(error), _) => end(&self.metrics, sequence, broken(error)),
-            (Ok(state), Some(finish)) => self.finish(sequence, state, finish),
-            (Ok(state), None) => {
-                self.joined = Some(state);
-                self.running.push(sequence);
-            }
-        }
-        true
-    }
-
     /// One token more for every running sequence.
     fn decode(&mut self) {
         if self.config.speculate > 0 && self.decode_ahead() {
@@ -433,7 +387,7 @@ impl Worker {
         if sequence.made == sequence.max_tokens {
             return Some(Ok(Finish::Length));
         }
-        let (id, complete) = match chosen(sequence, scores) {
+        let (id, complete) = match ahead::chosen(sequence, scores) {
             Ok(Some(chosen)) => chosen,
             Ok(None) => return Some(Ok(Finish::Stop)),
             Err(error) => return Some(Err(JobError::Model(error.to_string()))),
@@ -489,19 +443,6 @@ impl Worker {
         };
         end(&self.metrics, sequence, ended);
     }
-}
-
-/// The next token, if there may be one, and whether the text is then complete.
-fn chosen(sequence: &mut Sequence, scores: &[f32]) -> Result<Option<(u32, bool)>, GrammarError> {
-    let Some(grammar) = &mut sequence.grammar else {
-        return Ok(Some((sequence.sampler.choose(scores), false)));
-    };
-    let mut allowed = scores.to_vec();
-    if !grammar.mask(&mut allowed)? {
-        return Ok(None);
-    }
-    let id = sequence.sampler.choose(&allowed);
-    Ok(Some((id, grammar.accept(id)?)))
 }
 
 fn end(metrics: &Metrics, sequence: Sequence, ended: Result<End, JobError>) {
