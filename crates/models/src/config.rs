@@ -433,4 +433,26 @@ mod tests {
         let error = error.expect_err("unknown mixer").to_string();
         assert!(error.contains("did you mean \"swiglu\""), "{error}");
     }
+
+    #[test]
+    fn shared_layers_and_narrow_embeddings_have_their_limits() {
+        for (config, part) in [
+            (json!({"share_layers": true, "layers": 5000}), "5000 layers"),
+            (
+                json!({"share_layers": true, "mixers": [{"name": "gla"}, {"name": "attention"}]}),
+                "2 mixers",
+            ),
+            (json!({"embed_dim": 8}), "tied = false"),
+            (
+                json!({"embed_dim": 8, "gives": {"class": {"classes": 2, "pool": "cls"}}}),
+                "pool = \"cls\"",
+            ),
+        ] {
+            let error = ModelConfig::from_json(&config).expect_err(part).to_string();
+            assert!(error.contains(part), "{error}");
+        }
+        let fits =
+            json!({"embed_dim": 8, "share_layers": true, "gives": {"next_token": {"tied": false}}});
+        assert!(ModelConfig::from_json(&fits).is_ok());
+    }
 }

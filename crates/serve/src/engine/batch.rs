@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyformer_data::Constraint;
-use anyformer_models::{Model, ModelError, ModelState, Sampler};
+use anyformer_models::{Model, ModelError, ModelState, Sampler, likeliest, log_prob};
 use anyformer_ops::{Tensor, tensor_values};
 
 use super::job::{End, Finish, Go, JobError, Sink, Token};
@@ -483,27 +483,9 @@ fn run_packed(
 
 /// Log-probability of `id` and the `count` likeliest tokens with theirs.
 fn logprobs(scores: &[f32], id: u32, count: usize) -> (Option<f32>, Vec<(u32, f32)>) {
-    let most = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = scores
-        .iter()
-        .map(|score| f64::from(score - most).exp())
-        .sum();
-    let norm = f64::from(most) + sum.ln();
-    let of = |id: u32| (f64::from(scores[id as usize]) - norm) as f32;
-    let mut order: Vec<u32> = (0..scores.len() as u32).collect();
-    let by_score = |a: &u32, b: &u32| {
-        scores[*b as usize]
-            .total_cmp(&scores[*a as usize])
-            .then(a.cmp(b))
-    };
-    let count = count.min(order.len());
-    if count > 0 && count < order.len() {
-        order.select_nth_unstable_by(count - 1, by_score);
-    }
-    order.truncate(count);
-    order.sort_by(by_score);
-    let top = order.into_iter().map(|id| (id, of(id))).collect();
-    (Some(of(id)), top)
+    let of = |id: u32| (id, log_prob(scores, id));
+    let top = likeliest(scores, count).into_iter().map(of).collect();
+    (Some(log_prob(scores, id)), top)
 }
 
 #[cfg(test)]
