@@ -50,12 +50,20 @@ CASES = {
     "mamba2": (t.Mamba2ForCausalLM, t.Mamba2Config(**STATE, num_heads=4, head_dim=16, n_groups=2, chunk_size=16), {}),
 }
 ENCODER = dict(vocab_size=256, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, initializer_range=0.3)
+LABELS = dict(num_labels=3)
 ENCODERS = {
     "bert": (t.BertForMaskedLM, t.BertConfig(**ENCODER)),
     "bert_hidden": (t.BertModel, t.BertConfig(**ENCODER)),
     "roberta": (t.RobertaForMaskedLM, t.RobertaConfig(**ENCODER)),
     "distilbert": (t.DistilBertForMaskedLM, t.DistilBertConfig(
         vocab_size=256, dim=32, n_layers=2, n_heads=4, hidden_dim=48, initializer_range=0.3)),
+    "albert": (t.AlbertForMaskedLM, t.AlbertConfig(**ENCODER, embedding_size=16)),
+    "albert_class": (t.AlbertForSequenceClassification, t.AlbertConfig(**ENCODER, **LABELS, embedding_size=16)),
+    "bert_class": (t.BertForSequenceClassification, t.BertConfig(**ENCODER, **LABELS)),
+    "roberta_class": (t.RobertaForSequenceClassification, t.RobertaConfig(**ENCODER, **LABELS)),
+    "distilbert_class": (t.DistilBertForSequenceClassification, t.DistilBertConfig(
+        vocab_size=256, dim=32, n_layers=2, n_heads=4, hidden_dim=48, initializer_range=0.3, **LABELS)),
+    "llama_class": (t.LlamaForSequenceClassification, t.LlamaConfig(**ATTENTION, **LABELS)),
 }
 
 

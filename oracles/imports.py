@@ -1,6 +1,6 @@
 """Model folders as transformers saves them, one small random model per family, with the scores of ragged rows.
 
-    python oracles/imports.py            the families of transformers
+    python oracles/imports.py [NAME ...]  the families of transformers, or some
     FLA_PYTHON oracles/imports_fla.py    those of flash-linear-attention
 
 Each golden holds the file's tensors (`w.NAME`), its config.json, `ids` of seven rows end to end with their `lengths`
@@ -10,6 +10,7 @@ token of the row of 12, run token by token with the reference's own cache.
 
 import json
 import pathlib
+import sys
 import tempfile
 
 import torch
@@ -39,7 +40,12 @@ def fill(module, draw):
                 value.copy_(draw.weight(*value.shape))
 
 
-def case(name, kind, config, *, types=False, stream=False, run=None, script="imports.py", versions=None):
+ONLY = sys.argv[1:]
+
+
+def case(name, kind, config, *, types=False, stream=False, run=None, script="imports.py", versions=None, layout=None):
+    if ONLY and name not in ONLY:
+        return
     name = f"import_{name}"
     draw = Draw(name)
     module = kind(config).eval()
@@ -48,6 +54,8 @@ def case(name, kind, config, *, types=False, stream=False, run=None, script="imp
         module.save_pretrained(folder)
         text = json.loads((pathlib.Path(folder) / "config.json").read_text())
         weights = load_file(pathlib.Path(folder) / "model.safetensors")
+    if layout:
+        text, weights = layout(text, weights)
     rows = [draw.ints(1, length, high=VOCAB - 4) + 4 for length in LENGTHS]
     kinds = [draw.ints(1, length, high=2) for length in LENGTHS]
 
@@ -58,7 +66,8 @@ def case(name, kind, config, *, types=False, stream=False, run=None, script="imp
         for ids, segments in zip(rows, kinds):
             more = {"token_type_ids": segments} if types else {}
             out = run(model, ids) if run else model(input_ids=ids, **more)
-            found.append((out.logits if hasattr(out, "logits") else out.last_hidden_state)[0])
+            one = (out.logits if hasattr(out, "logits") else out.last_hidden_state)[0]
+            found.append(one if one.dim() == 2 else one[None])
         result = {"y": torch.cat(found)}
         if stream:
             model = kind(config).to(dtype).eval()
@@ -99,6 +108,20 @@ BERT = dict(
 )
 
 
+def original(text, weights):
+    """The names and the config of mamba_ssm, by the table that transformers' own conversion script uses."""
+    inner = {"d_state": text["state_size"], "d_conv": text["conv_kernel"], "expand": text["expand"]}
+    if text["model_type"] == "mamba2":
+        inner |= {"layer": "Mamba2", "headdim": text["head_dim"], "ngroups": text["n_groups"]}
+    else:
+        inner |= {"dt_rank": text["time_step_rank"]}
+    config = {
+        "d_model": text["hidden_size"], "n_layer": text["num_hidden_layers"], "vocab_size": text["vocab_size"] - 5, "ssm_cfg": inner,
+        "rms_norm": True, "residual_in_fp32": True, "fused_add_norm": True, "pad_vocab_size_multiple": 8, "tie_embeddings": True,
+    }
+    return config, {name.replace("backbone.embeddings.", "backbone.embedding."): value for name, value in weights.items()}
+
+
 def rope(kind, **rest):
     return dict(rope_parameters=dict(rope_type=kind, rope_theta=1000.0, **rest))
 
@@ -130,6 +153,21 @@ def main():
     case("roberta", t.RobertaForMaskedLM, t.RobertaConfig(**BERT))
     case("distilbert", t.DistilBertForMaskedLM, t.DistilBertConfig(
         vocab_size=VOCAB, dim=16, n_layers=2, n_heads=2, hidden_dim=24, max_position_embeddings=16, attn_implementation="eager"))
+
+    case("albert", t.AlbertForMaskedLM, t.AlbertConfig(**BERT, embedding_size=8), types=True)
+    case("albert_hidden", t.AlbertModel, t.AlbertConfig(**BERT | dict(num_hidden_layers=3), embedding_size=12))
+    labels = dict(num_labels=3)
+    case("bert_class", t.BertForSequenceClassification, t.BertConfig(**BERT, **labels), types=True)
+    case("roberta_class", t.RobertaForSequenceClassification, t.RobertaConfig(**BERT))
+    case("distilbert_class", t.DistilBertForSequenceClassification, t.DistilBertConfig(
+        vocab_size=VOCAB, dim=16, n_layers=2, n_heads=2, hidden_dim=24, max_position_embeddings=16, attn_implementation="eager", **labels))
+    case("albert_class", t.AlbertForSequenceClassification, t.AlbertConfig(**BERT, embedding_size=8, **labels))
+    case("llama_class", t.LlamaForSequenceClassification, t.LlamaConfig(**LLAMA, **labels))
+    case("qwen2_class", t.Qwen2ForSequenceClassification, t.Qwen2Config(**LLAMA, num_labels=4))
+    state = dict(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=2, state_size=4, bos_token_id=None, eos_token_id=None, pad_token_id=None)
+    case("mamba_ssm", t.MambaForCausalLM, t.MambaConfig(**state, time_step_rank=3), layout=original)
+    case("mamba2_ssm", t.Mamba2ForCausalLM, t.Mamba2Config(
+        **state, num_heads=4, head_dim=8, n_groups=2, chunk_size=16, tie_word_embeddings=True), layout=original)
 
 
 if __name__ == "__main__":

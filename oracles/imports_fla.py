@@ -7,8 +7,10 @@ from fla.models import (
     DeltaNetConfig, DeltaNetForCausalLM, GatedDeltaNetConfig, GatedDeltaNetForCausalLM, GLAConfig, GLAForCausalLM, RetNetConfig,
     RetNetForCausalLM,
 )
+from fla.layers import attn
 from fla.modules import mlp
 from fla.modules.norm import layernorm
+from fla.ops.attn.naive import naive_parallel_attn
 from imports import VOCAB, case
 
 
@@ -22,6 +24,12 @@ def rms_norm(x, weight, bias, residual=None, eps=1e-5, prenorm=False, residual_i
     return (y, x) if prenorm else y
 
 
+def flash_attention(q, k, v, causal, window_size):
+    assert causal
+    return naive_parallel_attn(q, k, v, window_size=window_size[0] + 1 if window_size[0] >= 0 else None)[0]
+
+
+attn.flash_attn_func = flash_attention
 layernorm.rms_norm = rms_norm
 mlp.swiglu = swiglu
 mlp.swiglu_linear = lambda gate, up, weight, bias: F.linear(swiglu(gate, up), weight, bias)
@@ -42,6 +50,9 @@ def main():
         ("delta_net", DeltaNetForCausalLM, DeltaNetConfig(**SMALL, tie_word_embeddings=True)),
         ("gated_deltanet", GatedDeltaNetForCausalLM, GatedDeltaNetConfig(**SMALL, head_dim=6)),
         ("retnet", RetNetForCausalLM, RetNetConfig(**SMALL)),
+        ("gla_hybrid", GLAForCausalLM, GLAConfig(**SMALL, attn=dict(layers=[1], num_heads=4, num_kv_heads=2, qkv_bias=True))),
+        ("gated_deltanet_hybrid", GatedDeltaNetForCausalLM, GatedDeltaNetConfig(
+            **SMALL | dict(num_hidden_layers=3), head_dim=6, attn=dict(layers=[0, 2], num_heads=2, window_size=4, rope_theta=1000.0))),
     ]:
         case(name, kind, config, run=run, script="imports_fla.py", versions={"fla-core": fla.__version__})
 

@@ -1,10 +1,14 @@
 //! Making text token by token: the flags of sampling, and the loop that `generate` and `chat` share.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
-use anyformer_data::{Detokenizer, Tokenizer};
-use anyformer_models::{Model, ModelState, SampleOptions, Sampler, Stops, likeliest, log_prob};
+use anyformer_data::{Constraint, Detokenizer, Grammars, Shape, Tokenizer};
+use anyformer_models::{
+    Guesses, Model, ModelState, Reads, SampleOptions, Sampler, Steps, Stops, likeliest, log_prob,
+};
 use anyformer_ops::tensor_values;
+use anyhow::Context;
 use serde_json::{Value, json};
 
 use crate::exit::{Failure, Kind, bad_input};
@@ -59,6 +63,12 @@ pub struct Sampling {
     /// Seed of the choice; the same seed gives the same text
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
+    /// Guess up to N tokens ahead: what followed the same words earlier in the text; the text stays the same
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub speculate: usize,
+    /// The text is JSON that this JSON schema describes
+    #[arg(long, value_name = "FILE")]
+    pub json_schema: Option<PathBuf>,
 }
 
 impl Sampling {
@@ -74,6 +84,25 @@ impl Sampling {
         })
         .input()
     }
+
+    /// What holds the text to the schema, where there is one.
+    pub fn grammar(
+        &self,
+        tokenizer: &Tokenizer,
+        reads: Reads,
+        ends: &[u32],
+    ) -> Result<Option<Constraint>, Failure> {
+        let (Some(path), Reads::Tokens { vocab }) = (&self.json_schema, reads) else {
+            return Ok(None);
+        };
+        let shown = || format!("read {}", path.display());
+        let text = std::fs::read_to_string(path).with_context(shown).input()?;
+        let schema = serde_json::from_str(&text).with_context(shown).input()?;
+        let grammars = Grammars::new(tokenizer, vocab, ends).input()?;
+        let shape = Shape::Schema(schema);
+        let begun = grammars.begin(&shape).with_context(shown).input()?;
+        Ok(Some(begun))
+    }
 }
 
 /// What one continuation made.
@@ -84,8 +113,12 @@ pub struct Made {
     pub tokens: Vec<u32>,
     /// `end`, `stop` or `length`.
     pub finish: &'static str,
-    /// The state after all tokens but the last, which it has not read.
+    /// The state after all tokens, or all but `pending`.
     pub state: ModelState,
+    /// The last token, where the state has not read it.
+    pub pending: Option<u32>,
+    /// What became of the guesses.
+    pub guesses: Guesses,
     /// Log probabilities, where asked for.
     pub logprobs: Vec<Value>,
     /// Seconds of reading the prompt.
@@ -104,6 +137,8 @@ pub struct Writer<'a> {
     pub ends: &'a [u32],
     /// The flags.
     pub sampling: &'a Sampling,
+    /// What every text is held to.
+    pub grammar: Option<Constraint>,
 }
 
 impl Writer<'_> {
@@ -124,21 +159,38 @@ impl Writer<'_> {
         sampler.see(ids);
         let began = Instant::now();
         // A prompt that does not fit the model (too long for its positions) is the user's to change.
-        let (mut scores, mut state) = self.model.prefill(ids, 1, None, state).input()?;
+        let (scores, state) = self.model.prefill(ids, 1, None, state).input()?;
         let prefill_s = began.elapsed().as_secs_f64();
         let began = Instant::now();
         let mut stream = Detokenizer::default();
         let mut stops = Stops::new(&self.sampling.stop);
         let (mut text, mut tokens, mut logprobs) = (String::new(), Vec::new(), Vec::new());
         let mut finish = "length";
+        let mut pending = None;
+        let mut steps = Steps::new(self.model, state, ids, self.sampling.speculate);
+        let mut values = tensor_values(scores);
+        let mut grammar = self.grammar.clone();
         while tokens.len() < self.sampling.max_tokens {
-            let values = tensor_values(scores);
-            let id = sampler.choose(&values);
+            let mut complete = false;
+            let id = match &mut grammar {
+                None => sampler.choose(&values),
+                Some(grammar) => {
+                    let mut allowed = values.clone();
+                    if !grammar.mask(&mut allowed).broken()? {
+                        finish = "end";
+                        break;
+                    }
+                    let id = sampler.choose(&allowed);
+                    complete = grammar.accept(id).broken()?;
+                    id
+                }
+            };
             if self.ends.contains(&id) {
                 finish = "end";
                 break;
             }
             tokens.push(id);
+            pending = Some(id);
             if let Some(count) = self.sampling.logprobs {
                 logprobs.push(self.logprob(&values, id, count));
             }
@@ -149,11 +201,17 @@ impl Writer<'_> {
                 finish = "stop";
                 break;
             }
+            if complete {
+                finish = "end";
+                break;
+            }
             if tokens.len() == self.sampling.max_tokens || !read {
                 break;
             }
-            (scores, state) = self.model.step(&[id], &state).broken()?;
+            values = steps.next(id).broken()?;
+            pending = None;
         }
+        let (state, guesses) = steps.finish().broken()?;
         if finish != "stop" {
             let (part, stopped) = stops.push(&stream.finish(self.tokenizer));
             let rest = if stopped {
@@ -169,6 +227,8 @@ impl Writer<'_> {
             tokens,
             finish,
             state,
+            pending,
+            guesses,
             logprobs,
             prefill_s,
             decode_s: began.elapsed().as_secs_f64(),

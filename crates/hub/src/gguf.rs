@@ -4,6 +4,7 @@
 //! is an error that says where, whatever its numbers claim.
 
 mod config;
+mod pieces;
 mod tokenizer;
 
 use std::fs::File;

@@ -24,6 +24,7 @@ mod gguf;
 pub mod model;
 mod quantise;
 mod quantised;
+pub mod sentence;
 pub mod tensors;
 mod weights;
 
@@ -38,6 +39,7 @@ pub use model::{
 };
 pub use quantise::{quantise, save_quantised, shifted};
 pub use quantised::{Method, Quantisation};
+pub use sentence::SentenceVectors;
 pub use tensors::{
     NamedTensor, TensorFile, parse_safetensors, read_safetensors, write_safetensors,
 };

@@ -12,7 +12,7 @@ use crate::mixer::{ChannelMixer, Cost};
 use crate::parts::linear_cost;
 
 /// The function between the two layers.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Activation {
     /// The exact form, by the error function.
@@ -24,6 +24,21 @@ pub enum Activation {
     Relu,
     /// `x·sigmoid(x)`.
     Silu,
+    /// The hyperbolic tangent.
+    Tanh,
+}
+
+impl Activation {
+    /// The function of every value.
+    pub fn apply<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
+        match self {
+            Activation::Gelu => gelu(x),
+            Activation::GeluTanh => gelu_tanh(x),
+            Activation::Relu => relu(x),
+            Activation::Silu => silu(x),
+            Activation::Tanh => x.tanh(),
+        }
+    }
 }
 
 /// Knobs.
@@ -64,7 +79,7 @@ static CARD: Card = Card {
         },
         Knob {
             name: "activation",
-            doc: "gelu (exact), gelu_tanh, relu or silu",
+            doc: "gelu (exact), gelu_tanh, relu, silu or tanh",
         },
         Knob {
             name: "bias",
@@ -100,14 +115,7 @@ struct Mlp {
 
 impl ChannelMixer for Mlp {
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let inner = self.fc1.forward(x);
-        let inner = match self.activation {
-            Activation::Gelu => gelu(inner),
-            Activation::GeluTanh => gelu_tanh(inner),
-            Activation::Relu => relu(inner),
-            Activation::Silu => silu(inner),
-        };
-        self.fc2.forward(inner)
+        self.fc2.forward(self.activation.apply(self.fc1.forward(x)))
     }
 
     fn cost(&self, time: usize) -> Cost {

@@ -17,8 +17,13 @@ pub(crate) struct Norm {
 
 impl Norm {
     pub(crate) fn new(config: &ModelConfig, name: &str, builder: &Builder) -> Self {
+        Self::sized(config, config.dim, name, builder)
+    }
+
+    /// Over `dim` features.
+    pub(crate) fn sized(config: &ModelConfig, dim: usize, name: &str, builder: &Builder) -> Self {
         let at = builder.at(name);
-        let dim = [config.dim];
+        let dim = [dim];
         Norm {
             weight: at.param_no_decay("weight", &dim, Init::Ones),
             bias: (config.norm == NormKind::Layer)

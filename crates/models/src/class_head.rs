@@ -5,16 +5,17 @@
 
 use std::sync::Arc;
 
+use anyformer_mixers::mlp::Activation;
 use anyformer_mixers::{Context, Cost};
-use anyformer_ops::activation::relu;
 use anyformer_ops::{Builder, Init, Linear, Param, Tensor};
 
 use crate::config::{Gives, ModelConfig, ModelError, Pair, Pool};
 use crate::rows::{gather_rows, pooled};
 
-/// Layers with ReLU between them.
+/// Layers with an activation between them.
 pub(crate) struct ClassHead {
     layers: Vec<Linear>,
+    activation: Activation,
     pool: Pool,
     pair: Pair,
     /// `[1, dim]`, put before each sequence.
@@ -47,18 +48,20 @@ impl ClassHead {
         }
         widths.push(classes);
         let at = builder.at("head");
+        let bias = config.head_bias;
         let layers = match widths.as_slice() {
-            [input, output] => vec![Linear::new(builder, "head", *input, *output, true)],
+            [input, output] => vec![Linear::new(builder, "head", *input, *output, bias)],
             _ => widths
                 .windows(2)
                 .enumerate()
-                .map(|(index, pair)| Linear::new(&at, &index.to_string(), pair[0], pair[1], true))
+                .map(|(index, pair)| Linear::new(&at, &index.to_string(), pair[0], pair[1], bias))
                 .collect(),
         };
         let class_token = (pool == Pool::Cls)
             .then(|| builder.param_no_decay("class_token", &[1, config.dim], Init::Zeros));
         ClassHead {
             layers,
+            activation: config.head_activation.unwrap_or(Activation::Relu),
             pool,
             pair,
             class_token,
@@ -140,7 +143,7 @@ impl ClassHead {
         let last = self.layers.len() - 1;
         let inner = self.layers[..last]
             .iter()
-            .fold(rows, |x, layer| relu(layer.forward(x)));
+            .fold(rows, |x, layer| self.activation.apply(layer.forward(x)));
         self.layers[last].forward(inner)
     }
 }

@@ -1,6 +1,7 @@
 //! The config of a model: what a run file's `[model]` table and a model folder's `config.json` hold.
 
 use anyformer_mixers::card::nearest_name;
+use anyformer_mixers::mlp::Activation;
 use anyformer_mixers::{ConfigError, MixerSpec, channel_mixer, token_mixer};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -99,6 +100,8 @@ pub enum Pool {
     First,
     /// A learned token put before the sequence; it takes one position more.
     Cls,
+    /// The largest value of each feature over the sequence's own tokens.
+    Max,
 }
 
 /// Whether a classifier reads one sequence or two, each with its own pass through the same blocks; u and v are what is
@@ -131,7 +134,8 @@ pub enum Gives {
         /// What is read off the last block.
         #[serde(default)]
         pool: Pool,
-        /// Inner width of the head: a layer with ReLU before the scores, for pairs a second one of half of it; 0: none.
+        /// Inner width of the head: a layer with `head_activation` before the scores, for pairs a second one of half of
+        /// it; 0: none.
         #[serde(default)]
         hidden: usize,
         /// Whether two sequences are read.
@@ -156,6 +160,9 @@ impl Gives {
         }
     }
 }
+
+/// The most layers that share their weights: nothing else bounds how long such a model runs.
+const MOST_SHARED: usize = 1024;
 
 /// A whole model. Every key has a default but `reads` and `gives`, which tasks fill in.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -183,6 +190,15 @@ pub struct ModelConfig {
     pub token_types: usize,
     /// A norm over the embedding, positions and types added.
     pub embed_norm: bool,
+    /// Width of the embedding, positions and types, which a layer then takes to `dim`, as in ALBERT (Lan et al., 2020,
+    /// arXiv 1909.11942); 0: `dim`, and no layer.
+    pub embed_dim: usize,
+    /// One set of weights for all blocks, as in ALBERT.
+    pub share_layers: bool,
+    /// The function between the layers of the head; absent: ReLU for classes, GELU for masked tokens.
+    pub head_activation: Option<Activation>,
+    /// Biases in the layers of a class head.
+    pub head_bias: bool,
     /// Standard deviation of initial linear weights; absent: uniform in ±1/sqrt(fan_in).
     pub initializer_range: Option<f32>,
     /// Multiply the initial weights that write into the residual stream by 1/sqrt(number of such layers).
@@ -209,6 +225,10 @@ impl Default for ModelConfig {
             max_time: 2048,
             token_types: 0,
             embed_norm: false,
+            embed_dim: 0,
+            share_layers: false,
+            head_activation: None,
+            head_bias: true,
             initializer_range: None,
             scale_residual: true,
             precision: Precision::F32,
@@ -310,6 +330,40 @@ impl ModelConfig {
         }
     }
 
+    /// Refuses shared layers and narrow embeddings where they cannot be.
+    fn check_sizes(&self) -> Result<(), ModelError> {
+        let impossible = |message: String| Err(ModelError::Impossible(message));
+        if self.share_layers && (self.mixers.len() > 1 || self.layers > MOST_SHARED) {
+            return impossible(format!(
+                "share_layers is for one mixer and at most {MOST_SHARED} layers, got {} mixers and {} layers",
+                self.mixers.len(),
+                self.layers
+            ));
+        }
+        if self.embed_dim == 0 {
+            return Ok(());
+        }
+        let tied = matches!(self.gives, Gives::NextToken { tied: true });
+        let token = matches!(
+            self.gives,
+            Gives::Class {
+                pool: Pool::Cls,
+                ..
+            }
+        );
+        match self.reads {
+            Reads::Patches { .. } => {
+                impossible("embed_dim is of token vectors, not of patches".into())
+            }
+            _ if token => impossible("embed_dim does not go with pool = \"cls\"".into()),
+            _ if tied && self.embed_dim != self.dim => impossible(format!(
+                "a head tied to vectors of embed_dim {} cannot score rows of dim {}; set tied = false",
+                self.embed_dim, self.dim
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// Refuses what cannot be built, before anything is allocated. The mixers check their own knobs when built.
     pub fn check(&self) -> Result<(), ModelError> {
         let impossible = |message: String| Err(ModelError::Impossible(message));
@@ -326,6 +380,7 @@ impl ModelConfig {
             (token_mixer(&spec.name)?.resolve)(&spec.options)?;
         }
         (channel_mixer(&self.channel.name)?.resolve)(&self.channel.options)?;
+        self.check_sizes()?;
         match self.reads {
             Reads::Tokens { vocab: 0 } => impossible("vocab must be at least 1".into()),
             Reads::Patches {
@@ -377,5 +432,27 @@ mod tests {
         let error = ModelConfig::from_json(&json!({"channel": {"name": "swiglo"}}));
         let error = error.expect_err("unknown mixer").to_string();
         assert!(error.contains("did you mean \"swiglu\""), "{error}");
+    }
+
+    #[test]
+    fn shared_layers_and_narrow_embeddings_have_their_limits() {
+        for (config, part) in [
+            (json!({"share_layers": true, "layers": 5000}), "5000 layers"),
+            (
+                json!({"share_layers": true, "mixers": [{"name": "gla"}, {"name": "attention"}]}),
+                "2 mixers",
+            ),
+            (json!({"embed_dim": 8}), "tied = false"),
+            (
+                json!({"embed_dim": 8, "gives": {"class": {"classes": 2, "pool": "cls"}}}),
+                "pool = \"cls\"",
+            ),
+        ] {
+            let error = ModelConfig::from_json(&config).expect_err(part).to_string();
+            assert!(error.contains(part), "{error}");
+        }
+        let fits =
+            json!({"embed_dim": 8, "share_layers": true, "gives": {"next_token": {"tied": false}}});
+        assert!(ModelConfig::from_json(&fits).is_ok());
     }
 }

@@ -1,4 +1,5 @@
-//! What stands before the first block: token vectors or projected patches, positions, token types, a norm.
+//! What stands before the first block: token vectors or projected patches, positions, token types, a norm, a layer to the
+//! width of the blocks.
 
 use std::sync::Arc;
 
@@ -22,11 +23,15 @@ pub(crate) struct Embed {
     positions: Option<Param>,
     types: Option<Param>,
     norm: Option<Norm>,
+    proj: Option<Linear>,
 }
 
 impl Embed {
     pub(crate) fn new(config: &ModelConfig, builder: &Builder) -> Self {
-        let dim = config.dim;
+        let dim = match config.embed_dim {
+            0 => config.dim,
+            own => own,
+        };
         let source = match config.reads {
             Reads::Tokens { vocab } => Source::Tokens {
                 weight: builder
@@ -65,11 +70,13 @@ impl Embed {
             types: (config.token_types > 0).then(|| table("types", config.token_types)),
             norm: config
                 .embed_norm
-                .then(|| Norm::new(config, "embed_norm", builder)),
+                .then(|| Norm::sized(config, dim, "embed_norm", builder)),
+            proj: (config.embed_dim > 0)
+                .then(|| Linear::new(builder, "embed_proj", dim, config.dim, true)),
         }
     }
 
-    /// The vectors of the vocabulary, `[vocab, dim]`, where tokens are read.
+    /// The vectors of the vocabulary, `[vocab, embed_dim]`, where tokens are read.
     pub(crate) fn weight(&self) -> Option<&Param> {
         match &self.source {
             Source::Tokens { weight, .. } => Some(weight),
@@ -125,7 +132,7 @@ impl Embed {
         Ok(proj.forward(x))
     }
 
-    /// Adds positions and types (0 for every token where none are given) and applies the norm.
+    /// Adds positions and types (0 for every token where none are given), applies the norm, and goes to the blocks' width.
     pub(crate) fn finish(
         &self,
         x: Tensor<3>,
@@ -135,8 +142,11 @@ impl Embed {
     ) -> Result<Tensor<3>, ModelError> {
         let mut x = self.add_positions(x, context, state)?;
         x = self.add_types(x, types)?;
-        Ok(match &self.norm {
-            Some(norm) => norm.forward(x),
+        if let Some(norm) = &self.norm {
+            x = norm.forward(x);
+        }
+        Ok(match &self.proj {
+            Some(proj) => proj.forward(x),
             None => x,
         })
     }
@@ -193,7 +203,7 @@ impl Embed {
 
     /// Parameters, and operations over `time` tokens.
     pub(crate) fn cost(&self, time: usize) -> Cost {
-        let (mut params, flops) = match &self.source {
+        let (mut params, mut flops) = match &self.source {
             Source::Tokens { weight, .. } => (weight.count(), 0),
             Source::Patches { proj, .. } => (
                 proj.weight.count() + proj.weight.shape()[0],
@@ -203,6 +213,10 @@ impl Embed {
         params += self.positions.as_ref().map_or(0, Param::count);
         params += self.types.as_ref().map_or(0, Param::count);
         params += self.norm.as_ref().map_or(0, Norm::count);
+        if let Some(proj) = &self.proj {
+            params += proj.weight.count() + proj.weight.shape()[0];
+            flops += proj.flops(time);
+        }
         Cost {
             params: params as u64,
             flops,

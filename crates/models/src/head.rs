@@ -1,7 +1,7 @@
 //! What stands after the last block: scores of tokens or classes, or nothing.
 
 use anyformer_mixers::Cost;
-use anyformer_ops::activation::gelu;
+use anyformer_mixers::mlp::Activation;
 use anyformer_ops::{Builder, Init, Linear, Param, Tensor};
 
 use crate::block::Norm;
@@ -15,6 +15,7 @@ pub(crate) enum Head {
     Tokens(Linear),
     Masked {
         dense: Linear,
+        activation: Activation,
         norm: Norm,
         tied: Linear,
     },
@@ -48,9 +49,11 @@ impl Head {
             Gives::MaskedToken => {
                 let (vocab, embed) = tokens()?;
                 let at = builder.at("head");
+                let width = embed.shape()[1];
                 Head::Masked {
-                    dense: Linear::new(&at, "dense", dim, dim, true),
-                    norm: Norm::new(config, "norm", &at),
+                    dense: Linear::new(&at, "dense", dim, width, true),
+                    activation: config.head_activation.unwrap_or(Activation::Gelu),
+                    norm: Norm::sized(config, width, "norm", &at),
                     tied: tied(
                         embed,
                         Some(at.param_no_decay("bias", &[vocab], Init::Zeros)),
@@ -66,9 +69,12 @@ impl Head {
         match self {
             Head::Tied(linear) | Head::Tokens(linear) => linear.forward(rows),
             Head::Classes(head) => head.scores(rows),
-            Head::Masked { dense, norm, tied } => {
-                tied.forward(norm.forward(gelu(dense.forward(rows))))
-            }
+            Head::Masked {
+                dense,
+                activation,
+                norm,
+                tied,
+            } => tied.forward(norm.forward(activation.apply(dense.forward(rows)))),
             Head::None => rows,
         }
     }
@@ -83,7 +89,9 @@ impl Head {
             Head::Tied(tied) => (0, tied.flops(time)),
             Head::Tokens(layer) => linear(layer, time),
             Head::Classes(head) => return head.cost(before),
-            Head::Masked { dense, norm, tied } => {
+            Head::Masked {
+                dense, norm, tied, ..
+            } => {
                 let (params, flops) = linear(dense, time);
                 let bias = tied.bias.as_ref().map_or(0, Param::count);
                 let others = (norm.count() + bias) as u64;

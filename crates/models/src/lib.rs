@@ -11,6 +11,7 @@ pub mod input;
 pub mod model;
 mod rows;
 pub mod sample;
+pub mod speculate;
 mod state;
 pub mod stop;
 
@@ -20,4 +21,5 @@ pub use config::{
 pub use input::Input;
 pub use model::{Model, ModelState, Scored, Target};
 pub use sample::{SampleError, SampleOptions, Sampler, likeliest, log_prob};
+pub use speculate::{Guesses, Steps};
 pub use stop::Stops;

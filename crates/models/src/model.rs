@@ -100,7 +100,12 @@ impl Model {
             false => builder.clone(),
         };
         let embed = Embed::new(config, &builder);
-        let blocks = (0..config.layers)
+        let own = if config.share_layers {
+            1
+        } else {
+            config.layers
+        };
+        let blocks = (0..own)
             .map(|layer| Block::new(config, layer, &inner.at("layers").at(layer)))
             .collect::<Result<Vec<_>, _>>()?;
         let norm = (config.wiring != Wiring::PostNorm).then(|| Norm::new(config, "norm", &builder));
@@ -133,12 +138,23 @@ impl Model {
             Head::Classes(head) => time + head.extra(),
             _ => time,
         };
-        let blocks = self.blocks.iter().map(|block| block.cost(time));
-        let mut cost = blocks.fold(Cost::default(), |a, b| a + b);
+        let mut cost = Cost::default();
+        for layer in 0..self.config.layers {
+            let mut own = self.block(layer).cost(time);
+            if layer >= self.blocks.len() {
+                own.params = 0;
+            }
+            cost = cost + own;
+        }
         let norms: usize = self.blocks.iter().map(Block::norm_params).sum();
         cost.params += (norms + self.norm.as_ref().map_or(0, Norm::count)) as u64;
         let cost = cost + self.embed.cost(read);
         self.head.cost(cost, time)
+    }
+
+    /// The block of a layer; where layers share their weights there is one.
+    fn block(&self, layer: usize) -> &Block {
+        &self.blocks[layer % self.blocks.len()]
     }
 
     /// Hidden vectors after the last norm: `[batch, time, dim]`, or `[1, total, dim]` when packed.
@@ -153,16 +169,16 @@ impl Model {
         let times = state.map(|state| State::new(state.times.clone()));
         let mut x = self.embed.finish(x, types, context, times.as_ref())?;
         let mut states = Vec::new();
-        for (index, block) in self.blocks.iter().enumerate() {
+        for index in 0..self.config.layers {
             let held = state.map(|state| &state.layers[index]);
-            let (y, next) = block.forward(x, context, held)?;
+            let (y, next) = self.block(index).forward(x, context, held)?;
             x = y;
             states.extend(next);
         }
         if let Some(norm) = &self.norm {
             x = norm.forward(x);
         }
-        let next = (context.keep_state && states.len() == self.blocks.len()).then(|| ModelState {
+        let next = (context.keep_state && states.len() == self.config.layers).then(|| ModelState {
             times: context.times_after(batch, time, times.as_ref()),
             layers: states,
         });
@@ -363,6 +379,22 @@ impl Model {
         };
         let last = pooled(x, &offsets, Pool::Last);
         Ok((self.head.scores(last), next))
+    }
+
+    /// Reads `ids` as one sequence, going on from `state`, and returns the scores after every token `[tokens, vocab]` with the
+    /// state after the last.
+    pub fn scores_of_each(
+        &self,
+        ids: &[u32],
+        state: &ModelState,
+    ) -> Result<(Tensor<2>, ModelState), ModelError> {
+        let x = self.embed.tokens(ids, 1)?;
+        let (x, next) = self.hidden(x, None, &Context::with_state(), Some(state))?;
+        let Some(next) = next else {
+            return Err(ModelError::Input("the model carries no state".into()));
+        };
+        let rows = x.reshape([ids.len(), self.config.dim]);
+        Ok((self.head.scores(rows), next))
     }
 
     /// One more token for each sequence.

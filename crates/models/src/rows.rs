@@ -71,6 +71,13 @@ pub(crate) fn pooled(x: Tensor<3>, offsets: &[usize], pool: Pool) -> Tensor<2> {
     };
     match pool {
         Pool::First | Pool::Cls => pick(&|pair| pair[0], flat),
+        Pool::Max => {
+            let of = |pair: &[usize]| match pair[1] - pair[0] {
+                0 => flat.clone().slice([0..1]).zeros_like(),
+                _ => flat.clone().slice([pair[0]..pair[1]]).max_dim(0),
+            };
+            Tensor::cat(offsets.windows(2).map(of).collect(), 0)
+        }
         Pool::Last => pick(&|pair| pair[1].max(1) - 1, flat),
         Pool::Mean
             if total.is_multiple_of(rows)

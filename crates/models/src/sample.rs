@@ -150,7 +150,12 @@ impl Sampler {
         let mut draw = self.rng.random::<f64>() * share;
         let (mut at, mut last) = (0, best);
         while let Some(id) = ranked.get(at) {
-            draw -= weight(id);
+            let own = weight(id);
+            // What weighs nothing is never drawn.
+            if own == 0.0 {
+                break;
+            }
+            draw -= own;
             if draw <= 0.0 {
                 return id;
             }

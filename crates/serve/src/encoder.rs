@@ -27,6 +27,8 @@ pub struct EncoderConfig {
     pub context: usize,
     /// What is read off the last block; `None`: as the model's own head does, else the mean.
     pub pool: Option<Pool>,
+    /// Vectors are brought to length 1.
+    pub unit: bool,
 }
 
 impl Default for EncoderConfig {
@@ -37,6 +39,7 @@ impl Default for EncoderConfig {
             queue: 256,
             context: 8192,
             pool: None,
+            unit: true,
         }
     }
 }
@@ -121,8 +124,8 @@ impl Encoder {
         })
     }
 
-    /// Puts texts into the queue, all or none; never waits. Each reply is called on the encoder's thread with a vector of
-    /// unit length.
+    /// Puts texts into the queue, all or none; never waits. Each reply is called on the encoder's thread with the text's
+    /// vector.
     pub fn submit(&self, texts: Vec<(Vec<u32>, Reply)>) -> Result<(), SubmitError> {
         for (ids, _) in &texts {
             check_ids(ids, 0, self.config.context, self.vocab)?;
@@ -233,7 +236,13 @@ fn run(model: &Model, pool: Pool, shared: &Shared, config: &EncoderConfig, metri
             metrics.finished.with_label_values(&[reason]).inc();
             metrics.total.observe(text.since.elapsed().as_secs_f64());
             let vector = made.as_ref().map_err(JobError::clone);
-            (text.reply)(vector.map(|all| unit(&all[index * width..(index + 1) * width])));
+            (text.reply)(vector.map(|all| {
+                let own = &all[index * width..(index + 1) * width];
+                match config.unit {
+                    true => unit(own),
+                    false => own.to_vec(),
+                }
+            }));
         }
         metrics.running.set(0);
     }

@@ -29,6 +29,10 @@ pub struct Metrics {
     pub cached_tokens: IntCounter,
     /// Tokens made.
     pub completion_tokens: IntCounter,
+    /// Tokens guessed ahead.
+    pub guessed_tokens: IntCounter,
+    /// Guessed tokens that were then chosen.
+    pub accepted_tokens: IntCounter,
     /// Prompts whose beginning a kept state stood for.
     pub cache_hits: IntCounter,
     /// Prompts that were read from their first token.
@@ -116,6 +120,11 @@ impl Metrics {
                 "Prompt tokens that a kept state stood for",
             )?,
             completion_tokens: counter("anyformer_completion_tokens_total", "Tokens made")?,
+            guessed_tokens: counter("anyformer_guessed_tokens_total", "Tokens guessed ahead")?,
+            accepted_tokens: counter(
+                "anyformer_accepted_tokens_total",
+                "Guessed tokens that were then chosen",
+            )?,
             cache_hits: counter(
                 "anyformer_cache_hits_total",
                 "Prompts whose beginning a kept state stood for",

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use anyformer_hub::{ModelFolder, export};
-use anyformer_models::{Input, Model};
+use anyformer_models::{Gives, Input, Model, Pool};
 use anyformer_ops::{Device, tensor_values};
 use anyformer_testkit::golden::{self, Golden};
 use anyformer_testkit::import::{load, ragged, rows, tensors, write};
@@ -86,7 +86,7 @@ fn folders_of_transformers_give_its_logits() {
 #[test]
 fn every_family_gives_the_logits_of_its_reference() {
     let all = goldens("import");
-    assert!(all.len() >= 19, "{} goldens", all.len());
+    assert!(all.len() >= 32, "{} goldens", all.len());
     for golden in &all {
         let name = &golden.name;
         let want = golden.get("y").expect("y").1;
@@ -97,11 +97,13 @@ fn every_family_gives_the_logits_of_its_reference() {
 
         let rows = rows(golden).expect("rows");
         assert_eq!(rows.len(), 7);
-        let width = want.len() / rows.iter().map(Vec::len).sum::<usize>();
+        let class = matches!(model.config().gives, Gives::Class { .. });
+        let count = |ids: &Vec<u32>| if class { 1 } else { ids.len() };
+        let width = want.len() / rows.iter().map(count).sum::<usize>();
         let mut start = 0;
         for ids in &rows {
-            let want = &want[start * width..(start + ids.len()) * width];
-            start += ids.len();
+            let want = &want[start * width..(start + count(ids)) * width];
+            start += count(ids);
             if golden.get("types").is_ok() {
                 continue;
             }
@@ -109,7 +111,7 @@ fn every_family_gives_the_logits_of_its_reference() {
                 .forward(Input::Tokens { ids, batch: 1 }, None)
                 .expect("runs");
             check(name, &tensor_values(y), want, OUTPUT).expect("alone");
-            if !model.config().streams() {
+            if class || !model.config().streams() {
                 continue;
             }
             // Where positions depend on the length at hand, the reference's own steps differ from its whole.
@@ -135,7 +137,7 @@ fn every_family_gives_the_logits_of_its_reference() {
                 .tensors
                 .into_iter()
                 .map(|tensor| (tensor.name, tensor.shape))
-                .filter(|(name, _)| !name.contains("pooler"))
+                .filter(|(name, _)| class || !name.contains("pooler"))
                 .collect();
             names.sort();
             names
@@ -242,4 +244,68 @@ fn a_model_of_ours_that_no_family_has_is_not_exported() {
     let error = export(&opened, &place.path().join("to")).expect_err("refused");
     assert!(error.to_string().contains("made of attention"), "{error}");
     assert!(!place.path().join("to").exists());
+}
+
+#[test]
+fn a_folder_of_sentence_transformers_says_how_vectors_are_made() {
+    let golden = named("import_bert_hidden");
+    let folder = written(&golden, 1);
+    let put = |name: &str, value: Value| {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+        std::fs::write(path, value.to_string()).expect("written");
+    };
+    let open = || {
+        ModelFolder::open(folder.path())
+            .expect("opens")
+            .sentence_vectors()
+    };
+    assert_eq!(open().expect("reads"), None);
+    let module = |kind: &str, path: &str| json!({"type": format!("sentence_transformers.models.{kind}"), "path": path});
+    let three = |last: &str| {
+        json!([
+            module("Transformer", ""),
+            module("Pooling", "1_Pooling"),
+            module(last, "2_Last")
+        ])
+    };
+    put("modules.json", three("Normalize"));
+    let error = open().expect_err("no pooling").to_string();
+    assert!(error.contains("1_Pooling/config.json"), "{error}");
+    put(
+        "1_Pooling/config.json",
+        json!({"pooling_mode_max_tokens": true}),
+    );
+    put(
+        "sentence_bert_config.json",
+        json!({"max_seq_length": 12, "do_lower_case": false}),
+    );
+    let found = open().expect("reads").expect("is one");
+    assert_eq!(
+        (found.pool, found.unit, found.tokens),
+        (Pool::Max, true, Some(12))
+    );
+    put("modules.json", three("Dense"));
+    let error = open().expect_err("a dense layer").to_string();
+    assert!(error.contains("Dense"), "{error}");
+    put(
+        "modules.json",
+        json!([module("Transformer", ""), module("Pooling", "../x")]),
+    );
+    assert!(open().is_err());
+
+    // The largest value of each feature, of each sequence by itself.
+    let model = load(folder.path()).expect("loads");
+    let rows = rows(&golden).expect("rows");
+    let slices: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
+    let vectors = tensor_values(model.vectors(&slices, found.pool).expect("runs"));
+    let hidden = golden.get("y").expect("y").1;
+    let dim = vectors.len() / rows.len();
+    let mut places = hidden.chunks(dim);
+    let mut want = Vec::new();
+    for row in &rows {
+        let own: Vec<&[f32]> = places.by_ref().take(row.len()).collect();
+        want.extend((0..dim).map(|at| own.iter().map(|place| place[at]).fold(f32::MIN, f32::max)));
+    }
+    check("largest", &vectors, &want, OUTPUT).expect("pooled");
 }

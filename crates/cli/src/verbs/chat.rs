@@ -35,7 +35,7 @@ pub struct Args {
 struct Read {
     text: String,
     state: Option<ModelState>,
-    /// The last token made, which the state has not read.
+    /// The last token made, where the state has not read it.
     pending: Option<u32>,
 }
 
@@ -52,6 +52,9 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
     })?;
     let tokenizer = tokenizer(&opened)?;
     let ends = opened.end_tokens().input()?;
+    let grammar = args
+        .sampling
+        .grammar(&tokenizer, opened.config.reads, &ends)?;
     let device = device(&device_name(global, None))?;
     start_threads(global, None)?;
     let model = opened.load(&device).input()?;
@@ -60,6 +63,7 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
         tokenizer: &tokenizer,
         ends: &ends,
         sampling: &args.sampling,
+        grammar,
     };
     let system = || -> Vec<Message> {
         let text = args.system.iter();
@@ -119,10 +123,7 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
             _ => Read {
                 text: text + &made.text,
                 state: Some(made.state),
-                pending: match made.finish {
-                    "length" => made.tokens.last().copied(),
-                    _ => None,
-                },
+                pending: made.pending,
             },
         };
         turns.push(Message::new("assistant", &made.text));

@@ -47,6 +47,9 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
     let tokenizer = tokenizer(&opened)?;
     let ids = tokenizer.encode_whole(&prompt).input()?;
     let ends = opened.end_tokens().input()?;
+    let grammar = args
+        .sampling
+        .grammar(&tokenizer, opened.config.reads, &ends)?;
     let device = device(&device_name(global, None))?;
     start_threads(global, None)?;
     let model = opened.load(&device).input()?;
@@ -55,6 +58,7 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
         tokenizer: &tokenizer,
         ends: &ends,
         sampling: &args.sampling,
+        grammar,
     };
     let mut begun = false;
     let made = writer.go_on(&mut sampler, &ids, None, &mut |part| {
@@ -72,6 +76,10 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
             "prompt_tokens": ids.len(), "prefill_s": made.prefill_s, "decode_s": made.decode_s,
             "state_bytes": made.state.bytes(),
         });
+        if args.sampling.speculate > 0 {
+            value["guessed"] = json!(made.guesses.made);
+            value["accepted"] = json!(made.guesses.accepted);
+        }
         if args.sampling.logprobs.is_some() {
             value["logprobs"] = json!(made.logprobs);
         }
@@ -79,8 +87,15 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
     } else {
         say.raw(b"\n");
         let speed = made.tokens.len() as f64 / made.decode_s.max(1e-9);
+        let guesses = match args.sampling.speculate {
+            0 => String::new(),
+            _ => format!(
+                ", {} of {} guesses accepted",
+                made.guesses.accepted, made.guesses.made
+            ),
+        };
         say.note(format!(
-            "{} tokens, {speed:.0} tokens/s, state {} bytes",
+            "{} tokens, {speed:.0} tokens/s, state {} bytes{guesses}",
             made.tokens.len(),
             made.state.bytes()
         ));

@@ -79,6 +79,9 @@ pub struct EngineArgs {
     /// Prompts are read in pieces of so many tokens, between decoding steps
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub chunk: usize,
+    /// Tokens to guess ahead for an answer that runs alone: what followed the same words earlier in the text; 0: none
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub speculate: usize,
     /// Milliseconds that a text for an encoder waits for others to join it
     #[arg(long, value_name = "MS", default_value_t = 2)]
     pub wait: u64,
@@ -119,10 +122,14 @@ pub(crate) fn app(
     let model = opened.load(&device).input()?;
     let started = match encodes {
         true => {
+            let own = opened.sentence_vectors().input()?;
+            let longest = own.and_then(|own| own.tokens).unwrap_or(usize::MAX);
             let config = EncoderConfig {
                 wait: Duration::from_millis(args.wait),
                 queue: args.queue,
-                context: args.context,
+                context: args.context.min(longest),
+                pool: own.map(|own| own.pool),
+                unit: own.is_none_or(|own| own.unit),
                 ..EncoderConfig::default()
             };
             Encoder::start(model, config, metrics.clone()).map(Served::Vectors)
@@ -134,6 +141,7 @@ pub(crate) fn app(
                 context: args.context,
                 chunk: args.chunk,
                 prefill: 2 * args.chunk,
+                speculate: args.speculate,
                 states: StatesConfig {
                     memory: args.state_memory << 20,
                     folder: args.states.clone(),

@@ -66,3 +66,66 @@ fn what_cannot_be_continued_is_refused() {
     anyformer(place.path(), &words).ok();
     anyformer(place.path(), &["generate", "classes", "--prompt", "a"]).bad(&["classifier"]);
 }
+
+#[test]
+fn guessing_ahead_changes_no_text_and_says_what_it_brought() {
+    let prompt = "to be or not to be or not to be or not to";
+    let made = |words: &[&str]| {
+        let mut all = vec!["--prompt", prompt, "--max-tokens", "80", "--json"];
+        all.extend(words);
+        generate(&all).ok().json()
+    };
+    for words in [["--temperature", "0"], ["--seed", "4"]] {
+        let plain = made(&words);
+        let guessed = made(&[words[0], words[1], "--speculate", "6"]);
+        assert_eq!(plain["tokens"], guessed["tokens"]);
+        assert!(plain["guessed"].is_null());
+        let of = |key: &str| guessed[key].as_u64().expect("a count");
+        assert!(
+            (of("guessed") > 0 || words[0] == "--seed") && of("accepted") <= of("guessed"),
+            "{guessed}"
+        );
+    }
+}
+
+#[test]
+fn text_held_to_a_schema_is_json_that_fits_it() {
+    let place = folder();
+    let file = place.path().join("schema.json");
+    let file_name = file.to_string_lossy().into_owned();
+    let schema = r#"{"type": "object", "additionalProperties": false, "required": ["word", "n"],
+        "properties": {"word": {"type": "string", "maxLength": 9}, "n": {"type": "integer", "minimum": 0, "maximum": 99}}}"#;
+    fs::write(&file, schema).expect("written");
+    for seed in ["1", "2", "3"] {
+        for speculate in ["0", "4"] {
+            let words = [
+                "--prompt",
+                "JSON: ",
+                "--json-schema",
+                &file_name,
+                "--seed",
+                seed,
+                "--max-tokens",
+                "500",
+                "--json",
+            ];
+            let made = generate(&[&words[..], &["--speculate", speculate]].concat())
+                .ok()
+                .json();
+            assert_eq!(made["finish"], "end");
+            let text = made["text"].as_str().expect("a text");
+            let value: serde_json::Value = serde_json::from_str(text).expect(text);
+            assert!(value["n"].as_u64().is_some_and(|n| n < 100), "{text}");
+            assert!(
+                value["word"]
+                    .as_str()
+                    .is_some_and(|word| word.chars().count() <= 9),
+                "{text}"
+            );
+        }
+    }
+    fs::write(&file, "{").expect("written");
+    generate(&["--prompt", "a", "--json-schema", &file_name]).bad(&["schema.json"]);
+    fs::write(&file, r#"{"type": "nonsense"}"#).expect("written");
+    generate(&["--prompt", "a", "--json-schema", &file_name]).bad(&["schema.json", "nonsense"]);
+}

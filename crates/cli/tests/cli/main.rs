@@ -8,6 +8,7 @@ mod harness;
 mod kill;
 mod lra;
 mod models;
+mod pieces;
 mod readme;
 mod recipes;
 mod runs;

@@ -1,11 +1,11 @@
-//! BERT, RoBERTa and DistilBERT: post-norm encoders that look both ways. Read with the masked-token head where the file
-//! was saved with it, else as hidden vectors.
+//! BERT, RoBERTa and DistilBERT: post-norm encoders that look both ways. Read with the masked-token head or the class head
+//! where the file was saved with it, else as hidden vectors.
 
 use serde_json::{Value, json};
 
 use super::keys::Keys;
 use super::names::{Name, Rows, rows, same};
-use super::{ACTIVATIONS, Layout, parts, their_activation};
+use super::{ACTIVATIONS, Layout, classes, parts, their_activation};
 
 /// BERT's names under a prefix, then the given lines.
 macro_rules! bert_names {
@@ -37,6 +37,8 @@ pub(super) static BERT: Layout = Layout {
                 "positions.weight",
                 "bert.embeddings.position_embeddings.weight"
             ),
+            same("head.0.*", "bert.pooler.dense.*"),
+            same("head.1.*", "classifier.*"),
             same("head.dense.*", "cls.predictions.transform.dense.*"),
             same("head.norm.*", "cls.predictions.transform.LayerNorm.*"),
             same("head.bias", "cls.predictions.bias"),
@@ -64,6 +66,8 @@ pub(super) static ROBERTA: Layout = Layout {
                 "roberta.embeddings.position_embeddings.weight",
                 Rows::After(2)
             ),
+            same("head.0.*", "classifier.dense.*"),
+            same("head.1.*", "classifier.out_proj.*"),
             same("head.dense.*", "lm_head.dense.*"),
             same("head.norm.*", "lm_head.layer_norm.*"),
             same("head.bias", "lm_head.bias"),
@@ -125,27 +129,39 @@ const DISTILBERT_NAMES: &[Name] = &[
         "layers.#.channel.fc2.*",
         "distilbert.transformer.layer.#.ffn.lin2.*",
     ),
+    same("head.0.*", "pre_classifier.*"),
+    same("head.1.*", "classifier.*"),
     same("head.dense.*", "vocab_transform.*"),
     same("head.norm.*", "vocab_layer_norm.*"),
     same("head.bias", "vocab_projector.bias"),
 ];
 
-/// What the file was saved with; a head that is not read is refused.
-fn gives(keys: &Keys) -> Result<Value, String> {
+/// What the file was saved with, and the function in its head; a head that is not read is refused. `masked` is the function in
+/// the head of masked tokens, `class` that in the head of classes.
+pub(super) fn gives(
+    keys: &Keys,
+    dim: u64,
+    masked: &str,
+    class: &str,
+) -> Result<[Value; 2], String> {
     let saved = keys.0["architectures"][0].as_str().unwrap_or("Model");
     if saved.ends_with("ForMaskedLM") || saved.ends_with("ForPreTraining") {
         keys.must("tie_word_embeddings", &[json!(true)])?;
-        return Ok(json!("masked_token"));
+        return Ok([json!("masked_token"), json!(masked)]);
+    }
+    if classes::asked(keys) {
+        let head = json!({"classes": classes::count(keys)?, "pool": "first", "hidden": dim});
+        return Ok([json!({"class": head}), json!(class)]);
     }
     match saved.ends_with("Model") {
-        true => Ok(json!("hidden")),
+        true => Ok([json!("hidden"), Value::Null]),
         false => Err(format!(
-            "architectures names {saved}; an encoder saved as …Model or …ForMaskedLM can be read"
+            "architectures names {saved}; an encoder saved as …Model, …ForMaskedLM or …ForSequenceClassification can be read"
         )),
     }
 }
 
-fn attention(heads: u64) -> Value {
+pub(super) fn attention(heads: u64) -> Value {
     json!([{"name": "attention", "heads": heads, "causal": false, "position": "none", "bias": true}])
 }
 
@@ -158,10 +174,16 @@ fn read(keys: &Keys, kind: &str) -> Result<Value, String> {
         keys.must("pad_token_id", &[json!(1)])?;
         longest = longest.saturating_sub(2);
     }
-    let gives = gives(keys)?;
     let activation = keys.word("hidden_act", ACTIVATIONS)?;
+    let masked = if kind == "roberta" {
+        "gelu"
+    } else {
+        activation
+    };
+    let dim = keys.number("hidden_size")?;
+    let [gives, function] = gives(keys, dim, masked, "tanh")?;
     Ok(json!({
-        "dim": keys.number("hidden_size")?,
+        "dim": dim,
         "layers": keys.number("num_hidden_layers")?,
         "mixers": attention(keys.number("num_attention_heads")?),
         "channel": {"name": "mlp", "hidden": keys.number("intermediate_size")?, "activation": activation},
@@ -174,6 +196,7 @@ fn read(keys: &Keys, kind: &str) -> Result<Value, String> {
         "embed_norm": true,
         "reads": {"tokens": {"vocab": keys.number("vocab_size")?}},
         "gives": gives,
+        "head_activation": function,
     }))
 }
 
@@ -184,7 +207,6 @@ fn write(ours: &Value, kind: &str) -> Result<Value, String> {
         _ => ("Bert", 0),
     };
     let mut theirs = json!({
-        "architectures": [architecture(name, ours)],
         "hidden_size": ours["dim"],
         "num_hidden_layers": ours["layers"],
         "num_attention_heads": mixer["heads"],
@@ -195,24 +217,32 @@ fn write(ours: &Value, kind: &str) -> Result<Value, String> {
         "type_vocab_size": ours["token_types"],
         "vocab_size": ours["reads"]["tokens"]["vocab"],
     });
+    architecture(name, ours, &mut theirs);
     if kind == "roberta" {
         theirs["pad_token_id"] = json!(1);
     }
     Ok(theirs)
 }
 
-fn architecture(name: &str, ours: &Value) -> String {
-    match ours["gives"] == "hidden" {
-        true => format!("{name}Model"),
-        false => format!("{name}ForMaskedLM"),
-    }
+/// The name of the class that saves such a model, with names for its classes.
+pub(super) fn architecture(name: &str, ours: &Value, theirs: &mut Value) {
+    let suffix = match &ours["gives"] {
+        Value::String(gives) if gives == "hidden" => "Model",
+        Value::String(_) => "ForMaskedLM",
+        _ => {
+            classes::put(theirs, ours);
+            "ForSequenceClassification"
+        }
+    };
+    theirs["architectures"] = json!([format!("{name}{suffix}")]);
 }
 
 fn read_distilbert(keys: &Keys, _kind: &str) -> Result<Value, String> {
-    let gives = gives(keys)?;
     let activation = keys.word("activation", ACTIVATIONS)?;
+    let dim = keys.number("dim")?;
+    let [gives, function] = gives(keys, dim, activation, "relu")?;
     Ok(json!({
-        "dim": keys.number("dim")?,
+        "dim": dim,
         "layers": keys.number("n_layers")?,
         "mixers": attention(keys.number("n_heads")?),
         "channel": {"name": "mlp", "hidden": keys.number("hidden_dim")?, "activation": activation},
@@ -224,13 +254,13 @@ fn read_distilbert(keys: &Keys, _kind: &str) -> Result<Value, String> {
         "embed_norm": true,
         "reads": {"tokens": {"vocab": keys.number("vocab_size")?}},
         "gives": gives,
+        "head_activation": function,
     }))
 }
 
 fn write_distilbert(ours: &Value, _kind: &str) -> Result<Value, String> {
     let (mixer, channel) = parts(ours, "attention", "mlp")?;
-    Ok(json!({
-        "architectures": [architecture("DistilBert", ours)],
+    let mut theirs = json!({
         "dim": ours["dim"],
         "n_layers": ours["layers"],
         "n_heads": mixer["heads"],
@@ -238,5 +268,7 @@ fn write_distilbert(ours: &Value, _kind: &str) -> Result<Value, String> {
         "activation": their_activation(channel),
         "max_position_embeddings": ours["max_time"],
         "vocab_size": ours["reads"]["tokens"]["vocab"],
-    }))
+    });
+    architecture("DistilBert", ours, &mut theirs);
+    Ok(theirs)
 }

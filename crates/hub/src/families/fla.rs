@@ -1,10 +1,11 @@
-//! GLA, DeltaNet, Gated DeltaNet and RetNet as flash-linear-attention saves them: pre-norm, the mixer, SwiGLU.
+//! GLA, DeltaNet, Gated DeltaNet and RetNet as flash-linear-attention saves them: pre-norm, the mixer, SwiGLU. Some layers may
+//! be softmax attention instead (`attn`).
 
 use serde_json::{Value, json};
 
+use super::Layout;
 use super::keys::Keys;
 use super::names::{Name, same};
-use super::{Layout, parts};
 
 pub(super) static LAYOUT: Layout = Layout {
     kinds: &["gla", "delta_net", "gated_deltanet", "retnet"],
@@ -42,7 +43,6 @@ fn read(keys: &Keys, kind: &str) -> Result<Value, String> {
     let null = [Value::Null];
     keys.must("hidden_act", &[json!("swish")])?;
     for key in [
-        "attn",
         "attnres_block_size",
         "feature_map",
         "clamp_min",
@@ -113,7 +113,7 @@ fn read(keys: &Keys, kind: &str) -> Result<Value, String> {
     Ok(json!({
         "dim": dim,
         "layers": keys.number("num_hidden_layers")?,
-        "mixers": [ours],
+        "mixers": layers(keys, &ours)?,
         "channel": {"name": "swiglu", "hidden": hidden},
         "norm_eps": eps,
         "max_time": keys.number_or("max_position_embeddings", 2048)?,
@@ -122,8 +122,84 @@ fn read(keys: &Keys, kind: &str) -> Result<Value, String> {
     }))
 }
 
+/// The layers' mixers: `own`, or softmax attention where `attn` (a table, or a list of tables) names the layer.
+fn layers(keys: &Keys, own: &Value) -> Result<Vec<Value>, String> {
+    let tables = match keys.given("attn") {
+        None => return Ok(vec![own.clone()]),
+        Some(Value::Array(tables)) => tables.as_slice(),
+        Some(table) => std::slice::from_ref(table),
+    };
+    let count = keys.number("num_hidden_layers")?.min(1 << 16) as usize;
+    let mut mixers = vec![own.clone(); count];
+    for table in tables {
+        let inner = Keys(table);
+        inner.must("qk_norm", &[json!(false)])?;
+        let heads = inner.number("num_heads")?;
+        let attention = json!({
+            "name": "attention",
+            "heads": heads,
+            "kv_heads": inner.number_or("num_kv_heads", heads)?,
+            "qkv_bias": inner.flag("qkv_bias", false)?,
+            "window": inner.number_or("window_size", 0)?,
+            "rope_base": inner.real_or("rope_theta", 10_000.0)?,
+        });
+        for layer in table["layers"].as_array().into_iter().flatten() {
+            let at = layer
+                .as_u64()
+                .and_then(|layer| mixers.get_mut(layer as usize));
+            *at.ok_or_else(|| format!("attn names layer {layer} of {count}"))? = attention.clone();
+        }
+    }
+    Ok(mixers)
+}
+
+/// The tables of `attn` for the layers that are softmax attention: one for each kind of it.
+fn attention_tables(ours: &Value) -> Value {
+    let mixers = ours["mixers"].as_array().map_or(&[][..], Vec::as_slice);
+    let mut tables: Vec<(&Value, Vec<usize>)> = Vec::new();
+    for (layer, mixer) in mixers.iter().enumerate() {
+        if mixer["name"] == "attention" {
+            match tables.iter_mut().find(|(known, _)| *known == mixer) {
+                Some((_, layers)) => layers.push(layer),
+                None => tables.push((mixer, vec![layer])),
+            }
+        }
+    }
+    let table = |(mixer, layers): &(&Value, Vec<usize>)| {
+        json!({
+            "layers": layers,
+            "num_heads": mixer["heads"],
+            "num_kv_heads": mixer["kv_heads"],
+            "qkv_bias": mixer["qkv_bias"],
+            "window_size": match mixer["window"].as_u64() {
+                None | Some(0) => Value::Null,
+                Some(window) => json!(window),
+            },
+            "rope_theta": mixer["rope_base"],
+        })
+    };
+    match &tables[..] {
+        [] => Value::Null,
+        [only] => table(only),
+        several => several.iter().map(table).collect(),
+    }
+}
+
+/// The mixer of that name and the channel mixer of a resolved config.
+fn parts<'a>(ours: &'a Value, name: &str) -> Result<(&'a Value, &'a Value), String> {
+    let mixers = ours["mixers"].as_array().map_or(&[][..], Vec::as_slice);
+    let found = mixers.iter().find(|mixer| mixer["name"] == name);
+    match (found, ours["channel"]["name"] == "swiglu") {
+        (Some(mixer), true) => Ok((mixer, &ours["channel"])),
+        _ => Err(format!(
+            "it is made of {name} and swiglu, this of {} and {}",
+            ours["mixers"][0]["name"], ours["channel"]["name"]
+        )),
+    }
+}
+
 fn write(ours: &Value, kind: &str) -> Result<Value, String> {
-    let (mixer, channel) = parts(ours, mixer(kind), "swiglu")?;
+    let (mixer, channel) = parts(ours, mixer(kind))?;
     let mut theirs = json!({
         "hidden_act": "swish",
         "hidden_size": ours["dim"],
@@ -136,6 +212,7 @@ fn write(ours: &Value, kind: &str) -> Result<Value, String> {
         "tie_word_embeddings": ours["gives"]["next_token"]["tied"],
         "bos_token_id": null,
         "eos_token_id": null,
+        "attn": attention_tables(ours),
     });
     let mut copy = |names: &[&str]| {
         for name in names {

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::keys::{Keys, rope_parameters};
 use super::names::{Name, same};
-use super::{Layout, parts};
+use super::{Layout, classes, parts};
 
 pub(super) static LAYOUT: Layout = LAYOUT_OF;
 
@@ -33,6 +33,7 @@ const NAMES: &[Name] = &[
     same("layers.#.mixer.*", "model.layers.#.self_attn.*"),
     same("layers.#.channel.*", "model.layers.#.mlp.*"),
     same("lm_head.weight", "lm_head.weight"),
+    same("head.weight", "score.weight"),
 ];
 
 fn read(keys: &Keys, kind: &str) -> Result<Value, String> {
@@ -77,7 +78,11 @@ fn read(keys: &Keys, kind: &str) -> Result<Value, String> {
         "norm_eps": eps,
         "max_time": keys.number_or("max_position_embeddings", 2048)?,
         "reads": {"tokens": {"vocab": keys.number("vocab_size")?}},
-        "gives": {"next_token": {"tied": keys.flag("tie_word_embeddings", false)?}},
+        "gives": match classes::asked(keys) {
+            true => json!({"class": {"classes": classes::count(keys)?, "pool": "last"}}),
+            false => json!({"next_token": {"tied": keys.flag("tie_word_embeddings", false)?}}),
+        },
+        "head_bias": !classes::asked(keys),
     }))
 }
 
@@ -130,8 +135,10 @@ fn write(ours: &Value, kind: &str) -> Result<Value, String> {
         "rope_parameters": rope,
         "max_position_embeddings": longest,
         "vocab_size": ours["reads"]["tokens"]["vocab"],
-        "tie_word_embeddings": ours["gives"]["next_token"]["tied"],
     });
+    if ours["gives"]["next_token"].is_object() {
+        theirs["tie_word_embeddings"] = ours["gives"]["next_token"]["tied"].clone();
+    }
     let windows: Vec<u64> = ours["mixers"]
         .as_array()
         .into_iter()
@@ -147,11 +154,11 @@ fn write(ours: &Value, kind: &str) -> Result<Value, String> {
         "llama" => {
             theirs["attention_bias"] = mixer["bias"].clone();
             theirs["mlp_bias"] = channel["bias"].clone();
-            "LlamaForCausalLM"
+            "Llama"
         }
         "mistral" => {
             theirs["sliding_window"] = or_none;
-            "MistralForCausalLM"
+            "Mistral"
         }
         _ => {
             let of = |window: &u64| match window {
@@ -164,12 +171,19 @@ fn write(ours: &Value, kind: &str) -> Result<Value, String> {
             theirs["layer_types"] = json!(types);
             if kind == "qwen3" {
                 theirs["attention_bias"] = mixer["bias"].clone();
-                "Qwen3ForCausalLM"
+                "Qwen3"
             } else {
-                "Qwen2ForCausalLM"
+                "Qwen2"
             }
         }
     };
-    theirs["architectures"] = json!([architecture]);
+    let suffix = match ours["gives"]["class"].is_object() {
+        true => {
+            classes::put(&mut theirs, ours);
+            "ForSequenceClassification"
+        }
+        false => "ForCausalLM",
+    };
+    theirs["architectures"] = json!([format!("{architecture}{suffix}")]);
     Ok(theirs)
 }

@@ -23,7 +23,7 @@ const NAMES: &[Name] = &[
     same("lm_head.weight", "lm_head.weight"),
 ];
 
-fn read(keys: &Keys, kind: &str) -> Result<Value, String> {
+pub(super) fn read(keys: &Keys, kind: &str) -> Result<Value, String> {
     keys.must("hidden_act", &[json!("silu")])?;
     keys.must("use_bias", &[json!(false)])?;
     keys.must("use_conv_bias", &[json!(true)])?;
@@ -85,7 +85,7 @@ fn mamba2(keys: &Keys) -> Result<Value, String> {
     }))
 }
 
-fn write(ours: &Value, kind: &str) -> Result<Value, String> {
+pub(super) fn write(ours: &Value, kind: &str) -> Result<Value, String> {
     let (mixer, _) = parts(ours, kind, "none")?;
     let dim = ours["dim"].as_u64().unwrap_or(0);
     let mut theirs = json!({

@@ -3,13 +3,16 @@
 //! A family is a map of names and a translation of the config; the model that is built is ours. What our block cannot do
 //! is refused by the key that asks for it, so a checkpoint is never read into a model that computes something else.
 
+mod albert;
 mod bert;
+mod classes;
 mod fla;
 mod gpt2;
 mod gpt_neox;
 mod keys;
 mod llama;
 mod mamba;
+mod mamba_ssm;
 pub(crate) mod names;
 mod opt;
 
@@ -45,10 +48,12 @@ static LAYOUTS: &[&Layout] = &[
     &opt::LAYOUT,
     &gpt_neox::LAYOUT,
     &mamba::LAYOUT,
+    &mamba_ssm::LAYOUT,
     &fla::LAYOUT,
     &bert::BERT,
     &bert::ROBERTA,
     &bert::DISTILBERT,
+    &albert::LAYOUT,
 ];
 
 /// A `model_type` whose folders can be read and written.
@@ -113,7 +118,8 @@ impl Family {
             let names: Vec<&str> = Family::all().map(Family::kind).collect();
             format!("known are anyformer, {}", names.join(", "))
         };
-        let Some(kind) = config.get("model_type").and_then(Value::as_str) else {
+        let kind = config.get("model_type").and_then(Value::as_str);
+        let Some(kind) = kind.or_else(|| mamba_ssm::kind(config)) else {
             return Err(format!("no key \"model_type\"; {}", known()));
         };
         Family::named(kind)
@@ -181,7 +187,13 @@ impl Family {
     pub fn export(self, config: &ModelConfig) -> Result<Value, String> {
         let ours = resolved(config)?;
         let mut theirs = (self.layout.write)(&ours, self.kind)?;
-        theirs["model_type"] = json!(self.kind);
+        match theirs.as_object_mut() {
+            // A layout without that key.
+            Some(map) if map.get("model_type") == Some(&Value::Null) => {
+                map.remove("model_type");
+            }
+            _ => theirs["model_type"] = json!(self.kind),
+        }
         let mut back = resolved(&self.config(&theirs)?)?;
         if config.positions != Positions::Learned {
             // Without a table of positions it has no effect.
@@ -299,6 +311,7 @@ pub(crate) fn resolved(config: &ModelConfig) -> Result<Value, String> {
         });
     }
     ours.insert("channel".into(), channel);
+    classes::complete(&mut ours);
     for key in ["initializer_range", "scale_residual"] {
         ours.remove(key);
     }

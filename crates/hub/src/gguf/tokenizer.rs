@@ -17,9 +17,12 @@ pub(crate) fn tokenizer_json(gguf: &Gguf) -> Result<Option<String>, String> {
     let Some(model) = key("model") else {
         return Ok(None);
     };
+    if model == "llama" {
+        return super::pieces::tokenizer_json(gguf).map(Some);
+    }
     if model != "gpt2" {
         return Err(format!(
-            "its tokenizer is of the kind {model}; byte-level BPE (\"gpt2\") is read. Put a tokenizer.json beside it in a folder and export the model there"
+            "its tokenizer is of the kind {model}; byte-level BPE (\"gpt2\") and SentencePiece (\"llama\") are read. Put a tokenizer.json beside it in a folder and export the model there"
         ));
     }
     let list = |name: &str| {

@@ -1,11 +1,14 @@
 //! The engine's thread: which sequences run, and one step after another.
 
+mod ahead;
+
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyformer_models::{Model, ModelError, ModelState, Sampler};
+use anyformer_data::Constraint;
+use anyformer_models::{Model, ModelError, ModelState, Sampler, likeliest, log_prob};
 use anyformer_ops::{Tensor, tensor_values};
 
 use super::job::{End, Finish, Go, JobError, Sink, Token};
@@ -13,6 +16,9 @@ use super::queue::{Command, Queue, Waiting};
 use super::states::States;
 use super::{EngineConfig, fits};
 use crate::metrics::Metrics;
+
+/// Why a sequence is at its end.
+type Ended = Result<Finish, JobError>;
 
 /// A sequence that runs.
 struct Sequence {
@@ -25,6 +31,7 @@ struct Sequence {
     logprobs: Option<usize>,
     save: Option<String>,
     deadline: Option<Instant>,
+    grammar: Option<Constraint>,
     sampler: Sampler,
     sink: Box<dyn Sink>,
     since: Instant,
@@ -178,6 +185,7 @@ impl Worker {
                 logprobs: job.logprobs,
                 save: job.save,
                 deadline: job.deadline,
+                grammar: job.grammar,
                 sampler,
                 sink,
                 since,
@@ -337,6 +345,9 @@ impl Worker {
 
     /// One token more for every running sequence.
     fn decode(&mut self) {
+        if self.config.speculate > 0 && self.decode_ahead() {
+            return;
+        }
         let Some(joined) = &self.joined else {
             return;
         };
@@ -358,7 +369,7 @@ impl Worker {
         let vocab = scores.dims()[1];
         let scores = tensor_values(scores);
         let mut running = std::mem::take(&mut self.running);
-        let finishes: Vec<Option<Finish>> = running
+        let finishes: Vec<Option<Ended>> = running
             .iter_mut()
             .zip(scores.chunks(vocab))
             .map(|(sequence, row)| self.choose(sequence, row))
@@ -372,11 +383,15 @@ impl Worker {
     }
 
     /// Chooses the next token, gives it away, and says whether it was the last.
-    fn choose(&self, sequence: &mut Sequence, scores: &[f32]) -> Option<Finish> {
+    fn choose(&self, sequence: &mut Sequence, scores: &[f32]) -> Option<Ended> {
         if sequence.made == sequence.max_tokens {
-            return Some(Finish::Length);
+            return Some(Ok(Finish::Length));
         }
-        let id = sequence.sampler.choose(scores);
+        let (id, complete) = match ahead::chosen(sequence, scores) {
+            Ok(Some(chosen)) => chosen,
+            Ok(None) => return Some(Ok(Finish::Stop)),
+            Err(error) => return Some(Err(JobError::Model(error.to_string()))),
+        };
         let now = Instant::now();
         match sequence.last {
             None => &self.metrics.first_token,
@@ -388,21 +403,26 @@ impl Worker {
         sequence.made += 1;
         self.metrics.completion_tokens.inc();
         if sequence.stop_ids.contains(&id) {
-            return Some(Finish::Stop);
+            return Some(Ok(Finish::Stop));
         }
         let (logprob, top) = match sequence.logprobs {
             Some(count) => logprobs(scores, id, count),
             None => (None, Vec::new()),
         };
         match sequence.sink.token(Token { id, logprob, top }) {
-            Go::Stop => Some(Finish::Stop),
-            Go::On if sequence.made == sequence.max_tokens => Some(Finish::Length),
+            Go::Stop => Some(Ok(Finish::Stop)),
+            Go::On if complete => Some(Ok(Finish::Stop)),
+            Go::On if sequence.made == sequence.max_tokens => Some(Ok(Finish::Length)),
             Go::On => None,
         }
     }
 
     /// Keeps the state, and tells the end. The last token has been made and not read.
-    fn finish(&mut self, sequence: Sequence, state: ModelState, finish: Finish) {
+    fn finish(&mut self, sequence: Sequence, state: ModelState, finish: Ended) {
+        let finish = match finish {
+            Ok(finish) => finish,
+            Err(error) => return end(&self.metrics, sequence, Err(error)),
+        };
         let time = state.times[0];
         self.states.keep(&sequence.ids[..time], state.clone());
         let saved = match &sequence.save {
@@ -463,27 +483,9 @@ fn run_packed(
 
 /// Log-probability of `id` and the `count` likeliest tokens with theirs.
 fn logprobs(scores: &[f32], id: u32, count: usize) -> (Option<f32>, Vec<(u32, f32)>) {
-    let most = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = scores
-        .iter()
-        .map(|score| f64::from(score - most).exp())
-        .sum();
-    let norm = f64::from(most) + sum.ln();
-    let of = |id: u32| (f64::from(scores[id as usize]) - norm) as f32;
-    let mut order: Vec<u32> = (0..scores.len() as u32).collect();
-    let by_score = |a: &u32, b: &u32| {
-        scores[*b as usize]
-            .total_cmp(&scores[*a as usize])
-            .then(a.cmp(b))
-    };
-    let count = count.min(order.len());
-    if count > 0 && count < order.len() {
-        order.select_nth_unstable_by(count - 1, by_score);
-    }
-    order.truncate(count);
-    order.sort_by(by_score);
-    let top = order.into_iter().map(|id| (id, of(id))).collect();
-    (Some(of(id)), top)
+    let of = |id: u32| (id, log_prob(scores, id));
+    let top = likeliest(scores, count).into_iter().map(of).collect();
+    (Some(log_prob(scores, id)), top)
 }
 
 #[cfg(test)]

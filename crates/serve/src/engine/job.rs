@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Instant;
 
+use anyformer_data::Constraint;
 use anyformer_models::SampleOptions;
 
 /// One sequence to read and continue.
@@ -24,6 +25,8 @@ pub struct Job {
     pub save: Option<String>,
     /// When to give up.
     pub deadline: Option<Instant>,
+    /// What the text is held to.
+    pub grammar: Option<Constraint>,
     /// Who gets the answer.
     pub sink: Box<dyn Sink>,
 }

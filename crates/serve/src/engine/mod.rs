@@ -38,6 +38,8 @@ pub struct EngineConfig {
     pub prefill: usize,
     /// Where states are kept.
     pub states: StatesConfig,
+    /// Tokens to guess ahead for a sequence that runs alone; 0: none.
+    pub speculate: usize,
 }
 
 impl Default for EngineConfig {
@@ -48,6 +50,7 @@ impl Default for EngineConfig {
             context: 8192,
             chunk: 256,
             prefill: 512,
+            speculate: 0,
             states: StatesConfig::default(),
         }
     }
@@ -84,6 +87,11 @@ pub struct Engine {
 }
 
 impl Engine {
+    /// Tokens that the model knows.
+    pub fn vocab(&self) -> usize {
+        self.vocab
+    }
+
     /// Starts the thread.
     pub fn start(
         model: Model,

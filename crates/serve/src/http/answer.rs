@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use anyformer_data::Constraint;
 use anyformer_models::SampleOptions;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -46,6 +47,7 @@ pub(super) struct Ask {
     pub common: Common,
     pub max_tokens: usize,
     pub stops: Vec<String>,
+    pub grammar: Option<Constraint>,
 }
 
 /// What every piece of one answer begins with.
@@ -144,6 +146,7 @@ fn start(app: &Arc<App>, ask: &Ask) -> Result<UnboundedReceiver<(usize, Part)>, 
                 logprobs: ask.logprobs,
                 state: common.state.clone(),
                 save: common.save_state.clone(),
+                grammar: ask.grammar.clone(),
                 deadline,
                 sink: Box::new(sink),
             })?;

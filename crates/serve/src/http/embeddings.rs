@@ -1,4 +1,4 @@
-//! `/v1/embeddings`: a vector of unit length for each text.
+//! `/v1/embeddings`: a vector for each text, with the begin and end tokens that the tokenizer's file asks for around it.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::engine::job::JobError;
 use super::App;
 use super::body::Body;
 use super::error::{ApiError, ErrorBody};
-use super::routes::{check_model, encode, parse};
+use super::routes::{check_model, encode_whole, parse};
 use super::types::{EmbeddingRequest, Prompt, check_others};
 
 /// The most texts of one request.
@@ -41,8 +41,8 @@ pub(super) async fn embeddings(
         }
     };
     let texts = match request.input {
-        Prompt::Text(text) => encode(&app, vec![text]).await?,
-        Prompt::Texts(texts) => encode(&app, texts).await?,
+        Prompt::Text(text) => encode_whole(&app, vec![text]).await?,
+        Prompt::Texts(texts) => encode_whole(&app, texts).await?,
         Prompt::Ids(ids) => vec![ids],
         Prompt::Lists(lists) => lists,
     };

@@ -8,10 +8,10 @@ mod pages;
 mod routes;
 pub mod types;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use anyformer_data::Tokenizer;
+use anyformer_data::{Grammars, Tokenizer};
 use anyformer_hub::ChatTemplate;
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
@@ -67,6 +67,7 @@ pub struct App {
     keys: Vec<[u8; 32]>,
     limits: Limits,
     created: u64,
+    grammars: OnceLock<Result<Grammars, String>>,
 }
 
 impl App {
@@ -92,6 +93,7 @@ impl App {
             keys: keys.iter().map(|key| body::digest(key)).collect(),
             limits,
             created: answer::now(),
+            grammars: OnceLock::new(),
         }
     }
 
@@ -101,6 +103,18 @@ impl App {
             Served::Tokens(engine) => Ok(engine),
             Served::Vectors(_) => Err(self.other("vectors, not tokens; ask /v1/embeddings")),
         }
+    }
+
+    /// What answers can be held to; made when it is first asked for.
+    fn grammars(&self) -> Result<&Grammars, ApiError> {
+        let vocab = self.engine()?.vocab();
+        let make = || Grammars::new(&self.tokenizer, vocab, &self.stop_ids);
+        let made = self
+            .grammars
+            .get_or_init(|| make().map_err(|error| error.to_string()));
+        let refused =
+            |error: &String| ApiError::param("response_format", format!("failed to {error}"));
+        made.as_ref().map_err(refused)
     }
 
     fn encoder(&self) -> Result<&Encoder, ApiError> {

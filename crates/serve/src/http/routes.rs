@@ -12,6 +12,8 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc::unbounded_channel;
 use tokio::sync::oneshot;
 
+use anyformer_data::tokenizer::TokenizerError;
+use anyformer_data::{Constraint, Shape, Tokenizer};
 use anyformer_hub::Message;
 use anyformer_models::SampleOptions;
 
@@ -19,7 +21,9 @@ use super::App;
 use super::answer::{Ask, Form, respond};
 use super::body::Body;
 use super::error::{ApiError, ErrorBody};
-use super::types::{ChatRequest, Common, CompletionRequest, ForkRequest, Prompt, StateRequest};
+use super::types::{
+    ChatRequest, Common, CompletionRequest, ForkRequest, Prompt, ResponseFormat, StateRequest,
+};
 use crate::engine::job::Job;
 use crate::engine::states::StateInfo;
 use crate::text::{Part, TextSink};
@@ -40,8 +44,24 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, ApiError> {
 
 /// Tokens of texts, away from the threads that serve connections.
 pub(super) async fn encode(app: &Arc<App>, texts: Vec<String>) -> Result<Vec<Vec<u32>>, ApiError> {
+    encode_by(app, texts, Tokenizer::encode).await
+}
+
+/// The same with the begin and end tokens that the tokenizer's file asks for.
+pub(super) async fn encode_whole(
+    app: &Arc<App>,
+    texts: Vec<String>,
+) -> Result<Vec<Vec<u32>>, ApiError> {
+    encode_by(app, texts, Tokenizer::encode_whole).await
+}
+
+async fn encode_by(
+    app: &Arc<App>,
+    texts: Vec<String>,
+    by: fn(&Tokenizer, &str) -> Result<Vec<u32>, TokenizerError>,
+) -> Result<Vec<Vec<u32>>, ApiError> {
     let tokenizer = app.tokenizer.clone();
-    let encode = move || texts.iter().map(|text| tokenizer.encode(text)).collect();
+    let encode = move || texts.iter().map(|text| by(&tokenizer, text)).collect();
     let encoded: Result<Vec<Vec<u32>>, _> = match tokio::task::spawn_blocking(encode).await {
         Ok(encoded) => encoded,
         Err(_) => {
@@ -54,6 +74,25 @@ pub(super) async fn encode(app: &Arc<App>, texts: Vec<String>) -> Result<Vec<Vec
         }
     };
     encoded.map_err(|error| ApiError::bad(format!("failed to {error}")))
+}
+
+/// What an answer is held to, compiled away from the threads that serve connections.
+async fn grammar(
+    app: &Arc<App>,
+    format: Option<ResponseFormat>,
+) -> Result<Option<Constraint>, ApiError> {
+    let shape = match format {
+        None | Some(ResponseFormat::Text) => return Ok(None),
+        Some(ResponseFormat::JsonObject) => Shape::Object,
+        Some(ResponseFormat::JsonSchema { json_schema }) => Shape::Schema(json_schema.schema),
+    };
+    let app = app.clone();
+    let begin = move || {
+        let begun = app.grammars()?.begin(&shape);
+        begun.map_err(|error| ApiError::param("response_format", format!("failed to {error}")))
+    };
+    let begun = tokio::task::spawn_blocking(begin).await;
+    begun.map_err(|_| ApiError::stopping())?.map(Some)
 }
 
 pub(super) fn check_model(app: &App, asked: Option<&String>) -> Result<(), ApiError> {
@@ -127,6 +166,7 @@ fn check(
         logprobs,
         max_tokens: asked.unwrap_or(default),
         stops,
+        grammar: None,
         common,
     })
 }
@@ -139,17 +179,24 @@ pub(super) async fn completions(
     State(app): Shared,
     Body(bytes): Body,
 ) -> Result<Response, ApiError> {
-    let request: CompletionRequest = parse(&bytes)?;
+    let mut request: CompletionRequest = parse(&bytes)?;
     request.common.check_others()?;
     check_model(&app, request.common.model.as_ref())?;
-    let prompts = match request.prompt {
-        Prompt::Text(text) => encode(&app, vec![text]).await?,
-        Prompt::Texts(texts) => encode(&app, texts).await?,
-        Prompt::Ids(ids) => vec![ids],
-        Prompt::Lists(lists) => lists,
+    let texts = match request.prompt {
+        Prompt::Text(text) => Ok(vec![text]),
+        Prompt::Texts(texts) => Ok(texts),
+        Prompt::Ids(ids) => Err(vec![ids]),
+        Prompt::Lists(lists) => Err(lists),
+    };
+    let prompts = match (texts, &request.common.state) {
+        (Err(ids), _) => ids,
+        (Ok(texts), None) => encode_whole(&app, texts).await?,
+        // What goes on from a state is no beginning.
+        (Ok(texts), Some(_)) => encode(&app, texts).await?,
     };
     let asked = request.common.max_tokens;
-    let ask = check(
+    let format = request.common.response_format.take();
+    let mut ask = check(
         &app,
         Form::Text,
         request.common,
@@ -157,6 +204,7 @@ pub(super) async fn completions(
         request.logprobs,
         asked,
     )?;
+    ask.grammar = grammar(&app, format).await?;
     respond(&app, ask).await
 }
 
@@ -165,7 +213,7 @@ pub(super) async fn completions(
     (status = 200, description = "The answer, or a stream of pieces"),
     (status = "default", description = "An error", body = ErrorBody)))]
 pub(super) async fn chat(State(app): Shared, Body(bytes): Body) -> Result<Response, ApiError> {
-    let request: ChatRequest = parse(&bytes)?;
+    let mut request: ChatRequest = parse(&bytes)?;
     request.common.check_others()?;
     check_model(&app, request.common.model.as_ref())?;
     if request.messages.is_empty() {
@@ -199,7 +247,9 @@ pub(super) async fn chat(State(app): Shared, Body(bytes): Body) -> Result<Respon
     };
     let prompts = encode(&app, vec![text]).await?;
     let asked = request.max_completion_tokens.or(request.common.max_tokens);
-    let ask = check(&app, Form::Chat, request.common, prompts, logprobs, asked)?;
+    let format = request.common.response_format.take();
+    let mut ask = check(&app, Form::Chat, request.common, prompts, logprobs, asked)?;
+    ask.grammar = grammar(&app, format).await?;
     respond(&app, ask).await
 }
 
@@ -284,7 +334,11 @@ pub(super) async fn save_state(
     Body(bytes): Body,
 ) -> Result<Json<StateInfo>, ApiError> {
     let request: StateRequest = parse(&bytes)?;
-    let ids = encode(&app, vec![request.prompt]).await?.concat();
+    let texts = vec![request.prompt];
+    let ids = match request.state {
+        None => encode_whole(&app, texts).await?.concat(),
+        Some(_) => encode(&app, texts).await?.concat(),
+    };
     let (channel, mut receiver) = unbounded_channel();
     app.engine()?.submit(Job {
         ids,
@@ -295,6 +349,7 @@ pub(super) async fn save_state(
         state: request.state,
         save: Some(request.name.clone()),
         deadline: None,
+        grammar: None,
         sink: Box::new(TextSink::new(0, app.tokenizer.clone(), Vec::new(), channel)),
     })?;
     loop {

@@ -65,6 +65,8 @@ pub struct Common {
     pub stream: Option<bool>,
     /// What a stream holds.
     pub stream_options: Option<StreamOptions>,
+    /// What the answer must be.
+    pub response_format: Option<ResponseFormat>,
     /// A named state to go on from: its tokens stand before the prompt.
     pub state: Option<String>,
     /// Keeps the state at the end of the answer under this name.
@@ -73,6 +75,29 @@ pub struct Common {
     #[serde(flatten)]
     #[schema(ignore)]
     pub others: Map<String, Value>,
+}
+
+/// What an answer must be.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ResponseFormat {
+    /// Any text.
+    Text,
+    /// A JSON object.
+    JsonObject,
+    /// JSON that a schema describes.
+    JsonSchema {
+        /// The schema.
+        json_schema: NamedSchema,
+    },
+}
+
+/// A JSON schema with a name.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+pub struct NamedSchema {
+    /// The schema.
+    #[schema(value_type = Value)]
+    pub schema: Value,
 }
 
 /// What a stream holds.
@@ -199,10 +224,7 @@ pub fn check_others(others: &Map<String, Value>) -> Result<(), ApiError> {
                 number.as_f64() == Some(rest)
             }
             Value::Array(items) => items.is_empty(),
-            Value::Object(items) => {
-                items.is_empty()
-                    || key == "response_format" && items.get("type") == Some(&"text".into())
-            }
+            Value::Object(items) => items.is_empty(),
             _ => false,
         };
         if !neutral && !ABOUT_THE_CALLER.contains(&key.as_str()) {

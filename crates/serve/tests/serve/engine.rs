@@ -96,6 +96,35 @@ fn an_answer_is_the_same_alone_and_beside_others() {
 }
 
 #[test]
+fn guessing_ahead_changes_no_token() {
+    let (mut guessed, mut accepted) = (0, 0);
+    for (name, mixers) in kinds() {
+        let (plain, _) = start(&mixers, config());
+        let ahead = EngineConfig {
+            speculate: 5,
+            ..with_states(None)
+        };
+        let (engine, metrics) = start(&mixers, ahead);
+        // A text that repeats itself, so that there is something to guess.
+        let text: Vec<u32> = prompt(3, 12).into_iter().cycle().take(50).collect();
+        let (want, _) = ask(&plain, &text, 60);
+        let (got, end) = ask(&engine, &text, 60);
+        assert_eq!(got, want, "{name}");
+        assert_eq!((end.completion_tokens, end.finish), (60, Finish::Length));
+        guessed += metrics.guessed_tokens.get();
+        accepted += metrics.accepted_tokens.get();
+        // The state that is kept is the one after these tokens.
+        let longer = [text, got].concat();
+        let more = |engine: &anyformer_serve::Engine| ask(engine, &longer, 10).0;
+        assert_eq!(more(&engine), more(&plain), "{name}");
+    }
+    assert!(
+        0 < accepted && accepted < guessed,
+        "{accepted} of {guessed}"
+    );
+}
+
+#[test]
 fn a_kept_prefix_changes_no_token_and_is_not_read_again() {
     for (name, mixers) in kinds() {
         let (plain, _) = start(&mixers, config());

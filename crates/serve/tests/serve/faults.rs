@@ -186,8 +186,15 @@ fn broken_json_is_answered_whatever_it_says() {
         json!({"prompt": "abc", "max_tokens": 2, "stop": ["x"], "temperature": 0.5, "n": 1, "seed": 3}),
         json!({"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}], "max_tokens": 2, "logprobs": true, "stream": true}),
         json!({"name": "a", "prompt": "b", "state": "c"}),
+        json!({"prompt": "a", "max_tokens": 2, "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema":
+            {"type": "object", "properties": {"a": {"type": "string", "pattern": "^a+$"}}, "required": ["a"]}}}}),
     ];
-    let paths = ["/v1/completions", "/v1/chat/completions", "/v1/states"];
+    let paths = [
+        "/v1/completions",
+        "/v1/chat/completions",
+        "/v1/states",
+        "/v1/completions",
+    ];
     let mut x = 1u64;
     let mut random = move |below: usize| {
         x = x
@@ -212,8 +219,8 @@ fn broken_json_is_answered_whatever_it_says() {
         "true",
     ];
     let mut good = 0;
-    for round in 0..600 {
-        let mut body = seeds[round % 3].to_string().into_bytes();
+    for round in 0..800 {
+        let mut body = seeds[round % 4].to_string().into_bytes();
         for _ in 0..random(4) {
             let at = random(body.len());
             match random(3) {
@@ -222,7 +229,7 @@ fn broken_json_is_answered_whatever_it_says() {
                 _ => drop(body.splice(at..at, bits[random(bits.len())].bytes())),
             }
         }
-        let answer = server.request("POST", paths[round % 3], JSON, &body);
+        let answer = server.request("POST", paths[round % 4], JSON, &body);
         let shown = String::from_utf8_lossy(&body);
         match answer.status {
             200 => good += 1,

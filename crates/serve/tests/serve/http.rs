@@ -110,6 +110,58 @@ fn a_chat_answers_streams_and_stops() {
 }
 
 #[test]
+fn answers_are_held_to_the_json_that_is_asked_for() {
+    let mut setup = Setup::default();
+    setup.engine.speculate = 4;
+    let server = serve(setup);
+    let schema = json!({"type": "object", "additionalProperties": false, "required": ["word", "kind"], "properties": {
+        "word": {"type": "string", "maxLength": 6}, "kind": {"enum": ["a", "b"]}}});
+    let format = json!({"type": "json_schema", "json_schema": {"name": "word", "strict": true, "schema": schema}});
+    let ask = json!({"messages": [{"role": "user", "content": "JSON"}], "max_tokens": 600, "n": 3, "seed": 1,
+        "response_format": format});
+    let value = server.post("/v1/chat/completions", &ask).json();
+    for choice in value["choices"].as_array().unwrap() {
+        assert_eq!(choice["finish_reason"], "stop", "{value}");
+        let text = choice["message"]["content"].as_str().unwrap();
+        let made: Value = serde_json::from_str(text).unwrap();
+        assert!(
+            made["word"].as_str().unwrap().chars().count() <= 6,
+            "{text}"
+        );
+        assert!(
+            ["a", "b"].map(|kind| json!(kind)).contains(&made["kind"]),
+            "{text}"
+        );
+    }
+    let object =
+        json!({"prompt": "JSON", "max_tokens": 20, "response_format": {"type": "json_object"}});
+    let value = server.post("/v1/completions", &object).json();
+    assert!(
+        value["choices"][0]["text"]
+            .as_str()
+            .unwrap()
+            .starts_with('{'),
+        "{value}"
+    );
+    for (format, part) in [
+        (json!({"type": "xml"}), "xml"),
+        (
+            json!({"type": "json_schema", "json_schema": {"schema": {"type": "nonsense"}}}),
+            "nonsense",
+        ),
+        (json!({"type": "json_schema"}), "json_schema"),
+    ] {
+        let mut ask = object.clone();
+        ask["response_format"] = format;
+        let (status, _, message) = server.post("/v1/completions", &ask).error();
+        assert!(
+            status == 400 && message.contains(part),
+            "{status} {message}"
+        );
+    }
+}
+
+#[test]
 fn errors_have_the_form_of_the_api() {
     let server = serve(Setup::default());
     let error = |path: &str, body: Value| server.post(path, &body).error();

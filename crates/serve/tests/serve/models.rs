@@ -77,6 +77,7 @@ pub fn greedy(ids: Vec<u32>, max_tokens: usize) -> (Job, Receiver<Event>) {
         state: None,
         save: None,
         deadline: None,
+        grammar: None,
         sink: Box::new(ChannelSink::new(give)),
     };
     (job, take)

@@ -1,0 +1,111 @@
+//! ALBERT (Lan et al., 2020, arXiv 1909.11942): BERT with one set of weights for all layers and a narrow embedding.
+
+use serde_json::{Value, json};
+
+use super::bert::{architecture, attention, gives};
+use super::keys::Keys;
+use super::names::{Name, same};
+use super::{ACTIVATIONS, Layout, parts, their_activation};
+
+pub(super) static LAYOUT: Layout = Layout {
+    kinds: &["albert"],
+    prefix: "albert.",
+    names: |_| NAMES,
+    spare: &[
+        "pooler.*",
+        "position_ids",
+        "predictions.decoder.*",
+        "sop_classifier.*",
+    ],
+    read,
+    write,
+};
+
+macro_rules! layer {
+    ($rest:literal) => {
+        concat!(
+            "albert.encoder.albert_layer_groups.0.albert_layers.0.",
+            $rest
+        )
+    };
+}
+
+const NAMES: &[Name] = &[
+    same("embed.weight", "albert.embeddings.word_embeddings.weight"),
+    same(
+        "positions.weight",
+        "albert.embeddings.position_embeddings.weight",
+    ),
+    same(
+        "types.weight",
+        "albert.embeddings.token_type_embeddings.weight",
+    ),
+    same("embed_norm.*", "albert.embeddings.LayerNorm.*"),
+    same(
+        "embed_proj.*",
+        "albert.encoder.embedding_hidden_mapping_in.*",
+    ),
+    same("layers.#.mixer.q_proj.*", layer!("attention.query.*")),
+    same("layers.#.mixer.k_proj.*", layer!("attention.key.*")),
+    same("layers.#.mixer.v_proj.*", layer!("attention.value.*")),
+    same("layers.#.mixer.o_proj.*", layer!("attention.dense.*")),
+    same("layers.#.norm1.*", layer!("attention.LayerNorm.*")),
+    same("layers.#.channel.fc1.*", layer!("ffn.*")),
+    same("layers.#.channel.fc2.*", layer!("ffn_output.*")),
+    same("layers.#.norm2.*", layer!("full_layer_layer_norm.*")),
+    same("head.0.*", "albert.pooler.*"),
+    same("head.1.*", "classifier.*"),
+    same("head.dense.*", "predictions.dense.*"),
+    same("head.norm.*", "predictions.LayerNorm.*"),
+    same("head.bias", "predictions.bias"),
+];
+
+fn read(keys: &Keys, _kind: &str) -> Result<Value, String> {
+    keys.must("position_embedding_type", &[json!("absolute")])?;
+    keys.must("num_hidden_groups", &[json!(1)])?;
+    keys.must("inner_group_num", &[json!(1)])?;
+    let activation = match keys.given("hidden_act") {
+        None => "gelu_tanh",
+        Some(_) => keys.word("hidden_act", ACTIVATIONS)?,
+    };
+    let dim = keys.number("hidden_size")?;
+    let [gives, function] = gives(keys, dim, activation, "tanh")?;
+    Ok(json!({
+        "dim": dim,
+        "embed_dim": keys.number("embedding_size")?,
+        "layers": keys.number("num_hidden_layers")?,
+        "share_layers": true,
+        "mixers": attention(keys.number("num_attention_heads")?),
+        "channel": {"name": "mlp", "hidden": keys.number("intermediate_size")?, "activation": activation},
+        "wiring": "post_norm",
+        "norm": "layer",
+        "norm_eps": keys.real_or("layer_norm_eps", 1e-12)?,
+        "positions": "learned",
+        "max_time": keys.number("max_position_embeddings")?,
+        "token_types": keys.number_or("type_vocab_size", 2)?,
+        "embed_norm": true,
+        "reads": {"tokens": {"vocab": keys.number("vocab_size")?}},
+        "gives": gives,
+        "head_activation": function,
+    }))
+}
+
+fn write(ours: &Value, _kind: &str) -> Result<Value, String> {
+    let (mixer, channel) = parts(ours, "attention", "mlp")?;
+    let mut theirs = json!({
+        "embedding_size": ours["embed_dim"],
+        "hidden_size": ours["dim"],
+        "num_hidden_layers": ours["layers"],
+        "num_hidden_groups": 1,
+        "inner_group_num": 1,
+        "num_attention_heads": mixer["heads"],
+        "intermediate_size": channel["hidden"],
+        "hidden_act": their_activation(channel),
+        "layer_norm_eps": ours["norm_eps"],
+        "max_position_embeddings": ours["max_time"],
+        "type_vocab_size": ours["token_types"],
+        "vocab_size": ours["reads"]["tokens"]["vocab"],
+    });
+    architecture("Albert", ours, &mut theirs);
+    Ok(theirs)
+}

