@@ -3,8 +3,8 @@
 use clap::{Args, Parser, Subcommand};
 
 use crate::verbs::{
-    bench, chat, compare, completions, data, doctor, eval, export, generate, info, list, lra, man,
-    resume, serve, train,
+    bench, chat, compare, completions, convert, data, doctor, eval, export, generate, info, list,
+    lra, man, resume, serve, train,
 };
 
 /// Efficient transformers: train, compare under equal budgets, and run them.
@@ -58,6 +58,8 @@ pub enum Verb {
     Generate(generate::Args),
     /// Talk with a language model that has a chat template
     Chat(chat::Args),
+    /// Make another model of a model: take weights out
+    Convert(convert::Args),
     /// Write a model as a folder that transformers or flash-linear-attention loads
     Export(export::Args),
     /// Serve a model over HTTP, for the clients that people have

@@ -22,6 +22,7 @@ use crate::card::{
 };
 use crate::mixer::{Context, Cost, RunError, State, TokenMixer};
 use crate::parts::{HeadNorm, join_heads, linear_cost, split_heads};
+use crate::positions::{Scheme, Shape, XPOS_LIMIT, xpos};
 use crate::rotary::{RopeScaling, Rotary};
 
 /// How attention knows positions.
@@ -33,6 +34,22 @@ pub enum Position {
     Rope,
     /// A bias that falls linearly with distance, one slope per head.
     Alibi,
+    /// Rotary, with scores that decay with distance besides ([`crate::positions`], as those below).
+    Xpos,
+    /// A learned bias for each bucket of distances.
+    T5,
+    /// A learned bias that falls with the logarithm of the distance.
+    KerpleLog,
+    /// A learned bias that falls with a power of the distance.
+    KerplePower,
+    /// A perceptron of the distance over the query's place.
+    Fire,
+    /// The inner product of sinusoids.
+    Sandwich,
+    /// Rotary, far keys at one distance or nearly so.
+    Rerope,
+    /// Rotary, far keys by groups.
+    SelfExtend,
     /// None; give the model positions of its own.
     None,
 }
@@ -90,6 +107,14 @@ pub struct AttentionConfig {
     pub rope_dim: usize,
     /// How the rotary frequencies are stretched to longer texts.
     pub rope_scaling: RopeScaling,
+    /// Buckets of `t5`.
+    pub position_buckets: usize,
+    /// Tokens from which on `t5` has one bucket.
+    pub position_distance: usize,
+    /// Tokens that `rerope` and `self_extend` treat as rotary positions do.
+    pub position_window: usize,
+    /// How much slower positions go beyond; 0 with `rerope`: they stop.
+    pub position_group: usize,
     /// Biases on all four projections.
     pub bias: bool,
     /// Biases on queries, keys and values, whatever `bias` says.
@@ -114,6 +139,10 @@ impl Default for AttentionConfig {
             rope_base: 10_000.0,
             rope_dim: 0,
             rope_scaling: RopeScaling::None,
+            position_buckets: 32,
+            position_distance: 128,
+            position_window: 512,
+            position_group: 0,
             bias: false,
             qkv_bias: false,
             qk_norm: false,
@@ -154,7 +183,7 @@ pub(crate) const KNOBS: &[Knob] = &[
     },
     Knob {
         name: "position",
-        doc: "rope, alibi or none",
+        doc: "rope, alibi or none, in memory linear in time; xpos (rope with a decay); with the whole matrix of scores in memory: t5, kerple_log, kerple_power, fire, sandwich (biases, learned), rerope, self_extend (rope with far keys brought nearer, for evaluation)",
     },
     Knob {
         name: "rope_base",
@@ -167,6 +196,22 @@ pub(crate) const KNOBS: &[Knob] = &[
     Knob {
         name: "rope_scaling",
         doc: "how the rotary frequencies are stretched to longer texts, a table with type: none, linear (factor), dynamic (factor, length), yarn (factor, length, beta_fast, beta_slow, attention_factor, truncate), llama3 (factor, length, low_freq_factor, high_freq_factor); length in tokens",
+    },
+    Knob {
+        name: "position_buckets",
+        doc: "buckets of t5",
+    },
+    Knob {
+        name: "position_distance",
+        doc: "tokens from which on t5 has one bucket",
+    },
+    Knob {
+        name: "position_window",
+        doc: "tokens that rerope and self_extend treat as rope does",
+    },
+    Knob {
+        name: "position_group",
+        doc: "how much slower positions go beyond; 0 with rerope: they stop",
     },
     Knob {
         name: "bias",
@@ -224,6 +269,8 @@ pub(crate) struct Attention {
     causal: bool,
     window: Option<usize>,
     rotary: Option<Rotary>,
+    decays: bool,
+    scheme: Option<Scheme>,
     qk_norm: Option<[HeadNorm; 2]>,
     scale: Option<f32>,
     slopes: Option<Arc<Vec<f32>>>,
@@ -290,7 +337,7 @@ impl Attention {
             ));
         }
         let rotary = match config.position {
-            Position::Rope => {
+            Position::Rope | Position::Xpos => {
                 match Rotary::new(config.rope_base, turned, config.rope_scaling.clone()) {
                     Ok(rotary) => Some(rotary),
                     Err(message) => return impossible(message),
@@ -304,6 +351,26 @@ impl Attention {
                 "yarn multiplies turned features only, which needs rope_dim {turned} to be head_dim {head_dim}"
             ));
         }
+        let decays = config.position == Position::Xpos;
+        if decays && (!config.causal || turned != head_dim) {
+            return impossible("xpos looks back only and turns whole heads: rope_dim 0".into());
+        }
+        let shape = Shape {
+            heads: large,
+            head_dim,
+            causal: config.causal,
+            window: (config.window > 0).then_some(config.window),
+            buckets: config.position_buckets,
+            distance: config.position_distance,
+            near: config.position_window,
+            group: config.position_group,
+            base: config.rope_base,
+            builder,
+        };
+        let scheme = match Scheme::new(config.position, &shape) {
+            Ok(scheme) => scheme,
+            Err(message) => return impossible(message),
+        };
         let qk_norm = config.qk_norm.then(|| {
             ["q_norm", "k_norm"]
                 .map(|name| HeadNorm::new(builder, name, head_dim, config.norm_eps as f32))
@@ -321,10 +388,25 @@ impl Attention {
             causal: config.causal,
             window: (config.window > 0).then_some(config.window),
             rotary,
+            decays,
+            scheme,
             qk_norm,
             scale: (score_factor != 1.0).then(|| (score_factor / (head_dim as f64).sqrt()) as f32),
             slopes,
         })
+    }
+
+    fn attend(
+        &self,
+        q: Tensor<4>,
+        k: Tensor<4>,
+        v: Tensor<4>,
+        options: &AttentionOptions,
+    ) -> Tensor<4> {
+        match &self.scheme {
+            Some(scheme) => scheme.attend(q, k, v, options),
+            None => flash_attention(q, k, v, options),
+        }
     }
 
     /// Heads of the output: the larger of the two counts.
@@ -395,6 +477,16 @@ impl TokenMixer for Attention {
         if let Some(rotary) = &self.rotary {
             let positions = context.positions(batch, time, state);
             [q, k] = rotary.turn(q, k, &positions, &context.sequences(batch, time));
+            if self.decays {
+                if let Some(far) = positions.iter().find(|at| **at >= XPOS_LIMIT) {
+                    return Err(RunError::TooLong {
+                        mixer: "attention with position xpos",
+                        limit: XPOS_LIMIT,
+                        got: far + 1,
+                    });
+                }
+                [q, k] = xpos(q, k, &positions);
+            }
         }
         if self.query_heads < self.kv_heads {
             q = q.repeat_dim(2, self.kv_heads / self.query_heads);
@@ -409,7 +501,7 @@ impl TokenMixer for Attention {
         };
         let streams = self.causal && (context.keep_state || state.is_some());
         if !streams {
-            let y = flash_attention(q, k, v, &options);
+            let y = self.attend(q, k, v, &options);
             return Ok((self.o_proj.forward(join_heads(y)), None));
         }
         let new = context.sequences(batch, time);
@@ -440,7 +532,7 @@ impl TokenMixer for Attention {
         }
         options.q_offsets = Some(new);
         options.k_offsets = Some(all.clone());
-        let y = flash_attention(flat(q), k.clone(), v.clone(), &options);
+        let y = self.attend(flat(q), k.clone(), v.clone(), &options);
         let y = y.reshape([batch, time, self.heads() * self.head_dim]);
         let y = self.o_proj.forward(y);
         let next = context.keep_state.then(|| {
@@ -486,7 +578,8 @@ impl TokenMixer for Attention {
             false => 0,
         };
         Cost {
-            params: linear.params + norms.sum::<usize>() as u64,
+            params: linear.params
+                + (norms.sum::<usize>() + self.scheme.as_ref().map_or(0, Scheme::count)) as u64,
             flops: linear.flops + attention,
             state_bytes: 4 * cache as u64,
         }

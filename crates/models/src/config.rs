@@ -169,6 +169,11 @@ pub struct ModelConfig {
     pub mixers: Vec<MixerSpec>,
     /// Channel mixer of every block; `none` leaves it out.
     pub channel: MixerSpec,
+    /// Layers with weights of their own, used in turn along the depth; 0: every layer has its own.
+    pub share_layers: usize,
+    /// Numbers of layers after which a norm and a head of their own give an answer too, in rising order: where a
+    /// confident model may stop.
+    pub exits: Vec<usize>,
     /// How sub-layers join the residual stream.
     pub wiring: Wiring,
     /// The normalisation.
@@ -185,6 +190,9 @@ pub struct ModelConfig {
     pub embed_norm: bool,
     /// Standard deviation of initial linear weights; absent: uniform in ±1/sqrt(fan_in).
     pub initializer_range: Option<f32>,
+    /// Standard deviation of initial token vectors. Sinusoids have entries of size 1: beside them small vectors are hard
+    /// to see.
+    pub embed_std: f32,
     /// Multiply the initial weights that write into the residual stream by 1/sqrt(number of such layers).
     pub scale_residual: bool,
     /// Precision of the products of linear layers.
@@ -202,6 +210,8 @@ impl Default for ModelConfig {
             layers: 2,
             mixers: vec![MixerSpec::named("attention")],
             channel: MixerSpec::named("swiglu"),
+            share_layers: 0,
+            exits: Vec::new(),
             wiring: Wiring::PreNorm,
             norm: NormKind::Rms,
             norm_eps: 1e-5,
@@ -210,6 +220,7 @@ impl Default for ModelConfig {
             token_types: 0,
             embed_norm: false,
             initializer_range: None,
+            embed_std: 0.02,
             scale_residual: true,
             precision: Precision::F32,
             reads: Reads::Tokens { vocab: 256 },
@@ -281,6 +292,24 @@ impl ModelConfig {
         &self.mixers[layer % self.mixers.len()]
     }
 
+    /// How many scores an answer has; none where there is no head.
+    pub fn scores(&self) -> Option<usize> {
+        match (self.gives, self.reads) {
+            (Gives::Class { classes, .. }, _) => Some(classes),
+            (Gives::Hidden, _) => None,
+            (_, Reads::Tokens { vocab }) => Some(vocab),
+            (_, Reads::Patches { .. }) => None,
+        }
+    }
+
+    /// Layers with weights of their own.
+    pub fn unique_layers(&self) -> usize {
+        match self.share_layers {
+            0 => self.layers,
+            unique => unique.min(self.layers),
+        }
+    }
+
     /// Whether every mixer can carry a state, so that the model can generate token by token.
     pub fn streams(&self) -> bool {
         let streams = |spec: &MixerSpec| {
@@ -319,11 +348,38 @@ impl ModelConfig {
                 self.dim, self.layers
             ));
         }
+        if !(self.embed_std > 0.0 && self.embed_std.is_finite()) {
+            return impossible(format!("embed_std {} must be above 0", self.embed_std));
+        }
         if self.mixers.is_empty() {
             return impossible("mixers is empty; name at least one, as { name = \"gla\" }".into());
         }
         for spec in &self.mixers {
             (token_mixer(&spec.name)?.resolve)(&spec.options)?;
+        }
+        let unique = self.unique_layers();
+        if let Some(layer) = (0..self.layers).find(|at| self.mixer(*at) != self.mixer(at % unique))
+        {
+            return impossible(format!(
+                "share_layers {unique} gives layer {layer} the weights of layer {}, which has another mixer; make it a multiple of the {} mixers",
+                layer % unique,
+                self.mixers.len()
+            ));
+        }
+        let rising = self.exits.windows(2).all(|pair| pair[0] < pair[1]);
+        let inside = |exit: &usize| (1..self.layers).contains(exit);
+        if !rising || !self.exits.iter().all(inside) {
+            return impossible(format!(
+                "exits {:?} must be rising numbers from 1 to {}: after so many of the {} layers",
+                self.exits,
+                self.layers - 1,
+                self.layers
+            ));
+        }
+        if !self.exits.is_empty() && self.gives == Gives::Hidden {
+            return impossible(
+                "exits give answers, and a model that gives hidden has no head".into(),
+            );
         }
         (channel_mixer(&self.channel.name)?.resolve)(&self.channel.options)?;
         match self.reads {

@@ -29,9 +29,11 @@ impl Embed {
         let dim = config.dim;
         let source = match config.reads {
             Reads::Tokens { vocab } => Source::Tokens {
-                weight: builder
-                    .at("embed")
-                    .param("weight", &[vocab, dim], Init::Normal(0.02)),
+                weight: builder.at("embed").param(
+                    "weight",
+                    &[vocab, dim],
+                    Init::Normal(config.embed_std),
+                ),
                 vocab,
             },
             Reads::Patches {

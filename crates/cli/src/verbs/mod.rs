@@ -5,6 +5,7 @@ pub mod bench_serve;
 pub mod chat;
 pub mod compare;
 pub mod completions;
+pub mod convert;
 pub mod data;
 pub mod doctor;
 pub mod eval;
@@ -34,6 +35,7 @@ pub fn run(cli: &Cli, say: &Say) -> Result<(), Failure> {
         Verb::Eval(args) => eval::run(args, global, say),
         Verb::Generate(args) => generate::run(args, global, say),
         Verb::Chat(args) => chat::run(args, global, say),
+        Verb::Convert(args) => convert::run(args, global, say),
         Verb::Export(args) => export::run(args, global, say),
         Verb::Serve(args) => serve::run(args, global, say),
         Verb::Compare(args) => compare::run(args, global, say),

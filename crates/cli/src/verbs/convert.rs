@@ -1,0 +1,29 @@
+//! `anyformer convert`: one model folder made into another.
+
+pub mod prune;
+
+use crate::args::Global;
+use crate::exit::Failure;
+use crate::say::Say;
+
+/// What is done to the model.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// How.
+    #[command(subcommand)]
+    pub how: How,
+}
+
+/// The ways.
+#[derive(Debug, clap::Subcommand)]
+pub enum How {
+    /// Take weights out: the smallest, a pattern, heads, units or layers
+    Prune(prune::Args),
+}
+
+/// Does it.
+pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
+    match &args.how {
+        How::Prune(args) => prune::run(args, global, say),
+    }
+}
