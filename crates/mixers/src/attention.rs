@@ -10,6 +10,8 @@
 //! repeated as `q0 q1 … q0 q1 …`. The state is the cache of keys (rotated) and values, `[tokens, kv_heads, head_dim]`,
 //! sequences end to end; a window keeps the last `window - 1` of each.
 
+mod knobs;
+
 use std::sync::Arc;
 
 use anyformer_ops::attention::{AttentionOptions, attention_flops, flash_attention};
@@ -17,42 +19,12 @@ use anyformer_ops::embedding::embedding;
 use anyformer_ops::{Builder, Linear, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::card::{
-    Card, ConfigError, Direction, Knob, Preset, TokenEntry, head_dim, read, resolve,
-};
+use crate::card::{Card, ConfigError, Direction, Preset, TokenEntry, head_dim, read, resolve};
 use crate::mixer::{Context, Cost, RunError, State, TokenMixer};
 use crate::parts::{HeadNorm, join_heads, linear_cost, split_heads};
+pub use crate::positions::Position;
 use crate::positions::{Scheme, Shape, XPOS_LIMIT, xpos};
 use crate::rotary::{RopeScaling, Rotary};
-
-/// How attention knows positions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Position {
-    /// Rotary: queries and keys turned by their position.
-    #[default]
-    Rope,
-    /// A bias that falls linearly with distance, one slope per head.
-    Alibi,
-    /// Rotary, with scores that decay with distance besides ([`crate::positions`], as those below).
-    Xpos,
-    /// A learned bias for each bucket of distances.
-    T5,
-    /// A learned bias that falls with the logarithm of the distance.
-    KerpleLog,
-    /// A learned bias that falls with a power of the distance.
-    KerplePower,
-    /// A perceptron of the distance over the query's place.
-    Fire,
-    /// The inner product of sinusoids.
-    Sandwich,
-    /// Rotary, far keys at one distance or nearly so.
-    Rerope,
-    /// Rotary, far keys by groups.
-    SelfExtend,
-    /// None; give the model positions of its own.
-    None,
-}
 
 /// Published choices of head counts, from `heads = H`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -151,85 +123,7 @@ impl Default for AttentionConfig {
     }
 }
 
-/// The knobs, for the cards of this mixer and its windowed form.
-pub(crate) const KNOBS: &[Knob] = &[
-    Knob {
-        name: "heads",
-        doc: "nominal heads; head_dim is dim / heads unless given",
-    },
-    Knob {
-        name: "query_heads",
-        doc: "query heads; 0 takes heads",
-    },
-    Knob {
-        name: "kv_heads",
-        doc: "key and value heads; 0 takes the query heads",
-    },
-    Knob {
-        name: "head_dim",
-        doc: "features per head; 0 takes dim / heads",
-    },
-    Knob {
-        name: "variant",
-        doc: "head counts by name: mha, gqa, mqa, sqa, symmetric_sqa, extreme_sqa, extreme_smqa, light_sqa, reverse_sqa; explicit: as given",
-    },
-    Knob {
-        name: "causal",
-        doc: "look back only",
-    },
-    Knob {
-        name: "window",
-        doc: "keys nearer than this many tokens, itself counted; 0 for all",
-    },
-    Knob {
-        name: "position",
-        doc: "rope, alibi or none, in memory linear in time; xpos (rope with a decay); with the whole matrix of scores in memory: t5, kerple_log, kerple_power, fire, sandwich (biases, learned), rerope, self_extend (rope with far keys brought nearer, for evaluation)",
-    },
-    Knob {
-        name: "rope_base",
-        doc: "base of the rotary frequencies",
-    },
-    Knob {
-        name: "rope_dim",
-        doc: "features of a head that turn, from the first on; 0 turns all",
-    },
-    Knob {
-        name: "rope_scaling",
-        doc: "how the rotary frequencies are stretched to longer texts, a table with type: none, linear (factor), dynamic (factor, length), yarn (factor, length, beta_fast, beta_slow, attention_factor, truncate), llama3 (factor, length, low_freq_factor, high_freq_factor); length in tokens",
-    },
-    Knob {
-        name: "position_buckets",
-        doc: "buckets of t5",
-    },
-    Knob {
-        name: "position_distance",
-        doc: "tokens from which on t5 has one bucket",
-    },
-    Knob {
-        name: "position_window",
-        doc: "tokens that rerope and self_extend treat as rope does",
-    },
-    Knob {
-        name: "position_group",
-        doc: "how much slower positions go beyond; 0 with rerope: they stop",
-    },
-    Knob {
-        name: "bias",
-        doc: "biases on all four projections",
-    },
-    Knob {
-        name: "qkv_bias",
-        doc: "biases on queries, keys and values, whatever bias says",
-    },
-    Knob {
-        name: "qk_norm",
-        doc: "an RMS norm per head on queries and keys, before they turn",
-    },
-    Knob {
-        name: "norm_eps",
-        doc: "added to the mean square in that norm",
-    },
-];
+pub(crate) use knobs::KNOBS;
 
 static CARD: Card = Card {
     name: "attention",

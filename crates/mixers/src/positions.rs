@@ -22,8 +22,36 @@ use anyformer_ops::adapter::sequences;
 use anyformer_ops::attention::{AttentionOptions, attention_flops};
 use anyformer_ops::embedding::embedding;
 use anyformer_ops::{Builder, Device, Init, Linear, Param, Tensor, meter};
+use serde::{Deserialize, Serialize};
 
-use crate::attention::Position;
+/// How attention knows positions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Position {
+    /// Rotary: queries and keys turned by their position.
+    #[default]
+    Rope,
+    /// A bias that falls linearly with distance, one slope per head.
+    Alibi,
+    /// Rotary, with scores that decay with distance besides.
+    Xpos,
+    /// A learned bias for each bucket of distances.
+    T5,
+    /// A learned bias that falls with the logarithm of the distance.
+    KerpleLog,
+    /// A learned bias that falls with a power of the distance.
+    KerplePower,
+    /// A perceptron of the distance over the query's place.
+    Fire,
+    /// The inner product of sinusoids.
+    Sandwich,
+    /// Rotary, far keys at one distance or nearly so.
+    Rerope,
+    /// Rotary, far keys by groups.
+    SelfExtend,
+    /// None; give the model positions of its own.
+    None,
+}
 
 /// Inner width of FIRE's perceptron.
 const FIRE_HIDDEN: usize = 32;

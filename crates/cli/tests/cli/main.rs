@@ -12,3 +12,4 @@ mod recipes;
 mod runs;
 mod serve;
 mod shows;
+mod switches;
