@@ -8,6 +8,7 @@ from common import Draw, call, golden
 from timm.layers import Mlp
 from timm.models.metaformer import Pooling
 from transformers.models.llama.modeling_llama import LlamaMLP
+from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
 BATCH = 2
 
@@ -50,8 +51,33 @@ def swiglu(name, time, dim=32, hidden=80):
            versions={"transformers": transformers.__version__}, note="down(silu(gate x) * up x)", script="pool_mlp.py")
 
 
+def moe(name, time, dim=16, hidden=12, experts=4, top_k=2):
+    """Mixtral's block; its fused matrices are stacked from ours, gate over up."""
+    d = Draw(name)
+    p = {"router.weight": d.weight(experts, dim)}
+    for e in range(experts):
+        p |= {f"experts.{e}.{n}_proj.weight": d.weight(hidden, dim) for n in ("gate", "up")}
+        p |= {f"experts.{e}.down_proj.weight": d.weight(dim, hidden)}
+    hub = transformers.MixtralConfig(hidden_size=dim, intermediate_size=hidden, num_local_experts=experts, num_experts_per_tok=top_k,
+                                     router_jitter_noise=0.0)
+    hub._experts_implementation = "eager"
+
+    def run(module, p, i):
+        both = [torch.cat([p[f"experts.{e}.gate_proj.weight"], p[f"experts.{e}.up_proj.weight"]]) for e in range(experts)]
+        theirs = {"gate.weight": p["router.weight"], "experts.gate_up_proj": torch.stack(both),
+                  "experts.down_proj": torch.stack([p[f"experts.{e}.down_proj.weight"] for e in range(experts)])}
+        y = call(module, theirs, i["x"])
+        return y[0] if isinstance(y, tuple) else y, {}
+
+    golden(name, "moe", {"dim": dim, "hidden": hidden, "experts": experts, "top_k": top_k}, p, {"x": d.normal(BATCH, time, dim)},
+           run, lambda: MixtralSparseMoeBlock(hub), reference="transformers MixtralSparseMoeBlock",
+           versions={"transformers": transformers.__version__}, note="top-k of a softmax, renormalised; no balance loss in the gradients",
+           script="pool_mlp.py")
+
+
 if __name__ == "__main__":
     pool_2d("pool_2d", 5, 7)
     pool_1d("pool_1d", 37)
     mlp("mlp", 37)
     swiglu("swiglu", 37)
+    moe("moe", 23)

@@ -58,7 +58,7 @@ pub enum Verb {
     Generate(generate::Args),
     /// Talk with a language model that has a chat template
     Chat(chat::Args),
-    /// Write another form of a model: weights of 8 or 4 bits
+    /// Make another model of a model: weights of 8 or 4 bits, weights taken out
     Convert(convert::Args),
     /// Write a model as a folder that transformers or flash-linear-attention loads
     Export(export::Args),

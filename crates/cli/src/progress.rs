@@ -99,12 +99,14 @@ impl Events for Progress<'_> {
             Event::Step {
                 step,
                 loss,
+                extra,
                 tokens_per_second,
                 ..
             } => {
                 let speed = count(*tokens_per_second);
+                let extra = extra.map_or(String::new(), |extra| format!(" + {extra:.4}"));
                 let text = format!(
-                    "loss {loss:.4}  {speed} tokens/s  {} left",
+                    "loss {loss:.4}{extra}  {speed} tokens/s  {} left",
                     self.left(*step)
                 );
                 match &self.bar {

@@ -85,7 +85,13 @@ impl Plan {
     /// Checks the tables: every key, and that task, model and training fit together.
     pub(crate) fn from_tables(tables: Tables, global: &Global) -> Result<Self, Failure> {
         // The cheap checks first: a task may read files.
-        let train = TrainConfig::from_json(&Value::Object(tables.train)).input()?;
+        let mut train = TrainConfig::from_json(&Value::Object(tables.train)).input()?;
+        // A run is found again from any folder, and so is its teacher.
+        if let Some(teacher) = &mut train.teacher
+            && let Ok(whole) = std::path::absolute(&*teacher)
+        {
+            *teacher = whole.display().to_string();
+        }
         let name = device_name(global, tables.run.device.as_deref());
         device(&name)?;
         let task = task(&tables.task)?;

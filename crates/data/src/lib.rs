@@ -3,6 +3,7 @@
 //! [`task`] makes a task from its name and options; a [`Task`] gives a [`Loader`] per split, a loader gives batches and a
 //! [`Position`] from which it can go on exactly.
 
+mod babi;
 mod cifar_sequence;
 mod copying;
 mod detokenizer;
@@ -27,6 +28,7 @@ mod toy_text;
 
 use serde_json::{Map, Value};
 
+pub use babi::BabiOptions;
 pub use cifar_sequence::SequentialCifarOptions;
 pub use copying::{CopyOptions, InductionOptions};
 pub use detokenizer::Detokenizer;
@@ -71,6 +73,12 @@ fn defaults<O: Default + serde::Serialize>() -> Value {
 }
 
 static TASKS: &[TaskEntry] = &[
+    TaskEntry {
+        name: "babi",
+        doc: "stories of the bAbI kind, alone or hidden in other text (BABILong)",
+        make: babi::task,
+        defaults: defaults::<BabiOptions>,
+    },
     TaskEntry {
         name: "images",
         doc: "image classification: Fashion-MNIST subset, IDX files, CIFAR-10, folders",

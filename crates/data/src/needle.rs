@@ -379,16 +379,21 @@ impl Samples for Haystack {
         rng: &mut ChaCha8Rng,
     ) -> Result<Sample, DataError> {
         let (question, answer) = self.write(split, rng);
-        let asked = question.len();
-        let ids = Tokenizer::Bytes.encode(&(question + &answer))?;
-        let targets = ids.iter().enumerate().skip(1);
-        let targets = targets.map(|(at, id)| if at < asked { -100 } else { i64::from(*id) });
-        Ok(Sample {
-            tokens: ids[..ids.len() - 1].to_vec(),
-            target: SampleTarget::Tokens(targets.collect()),
-            pixels: Vec::new(),
-        })
+        scored(question, &answer)
     }
+}
+
+/// A row of bytes whose answer is scored.
+pub(crate) fn scored(question: String, answer: &str) -> Result<Sample, DataError> {
+    let asked = question.len();
+    let ids = Tokenizer::Bytes.encode(&(question + answer))?;
+    let targets = ids.iter().enumerate().skip(1);
+    let targets = targets.map(|(at, id)| if at < asked { -100 } else { i64::from(*id) });
+    Ok(Sample {
+        tokens: ids[..ids.len() - 1].to_vec(),
+        target: SampleTarget::Tokens(targets.collect()),
+        pixels: Vec::new(),
+    })
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ pub mod families;
 pub mod folder;
 mod gguf;
 pub mod model;
+pub mod prune;
 mod quantise;
 mod quantised;
 pub mod sentence;

@@ -303,7 +303,7 @@ impl ModelFolder {
             path: self.path.join(CONFIG_FILE),
             source,
         };
-        if self.config.layers > weights.len() && !self.config.share_layers {
+        if self.config.layers > weights.len() && self.config.share_layers == 0 {
             let (layers, held) = (self.config.layers, weights.len());
             let message =
                 format!("{CONFIG_FILE} asks for {layers} layers, the file holds {held} tensors");

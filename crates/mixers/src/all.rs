@@ -3,7 +3,7 @@
 use crate::card::{ChannelEntry, ConfigError, TokenEntry, nearest_name};
 use crate::{
     attention, bigbird, combiner, compressive, cosformer, delta_net, fnet, gated_delta_net, gla,
-    linear_attention, linformer, local, longformer, lru, luna, mamba, mamba2, mlp, none,
+    linear_attention, linformer, local, longformer, lru, luna, mamba, mamba2, mlp, moe, none,
     nystromformer, performer, pool, reformer, retention, routing, s4d, sinkhorn, sparse, swiglu,
     synthesizer, transformer_xl,
 };
@@ -41,7 +41,7 @@ static TOKEN: &[&TokenEntry] = &[
 ];
 
 /// Every channel mixer, sorted by name.
-static CHANNEL: &[&ChannelEntry] = &[&mlp::ENTRY, &none::ENTRY, &swiglu::ENTRY];
+static CHANNEL: &[&ChannelEntry] = &[&mlp::ENTRY, &moe::ENTRY, &none::ENTRY, &swiglu::ENTRY];
 
 /// Every token mixer, sorted by name.
 pub fn token_mixers() -> &'static [&'static TokenEntry] {

@@ -10,6 +10,8 @@
 //! repeated as `q0 q1 … q0 q1 …`. The state is the cache of keys (rotated) and values, `[tokens, kv_heads, head_dim]`,
 //! sequences end to end; a window keeps the last `window - 1` of each.
 
+mod knobs;
+
 use std::sync::Arc;
 
 use anyformer_ops::adapter::{is_tracked, on_cpu};
@@ -21,25 +23,12 @@ use anyformer_ops::embedding::embedding;
 use anyformer_ops::{Builder, Linear, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::card::{
-    Card, ConfigError, Direction, Knob, Preset, TokenEntry, head_dim, read, resolve,
-};
+use crate::card::{Card, ConfigError, Direction, Preset, TokenEntry, head_dim, read, resolve};
 use crate::mixer::{Context, Cost, RunError, State, TokenMixer};
 use crate::parts::{HeadNorm, join_heads, linear_cost, split_heads};
+pub use crate::positions::Position;
+use crate::positions::{Scheme, Shape, XPOS_LIMIT, xpos};
 use crate::rotary::{RopeScaling, Rotary};
-
-/// How attention knows positions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Position {
-    /// Rotary: queries and keys turned by their position.
-    #[default]
-    Rope,
-    /// A bias that falls linearly with distance, one slope per head.
-    Alibi,
-    /// None; give the model positions of its own.
-    None,
-}
 
 /// How keys and values are kept from token to token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,6 +94,14 @@ pub struct AttentionConfig {
     pub rope_dim: usize,
     /// How the rotary frequencies are stretched to longer texts.
     pub rope_scaling: RopeScaling,
+    /// Buckets of `t5`.
+    pub position_buckets: usize,
+    /// Tokens from which on `t5` has one bucket.
+    pub position_distance: usize,
+    /// Tokens that `rerope` and `self_extend` treat as rotary positions do.
+    pub position_window: usize,
+    /// How much slower positions go beyond; 0 with `rerope`: they stop.
+    pub position_group: usize,
     /// Biases on all four projections.
     pub bias: bool,
     /// Biases on queries, keys and values, whatever `bias` says.
@@ -131,6 +128,10 @@ impl Default for AttentionConfig {
             rope_base: 10_000.0,
             rope_dim: 0,
             rope_scaling: RopeScaling::None,
+            position_buckets: 32,
+            position_distance: 128,
+            position_window: 512,
+            position_group: 0,
             bias: false,
             qkv_bias: false,
             qk_norm: false,
@@ -140,73 +141,7 @@ impl Default for AttentionConfig {
     }
 }
 
-/// The knobs, for the cards of this mixer and its windowed form.
-pub(crate) const KNOBS: &[Knob] = &[
-    Knob {
-        name: "heads",
-        doc: "nominal heads; head_dim is dim / heads unless given",
-    },
-    Knob {
-        name: "query_heads",
-        doc: "query heads; 0 takes heads",
-    },
-    Knob {
-        name: "kv_heads",
-        doc: "key and value heads; 0 takes the query heads",
-    },
-    Knob {
-        name: "head_dim",
-        doc: "features per head; 0 takes dim / heads",
-    },
-    Knob {
-        name: "variant",
-        doc: "head counts by name: mha, gqa, mqa, sqa, symmetric_sqa, extreme_sqa, extreme_smqa, light_sqa, reverse_sqa; explicit: as given",
-    },
-    Knob {
-        name: "causal",
-        doc: "look back only",
-    },
-    Knob {
-        name: "window",
-        doc: "keys nearer than this many tokens, itself counted; 0 for all",
-    },
-    Knob {
-        name: "position",
-        doc: "rope, alibi or none",
-    },
-    Knob {
-        name: "rope_base",
-        doc: "base of the rotary frequencies",
-    },
-    Knob {
-        name: "rope_dim",
-        doc: "features of a head that turn, from the first on; 0 turns all",
-    },
-    Knob {
-        name: "rope_scaling",
-        doc: "how the rotary frequencies are stretched to longer texts, a table with type: none, linear (factor), dynamic (factor, length), yarn (factor, length, beta_fast, beta_slow, attention_factor, truncate), llama3 (factor, length, low_freq_factor, high_freq_factor); length in tokens",
-    },
-    Knob {
-        name: "bias",
-        doc: "biases on all four projections",
-    },
-    Knob {
-        name: "qkv_bias",
-        doc: "biases on queries, keys and values, whatever bias says",
-    },
-    Knob {
-        name: "qk_norm",
-        doc: "an RMS norm per head on queries and keys, before they turn",
-    },
-    Knob {
-        name: "norm_eps",
-        doc: "added to the mean square in that norm",
-    },
-    Knob {
-        name: "cache",
-        doc: "how keys and values are kept from token to token on the CPU: f32, or bf16 at half the memory; not with a window",
-    },
-];
+pub(crate) use knobs::KNOBS;
 
 static CARD: Card = Card {
     name: "attention",
@@ -246,6 +181,8 @@ pub(crate) struct Attention {
     causal: bool,
     window: Option<usize>,
     rotary: Option<Rotary>,
+    decays: bool,
+    scheme: Option<Scheme>,
     qk_norm: Option<[HeadNorm; 2]>,
     scale: Option<f32>,
     slopes: Option<Arc<Vec<f32>>>,
@@ -313,7 +250,7 @@ impl Attention {
             ));
         }
         let rotary = match config.position {
-            Position::Rope => {
+            Position::Rope | Position::Xpos => {
                 match Rotary::new(config.rope_base, turned, config.rope_scaling.clone()) {
                     Ok(rotary) => Some(rotary),
                     Err(message) => return impossible(message),
@@ -327,14 +264,37 @@ impl Attention {
                 "yarn multiplies turned features only, which needs rope_dim {turned} to be head_dim {head_dim}"
             ));
         }
+        let decays = config.position == Position::Xpos;
+        if decays && (!config.causal || turned != head_dim) {
+            return impossible("xpos looks back only and turns whole heads: rope_dim 0".into());
+        }
+        let shape = Shape {
+            heads: large,
+            head_dim,
+            causal: config.causal,
+            window: (config.window > 0).then_some(config.window),
+            buckets: config.position_buckets,
+            distance: config.position_distance,
+            near: config.position_window,
+            group: config.position_group,
+            base: config.rope_base,
+            builder,
+        };
+        let scheme = match Scheme::new(config.position, &shape) {
+            Ok(scheme) => scheme,
+            Err(message) => return impossible(message),
+        };
         let qk_norm = config.qk_norm.then(|| {
             ["q_norm", "k_norm"]
                 .map(|name| HeadNorm::new(builder, name, head_dim, config.norm_eps as f32))
         });
         let cache = match config.cache {
             Kept::F32 => Element::F32,
-            Kept::Bf16 if config.window > 0 => {
-                return impossible("cache bf16 keeps every token, and a window does not".into());
+            Kept::Bf16 if config.window > 0 || scheme.is_some() => {
+                return impossible(
+                    "cache bf16 needs every token kept and no scheme of positions in the scores"
+                        .into(),
+                );
             }
             Kept::Bf16 => Element::Bf16,
         };
@@ -351,11 +311,26 @@ impl Attention {
             causal: config.causal,
             window: (config.window > 0).then_some(config.window),
             rotary,
+            decays,
+            scheme,
             qk_norm,
             scale: (score_factor != 1.0).then(|| (score_factor / (head_dim as f64).sqrt()) as f32),
             slopes,
             cache,
         })
+    }
+
+    fn attend(
+        &self,
+        q: Tensor<4>,
+        k: Tensor<4>,
+        v: Tensor<4>,
+        options: &AttentionOptions,
+    ) -> Tensor<4> {
+        match &self.scheme {
+            Some(scheme) => scheme.attend(q, k, v, options),
+            None => flash_attention(q, k, v, options),
+        }
     }
 
     /// Heads of the output: the larger of the two counts.
@@ -465,6 +440,16 @@ impl TokenMixer for Attention {
         if let Some(rotary) = &self.rotary {
             let positions = context.positions(batch, time, state);
             [q, k] = rotary.turn(q, k, &positions, &context.sequences(batch, time));
+            if self.decays {
+                if let Some(far) = positions.iter().find(|at| **at >= XPOS_LIMIT) {
+                    return Err(RunError::TooLong {
+                        mixer: "attention with position xpos",
+                        limit: XPOS_LIMIT,
+                        got: far + 1,
+                    });
+                }
+                [q, k] = xpos(q, k, &positions);
+            }
         }
         if self.query_heads < self.kv_heads {
             q = q.repeat_dim(2, self.kv_heads / self.query_heads);
@@ -479,10 +464,10 @@ impl TokenMixer for Attention {
         };
         let streams = self.causal && (context.keep_state || state.is_some());
         if !streams {
-            let y = flash_attention(q, k, v, &options);
+            let y = self.attend(q, k, v, &options);
             return Ok((self.o_proj.forward(join_heads(y)), None));
         }
-        if self.window.is_none() && on_cpu(&q) && !is_tracked(&q) {
+        if self.scheme.is_none() && self.window.is_none() && on_cpu(&q) && !is_tracked(&q) {
             let (y, next) = self.paged([q, k, v], options, context, state);
             return Ok((self.o_proj.forward(join_heads(y)), next));
         }
@@ -514,7 +499,7 @@ impl TokenMixer for Attention {
         }
         options.q_offsets = Some(new);
         options.k_offsets = Some(all.clone());
-        let y = flash_attention(flat(q), k.clone(), v.clone(), &options);
+        let y = self.attend(flat(q), k.clone(), v.clone(), &options);
         let y = y.reshape([batch, time, self.heads() * self.head_dim]);
         let y = self.o_proj.forward(y);
         let next = context.keep_state.then(|| {
@@ -560,7 +545,8 @@ impl TokenMixer for Attention {
             false => 0,
         };
         Cost {
-            params: linear.params + norms.sum::<usize>() as u64,
+            params: linear.params
+                + (norms.sum::<usize>() + self.scheme.as_ref().map_or(0, Scheme::count)) as u64,
             flops: linear.flops + attention,
             state_bytes: (self.cache.bytes() * cache) as u64,
         }

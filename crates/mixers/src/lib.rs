@@ -31,10 +31,12 @@ pub mod luna;
 pub mod mamba;
 pub mod mamba2;
 pub mod mlp;
+pub mod moe;
 pub mod none;
 pub mod nystromformer;
 pub mod performer;
 pub mod pool;
+pub mod positions;
 pub mod reformer;
 pub mod retention;
 pub mod rotary;
@@ -51,5 +53,5 @@ pub use all::{channel_mixer, channel_mixers, token_mixer, token_mixers};
 pub use card::{
     Card, ChannelEntry, ConfigError, Direction, Entry, Knob, MixerSpec, Options, Preset, TokenEntry,
 };
-pub use mixer::{ChannelMixer, Context, Cost, RunError, TokenMixer};
+pub use mixer::{ChannelMixer, Context, Cost, Losses, RunError, TokenMixer};
 pub use state::{State, StateTensor};

@@ -1,6 +1,6 @@
 //! The two nouns of the crate, [`TokenMixer`] and [`ChannelMixer`], and what passes between them and a model.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyformer_ops::Tensor;
 use anyformer_ops::adapter::sequences;
@@ -47,6 +47,26 @@ pub struct Context {
     pub keep_state: bool,
     /// Rows and columns when the tokens form a grid (row-major), for mixers that look at it.
     pub grid: Option<[usize; 2]>,
+    /// Where mixers leave losses of their own, when they are wanted.
+    pub losses: Option<Losses>,
+}
+
+/// Losses `[1]` that mixers want added to the task's, as a balance of experts.
+#[derive(Clone, Debug, Default)]
+pub struct Losses(Arc<Mutex<Vec<Tensor<1>>>>);
+
+impl Losses {
+    /// Adds one.
+    pub fn add(&self, loss: Tensor<1>) {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        held.push(loss);
+    }
+
+    /// Their sum; none, where nothing was added.
+    pub fn sum(&self) -> Option<Tensor<1>> {
+        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        held.iter().cloned().reduce(|a, b| a + b)
+    }
 }
 
 impl Context {
@@ -145,6 +165,11 @@ pub trait TokenMixer: Send + Sync {
 pub trait ChannelMixer: Send + Sync {
     /// Applies the mixer.
     fn forward(&self, x: Tensor<3>) -> Tensor<3>;
+
+    /// The same, leaving a loss of the mixer's own in `losses` where it has one.
+    fn forward_with_losses(&self, x: Tensor<3>, _losses: &Losses) -> Tensor<3> {
+        self.forward(x)
+    }
 
     /// Cost of one sequence of `time` tokens (`state_bytes` is zero).
     fn cost(&self, time: usize) -> Cost;

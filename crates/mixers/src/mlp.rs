@@ -3,13 +3,13 @@
 //! Vaswani et al., Attention Is All You Need (2017), arXiv 1706.03762; GELU as in BERT. Cost per token:
 //! `4·dim·hidden` operations.
 
+use anyformer_ops::Tensor;
 use anyformer_ops::activation::{gelu, gelu_tanh, relu, silu};
-use anyformer_ops::{Linear, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::card::{Card, ChannelEntry, Direction, Knob, read, resolve};
 use crate::mixer::{ChannelMixer, Cost};
-use crate::parts::linear_cost;
+use crate::parts::Layer;
 
 /// The function between the two layers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +51,8 @@ pub struct MlpConfig {
     pub activation: Activation,
     /// Biases on both layers.
     pub bias: bool,
+    /// Rank of both weights, each a product of two; 0: weights as they are.
+    pub rank: usize,
 }
 
 impl Default for MlpConfig {
@@ -59,6 +61,7 @@ impl Default for MlpConfig {
             hidden: 0,
             activation: Activation::Gelu,
             bias: true,
+            rank: 0,
         }
     }
 }
@@ -85,6 +88,10 @@ static CARD: Card = Card {
             name: "bias",
             doc: "biases on both layers",
         },
+        Knob {
+            name: "rank",
+            doc: "rank of both weights, each a product of two; 0: weights as they are",
+        },
     ],
     presets: &[],
 };
@@ -100,16 +107,30 @@ pub static ENTRY: ChannelEntry = ChannelEntry {
             hidden => hidden,
         };
         Ok(Box::new(Mlp {
-            fc1: Linear::new(builder, "fc1", dim, hidden, config.bias),
-            fc2: Linear::residual(builder, "fc2", hidden, dim, config.bias),
+            fc1: Layer::new(
+                builder,
+                "fc1",
+                [dim, hidden],
+                config.rank,
+                config.bias,
+                false,
+            ),
+            fc2: Layer::new(
+                builder,
+                "fc2",
+                [hidden, dim],
+                config.rank,
+                config.bias,
+                true,
+            ),
             activation: config.activation,
         }))
     },
 };
 
 struct Mlp {
-    fc1: Linear,
-    fc2: Linear,
+    fc1: Layer,
+    fc2: Layer,
     activation: Activation,
 }
 
@@ -119,6 +140,6 @@ impl ChannelMixer for Mlp {
     }
 
     fn cost(&self, time: usize) -> Cost {
-        linear_cost(&[&self.fc1, &self.fc2], time)
+        self.fc1.cost(time) + self.fc2.cost(time)
     }
 }

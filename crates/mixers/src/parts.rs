@@ -73,6 +73,56 @@ impl Projections {
     }
 }
 
+/// A linear layer, or two with a thin middle in its place: `W = U V` of rank at most `rank`.
+pub enum Layer {
+    /// `[out, in]`.
+    Full(Linear),
+    /// `down` `[rank, in]`, then `up` `[out, rank]`.
+    Thin(Linear, Linear),
+}
+
+impl Layer {
+    /// `{name}`, or `{name}.down` and `{name}.up` where `rank` is not 0; `residual` says that it writes into the residual
+    /// stream.
+    pub fn new(
+        builder: &Builder,
+        name: &str,
+        [input, output]: [usize; 2],
+        rank: usize,
+        bias: bool,
+        residual: bool,
+    ) -> Self {
+        let make = match residual {
+            true => Linear::residual,
+            false => Linear::new,
+        };
+        match rank {
+            0 => Layer::Full(make(builder, name, input, output, bias)),
+            rank => {
+                let at = builder.at(name);
+                let down = Linear::new(&at, "down", input, rank, false);
+                Layer::Thin(down, make(&at, "up", rank, output, bias))
+            }
+        }
+    }
+
+    /// Applies it to the last dimension.
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        match self {
+            Layer::Full(linear) => linear.forward(x),
+            Layer::Thin(down, up) => up.forward(down.forward(x)),
+        }
+    }
+
+    /// Parameters, and operations over `time` tokens.
+    pub fn cost(&self, time: usize) -> Cost {
+        match self {
+            Layer::Full(linear) => linear_cost(&[linear], time),
+            Layer::Thin(down, up) => linear_cost(&[down, up], time),
+        }
+    }
+}
+
 /// Parameters of linear layers and their operations over `time` tokens.
 pub fn linear_cost(layers: &[&Linear], time: usize) -> Cost {
     let bias = |layer: &&Linear| layer.bias.as_ref().map_or(0, Param::count);

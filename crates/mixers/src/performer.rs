@@ -27,6 +27,8 @@ pub enum Kernel {
     Softmax,
     /// `phi(x) = max(W x, 0) + 0.001`: the generalised kernel of the paper.
     Relu,
+    /// `phi(x) = max(x, 0) + 0.001` without a random matrix: what the code released with Long Range Arena runs by default.
+    LraCompat,
 }
 
 /// Knobs.
@@ -77,7 +79,7 @@ static CARD: Card = Card {
         },
         Knob {
             name: "kernel",
-            doc: "softmax, or relu (the generalised kernel)",
+            doc: "softmax, relu (the generalised kernel), or lra_compat (relu without a random matrix, the default of the code released with Long Range Arena)",
         },
         Knob {
             name: "causal",
@@ -104,7 +106,9 @@ pub static ENTRY: TokenEntry = TokenEntry {
                 message: format!("eps must be at least 0, got {}", config.eps),
             });
         }
+        let plain = config.kernel == Kernel::LraCompat;
         let features = match config.nb_features {
+            _ if plain => head_dim,
             0 => ((head_dim as f64 * (head_dim as f64).ln()) as usize).max(1),
             given => given,
         };
@@ -114,13 +118,11 @@ pub static ENTRY: TokenEntry = TokenEntry {
             k_proj: linear("k_proj"),
             v_proj: linear("v_proj"),
             o_proj: Linear::residual(builder, "o_proj", dim, dim, false),
-            projection: builder.buffer(
-                "projection_matrix",
-                &[features, head_dim],
-                Init::With(Box::new(move |rng, _| {
-                    orthogonal_rows(rng, features, head_dim)
-                })),
-            ),
+            projection: (!plain).then(|| {
+                let rows = move |rng: &mut ChaCha8Rng, _| orthogonal_rows(rng, features, head_dim);
+                let shape = [features, head_dim];
+                builder.buffer("projection_matrix", &shape, Init::With(Box::new(rows)))
+            }),
             dim,
             head_dim,
             features,
@@ -162,7 +164,8 @@ struct Performer {
     k_proj: Linear,
     v_proj: Linear,
     o_proj: Linear,
-    projection: Param,
+    /// Absent where features need none.
+    projection: Option<Param>,
     dim: usize,
     head_dim: usize,
     features: usize,
@@ -178,14 +181,17 @@ impl Performer {
     ) -> Tensor<4> {
         let [batch, time, heads, head_dim] = x.dims();
         let rows = batch * time * heads;
+        let Some(projection) = &self.projection else {
+            return relu(x).add_scalar(1e-3);
+        };
         meter::add(2 * (rows * head_dim * self.features) as u64);
         let project = |x: Tensor<4>| {
             x.reshape([rows, head_dim])
-                .matmul(self.projection.tensor::<2>().transpose())
+                .matmul(projection.tensor::<2>().transpose())
                 .reshape([batch, time, heads, self.features])
         };
         match self.config.kernel {
-            Kernel::Relu => relu(project(x)).add_scalar(1e-3),
+            Kernel::Relu | Kernel::LraCompat => relu(project(x)).add_scalar(1e-3),
             Kernel::Softmax => {
                 let x = x.mul_scalar((head_dim as f32).powf(-0.25));
                 let projected = project(x.clone());
@@ -250,7 +256,10 @@ impl TokenMixer for Performer {
     fn cost(&self, time: usize) -> Cost {
         let (heads, width) = (self.config.heads, self.head_dim + 1);
         let weights = 4 * self.dim * self.dim;
-        let features = 4 * (time * heads * self.head_dim * self.features) as u64;
+        let features = match &self.projection {
+            Some(matrix) => 4 * (time * heads * matrix.count()) as u64,
+            None => 0,
+        };
         let layers = Cost {
             params: weights as u64,
             flops: 2 * (weights * time) as u64 + features,

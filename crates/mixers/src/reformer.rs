@@ -26,6 +26,9 @@ pub struct ReformerConfig {
     pub buckets: usize,
     /// Rounds of hashing.
     pub hashes: usize,
+    /// What the code released with Long Range Arena computes: keys as long as queries, scores times `sqrt(head_dim)`, tokens
+    /// see themselves, no output layer. Its settings: hashes 1, buckets 10, chunk a tenth of the length.
+    pub lra_compat: bool,
 }
 
 impl Default for ReformerConfig {
@@ -35,6 +38,7 @@ impl Default for ReformerConfig {
             chunk: 32,
             buckets: 16,
             hashes: 2,
+            lra_compat: false,
         }
     }
 }
@@ -47,7 +51,7 @@ static CARD: Card = Card {
     direction: Direction::Bidirectional,
     streams: false,
     state: "none",
-    notes: "Time grows as time log time. A sequence of one chunk gets plain attention with shared queries and keys. Places in neighbouring buckets that share a chunk see each other, as in transformers. The bucket of a later token moves earlier ones between chunks, so a causal mask would not make it causal; it has none. The paper's reversible layers and chunked feed-forward save memory, not results, and are not here. The code released with Long Range Arena leaves out the unit length and multiplies where it should divide by sqrt(head_dim).",
+    notes: "Time grows as time log time. A sequence of one chunk gets plain attention with shared queries and keys. Places in neighbouring buckets that share a chunk see each other, as in transformers. The bucket of a later token moves earlier ones between chunks, so a causal mask would not make it causal; it has none. The paper's reversible layers and chunked feed-forward save memory, not results, and are not here. The code released with Long Range Arena leaves out the unit length and multiplies where it should divide by sqrt(head_dim): lra_compat.",
     knobs: &[
         Knob {
             name: "heads",
@@ -65,6 +69,10 @@ static CARD: Card = Card {
             name: "hashes",
             doc: "rounds of hashing",
         },
+        Knob {
+            name: "lra_compat",
+            doc: "what the code released with Long Range Arena computes: keys as long as queries, scores times sqrt(head_dim), tokens see themselves, no output layer",
+        },
     ],
     presets: &[],
 };
@@ -81,6 +89,7 @@ pub static ENTRY: TokenEntry = TokenEntry {
             chunk,
             buckets,
             hashes,
+            lra_compat,
         } = config;
         if chunk == 0 || hashes == 0 || buckets < 2 || !buckets.is_multiple_of(2) {
             return Err(ConfigError::Impossible {
@@ -94,7 +103,7 @@ pub static ENTRY: TokenEntry = TokenEntry {
         Ok(Box::new(Reformer {
             qk_proj: Linear::new(builder, "query_key", dim, dim, false),
             v_proj: Linear::new(builder, "value", dim, dim, false),
-            o_proj: Linear::residual(builder, "o_proj", dim, dim, false),
+            o_proj: (!lra_compat).then(|| Linear::residual(builder, "o_proj", dim, dim, false)),
             rotations: builder.buffer("rotations", &shape, Init::Normal(1.0)),
             head_dim,
             config,
@@ -109,7 +118,7 @@ const NOBODY: f32 = -1e9;
 struct Reformer {
     qk_proj: Linear,
     v_proj: Linear,
-    o_proj: Linear,
+    o_proj: Option<Linear>,
     /// `[heads, head_dim, hashes, buckets / 2]`, not trained.
     rotations: Param,
     head_dim: usize,
@@ -177,7 +186,11 @@ impl Reformer {
         };
         let (q, v) = (split(&self.qk_proj), split(&self.v_proj));
         // Unit length; the small number is the reference's, in the same place.
-        let k = l2_normalise(q.clone(), 1e-6 * width as f32);
+        let released = self.config.lra_compat;
+        let k = match released {
+            true => q.clone().mul_scalar((width as f32).sqrt()),
+            false => l2_normalise(q.clone(), 1e-6 * width as f32),
+        };
         let (chunk, count, padded) = self.chunks(time);
         let rounds = if count == 1 { 1 } else { hashes };
         let orders = match count {
@@ -214,7 +227,7 @@ impl Reformer {
                     for key in &theirs {
                         let value = match (*key >= time, key == query) {
                             (true, _) => NOBODY,
-                            (_, true) => SELF,
+                            (_, true) if !released => SELF,
                             _ => 0.0,
                         };
                         add.push(value);
@@ -258,7 +271,11 @@ impl Reformer {
             .sum_dim(1)
             .reshape([batch, heads, padded, width]);
         let o = o.narrow(2, 0, time).swap_dims(1, 2);
-        self.o_proj.forward(join_heads(o))
+        let o = join_heads(o);
+        match &self.o_proj {
+            Some(o_proj) => o_proj.forward(o),
+            None => o,
+        }
     }
 
     /// Tokens of a chunk, chunks, and tokens with padding.
@@ -301,7 +318,9 @@ impl TokenMixer for Reformer {
     }
 
     fn cost(&self, time: usize) -> Cost {
-        let mut cost = linear_cost(&[&self.qk_proj, &self.v_proj, &self.o_proj], time);
+        let mut layers = vec![&self.qk_proj, &self.v_proj];
+        layers.extend(&self.o_proj);
+        let mut cost = linear_cost(&layers, time);
         cost.flops += self.mixing_flops(time);
         cost
     }

@@ -26,6 +26,10 @@ pub struct SinkhornConfig {
     pub temperature: f64,
     /// Biases on all four projections.
     pub bias: bool,
+    /// SortCut: every token attends to the first so many sorted blocks only; 0: to its own block and its sorted one.
+    pub cut: usize,
+    /// What the code released with Long Range Arena computes; see [`Sinkhorn::released`].
+    pub lra_compat: bool,
 }
 
 impl Default for SinkhornConfig {
@@ -36,6 +40,8 @@ impl Default for SinkhornConfig {
             iterations: 7,
             temperature: 0.75,
             bias: false,
+            cut: 0,
+            lra_compat: false,
         }
     }
 }
@@ -48,7 +54,7 @@ static CARD: Card = Card {
     direction: Direction::Bidirectional,
     streams: false,
     state: "none",
-    notes: "Linear in time for a fixed block, plus the square of the number of blocks. Blocks are scored by the product of their mean queries and keys, which needs no table of the length; the paper maps sums of inputs by a learned layer. No Gumbel noise: the same input gives the same output. SortCut and the causal form are not here. The code released with Long Range Arena sorts nothing (the sorted keys of all blocks are equal); this does.",
+    notes: "Linear in time for a fixed block, plus the square of the number of blocks. Blocks are scored by the product of their mean queries and keys, which needs no table of the length; the paper maps sums of inputs by a learned layer. No Gumbel noise: the same input gives the same output. The causal form is not here. The code released with Long Range Arena cuts strided blocks and sorts nothing (the sorted keys of all blocks are their sum): lra_compat.",
     knobs: &[
         Knob {
             name: "heads",
@@ -69,6 +75,14 @@ static CARD: Card = Card {
         Knob {
             name: "bias",
             doc: "biases on all four projections",
+        },
+        Knob {
+            name: "cut",
+            doc: "SortCut: attend to the first so many sorted blocks only; 0: to one's own block and its sorted one",
+        },
+        Knob {
+            name: "lra_compat",
+            doc: "what the code released with Long Range Arena computes: strided blocks, no sorting, two attentions added",
         },
     ],
     presets: &[],
@@ -123,6 +137,7 @@ impl Sinkhorn {
         meter::add(batch as u64 * self.mixing_flops(time));
         let device = x.device();
         let rows = batch * heads;
+        let strided = self.config.lra_compat;
         // [rows, blocks, block, head_dim]
         let cut = |x: Tensor<4>| {
             let mut x = x.swap_dims(1, 2);
@@ -130,10 +145,20 @@ impl Sinkhorn {
                 let rest = Tensor::zeros([batch, heads, count * block - time, width], &device);
                 x = Tensor::cat(vec![x, rest], 2);
             }
-            x.reshape([rows, count, block, width])
+            match strided {
+                true => x.reshape([rows, block, count, width]).swap_dims(1, 2),
+                false => x.reshape([rows, count, block, width]),
+            }
         };
         let [q, k, v] = self.projections.split(&x).map(cut);
         let scale = (width as f32).powf(-0.5);
+        if strided {
+            let o = self.released(q.mul_scalar(scale), k, v, time);
+            let o = o
+                .swap_dims(1, 2)
+                .reshape([batch, heads, count * block, width]);
+            return self.projections.join(o.narrow(2, 0, time).swap_dims(1, 2));
+        }
         let mean = |x: &Tensor<4>| x.clone().mean_dim(2).reshape([rows, count, width]);
         let scores = mean(&q).matmul(mean(&k).swap_dims(1, 2));
         let mut sorting = scores.mul_scalar(scale / self.config.temperature as f32);
@@ -148,6 +173,18 @@ impl Sinkhorn {
                 .matmul(flat)
                 .reshape([rows, count, block, width])
         };
+        if self.config.cut > 0 {
+            let kept = self.config.cut.min(count);
+            let first = |x: &Tensor<4>| {
+                sorted(x)
+                    .narrow(1, 0, kept)
+                    .reshape([rows, kept * block, width])
+            };
+            let q = q.mul_scalar(scale).reshape([rows, count * block, width]);
+            let o = softmax(q.matmul(first(&k).swap_dims(1, 2))).matmul(first(&v));
+            let o = o.reshape([batch, heads, count * block, width]);
+            return self.projections.join(o.narrow(2, 0, time).swap_dims(1, 2));
+        }
         let keys = Tensor::cat(vec![k.clone(), sorted(&k)], 2);
         let values = Tensor::cat(vec![v.clone(), sorted(&v)], 2);
         let mut logits = q.mul_scalar(scale).matmul(keys.swap_dims(2, 3));
@@ -172,9 +209,44 @@ impl Sinkhorn {
         self.projections.join(o.swap_dims(1, 2))
     }
 
+    /// The released form over `[rows, blocks, block, head_dim]`, queries scaled. Block i holds the tokens t with t mod blocks = i;
+    /// what is called sorted is, by the released contraction, the sum of all blocks whatever the sorting: its weights add
+    /// up to one. The attention to the block and that to the sum are added.
+    fn released(&self, q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, time: usize) -> Tensor<4> {
+        let [rows, count, block, width] = q.dims();
+        let attend = |k: Tensor<4>, v: Tensor<4>, past: Option<Tensor<4>>| {
+            let logits = q.clone().matmul(k.swap_dims(2, 3));
+            let logits = match past {
+                Some(past) => logits + past,
+                None => logits,
+            };
+            softmax(logits).matmul(v)
+        };
+        let past = (count * block > time).then(|| {
+            let value = |at: usize| match at % block * count + at / block >= time {
+                true => -1e30,
+                false => 0.0,
+            };
+            let values: Vec<f32> = (0..count * block).map(value).collect();
+            Tensor::<1>::from_data(values.as_slice(), &q.device()).reshape([1, count, 1, block])
+        });
+        let all = |x: &Tensor<4>| x.clone().sum_dim(1).expand([rows, count, block, width]);
+        attend(k.clone(), v.clone(), past) + attend(all(&k), all(&v), None)
+    }
+
     /// Operations beside those of the projections.
     fn mixing_flops(&self, time: usize) -> u64 {
         let (block, count) = self.blocks(time);
+        let heads = self.config.heads;
+        if self.config.lra_compat {
+            return (8 * heads * count * block * block * self.head_dim) as u64;
+        }
+        if self.config.cut > 0 {
+            let kept = self.config.cut.min(count);
+            let sorting = count * count * self.head_dim * (1 + 2 * block);
+            let mixing = 2 * count * block * kept * block * self.head_dim;
+            return 2 * (heads * (sorting + mixing)) as u64;
+        }
         let per_head = count * count * self.head_dim * (1 + 2 * block)
             + 4 * count * block * block * self.head_dim;
         2 * (self.config.heads * per_head) as u64

@@ -3,12 +3,12 @@
 //! Shazeer, GLU Variants Improve Transformer (2020), arXiv 2002.05202. Cost per token: `6·dim·hidden` operations.
 
 use anyformer_ops::activation::swiglu;
-use anyformer_ops::{Builder, Linear, Tensor};
+use anyformer_ops::{Builder, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::card::{Card, ChannelEntry, Direction, Knob, read, resolve};
 use crate::mixer::{ChannelMixer, Cost};
-use crate::parts::linear_cost;
+use crate::parts::Layer;
 
 /// Knobs.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -18,6 +18,8 @@ pub struct SwigluConfig {
     pub hidden: usize,
     /// Biases on all three layers.
     pub bias: bool,
+    /// Rank of the three weights, each a product of two; 0: weights as they are.
+    pub rank: usize,
 }
 
 impl SwigluConfig {
@@ -47,6 +49,10 @@ static CARD: Card = Card {
             name: "bias",
             doc: "biases on all three layers",
         },
+        Knob {
+            name: "rank",
+            doc: "rank of the three weights, each a product of two; 0: weights as they are",
+        },
     ],
     presets: &[],
 };
@@ -62,18 +68,25 @@ pub static ENTRY: ChannelEntry = ChannelEntry {
 };
 
 struct Swiglu {
-    gate: Linear,
-    up: Linear,
-    down: Linear,
+    gate: Layer,
+    up: Layer,
+    down: Layer,
 }
 
 impl Swiglu {
     fn new(dim: usize, config: &SwigluConfig, builder: &Builder) -> Self {
         let (hidden, bias) = (config.hidden(dim), config.bias);
         Swiglu {
-            gate: Linear::new(builder, "gate_proj", dim, hidden, bias),
-            up: Linear::new(builder, "up_proj", dim, hidden, bias),
-            down: Linear::residual(builder, "down_proj", hidden, dim, bias),
+            gate: Layer::new(
+                builder,
+                "gate_proj",
+                [dim, hidden],
+                config.rank,
+                bias,
+                false,
+            ),
+            up: Layer::new(builder, "up_proj", [dim, hidden], config.rank, bias, false),
+            down: Layer::new(builder, "down_proj", [hidden, dim], config.rank, bias, true),
         }
     }
 }
@@ -85,6 +98,6 @@ impl ChannelMixer for Swiglu {
     }
 
     fn cost(&self, time: usize) -> Cost {
-        linear_cost(&[&self.gate, &self.up, &self.down], time)
+        self.gate.cost(time) + self.up.cost(time) + self.down.cost(time)
     }
 }

@@ -51,6 +51,15 @@ struct Channel {
     mixer: Box<dyn ChannelMixer>,
 }
 
+impl Channel {
+    fn mix(&self, x: Tensor<3>, context: &Context) -> Tensor<3> {
+        match &context.losses {
+            Some(losses) => self.mixer.forward_with_losses(x, losses),
+            None => self.mixer.forward(x),
+        }
+    }
+}
+
 /// `[batch, time, dim]` to the same shape.
 pub(crate) struct Block {
     wiring: Wiring,
@@ -111,7 +120,7 @@ impl Block {
                 let (y, state) = mix(self.norm.forward(x.clone()))?;
                 let both = match &self.channel {
                     None => y,
-                    Some(channel) => y + channel.mixer.forward(channel.norm.forward(x.clone())),
+                    Some(channel) => y + channel.mix(channel.norm.forward(x.clone()), context),
                 };
                 return Ok((x + both, state));
             }
@@ -123,11 +132,11 @@ impl Block {
         let x = match (&self.channel, self.wiring) {
             (None, _) => x,
             (Some(channel), Wiring::PreNorm | Wiring::Parallel) => {
-                let y = channel.mixer.forward(channel.norm.forward(x.clone()));
+                let y = channel.mix(channel.norm.forward(x.clone()), context);
                 x + y
             }
             (Some(channel), Wiring::PostNorm) => {
-                let y = channel.mixer.forward(x.clone());
+                let y = channel.mix(x.clone(), context);
                 channel.norm.forward(x + y)
             }
         };

@@ -23,8 +23,8 @@ pub(crate) struct ClassHead {
 }
 
 impl ClassHead {
-    /// The head of a config that gives a class.
-    pub(crate) fn new(config: &ModelConfig, builder: &Builder) -> Self {
+    /// The head of a config that gives a class; that of an exit reads the class token of the last.
+    pub(crate) fn new(config: &ModelConfig, exit: bool, builder: &Builder) -> Self {
         let Gives::Class {
             classes,
             pool,
@@ -57,7 +57,7 @@ impl ClassHead {
                 .map(|(index, pair)| Linear::new(&at, &index.to_string(), pair[0], pair[1], bias))
                 .collect(),
         };
-        let class_token = (pool == Pool::Cls)
+        let class_token = (pool == Pool::Cls && !exit)
             .then(|| builder.param_no_decay("class_token", &[1, config.dim], Init::Zeros));
         ClassHead {
             layers,

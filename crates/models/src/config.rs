@@ -176,6 +176,11 @@ pub struct ModelConfig {
     pub mixers: Vec<MixerSpec>,
     /// Channel mixer of every block; `none` leaves it out.
     pub channel: MixerSpec,
+    /// Layers with weights of their own, used in turn along the depth; 0: every layer has its own.
+    pub share_layers: usize,
+    /// Numbers of layers after which a norm and a head of their own give an answer too, in rising order: where a
+    /// confident model may stop.
+    pub exits: Vec<usize>,
     /// How sub-layers join the residual stream.
     pub wiring: Wiring,
     /// The normalisation.
@@ -193,14 +198,15 @@ pub struct ModelConfig {
     /// Width of the embedding, positions and types, which a layer then takes to `dim`, as in ALBERT (Lan et al., 2020,
     /// arXiv 1909.11942); 0: `dim`, and no layer.
     pub embed_dim: usize,
-    /// One set of weights for all blocks, as in ALBERT.
-    pub share_layers: bool,
     /// The function between the layers of the head; absent: ReLU for classes, GELU for masked tokens.
     pub head_activation: Option<Activation>,
     /// Biases in the layers of a class head.
     pub head_bias: bool,
     /// Standard deviation of initial linear weights; absent: uniform in ±1/sqrt(fan_in).
     pub initializer_range: Option<f32>,
+    /// Standard deviation of initial token vectors. Sinusoids have entries of size 1: beside them small vectors are hard
+    /// to see.
+    pub embed_std: f32,
     /// Multiply the initial weights that write into the residual stream by 1/sqrt(number of such layers).
     pub scale_residual: bool,
     /// Precision of the products of linear layers.
@@ -218,6 +224,8 @@ impl Default for ModelConfig {
             layers: 2,
             mixers: vec![MixerSpec::named("attention")],
             channel: MixerSpec::named("swiglu"),
+            share_layers: 0,
+            exits: Vec::new(),
             wiring: Wiring::PreNorm,
             norm: NormKind::Rms,
             norm_eps: 1e-5,
@@ -226,10 +234,10 @@ impl Default for ModelConfig {
             token_types: 0,
             embed_norm: false,
             embed_dim: 0,
-            share_layers: false,
             head_activation: None,
             head_bias: true,
             initializer_range: None,
+            embed_std: 0.02,
             scale_residual: true,
             precision: Precision::F32,
             reads: Reads::Tokens { vocab: 256 },
@@ -301,6 +309,24 @@ impl ModelConfig {
         &self.mixers[layer % self.mixers.len()]
     }
 
+    /// How many scores an answer has; none where there is no head.
+    pub fn scores(&self) -> Option<usize> {
+        match (self.gives, self.reads) {
+            (Gives::Class { classes, .. }, _) => Some(classes),
+            (Gives::Hidden, _) => None,
+            (_, Reads::Tokens { vocab }) => Some(vocab),
+            (_, Reads::Patches { .. }) => None,
+        }
+    }
+
+    /// Layers with weights of their own.
+    pub fn unique_layers(&self) -> usize {
+        match self.share_layers {
+            0 => self.layers,
+            unique => unique.min(self.layers),
+        }
+    }
+
     /// Whether every mixer can carry a state, so that the model can generate token by token.
     pub fn streams(&self) -> bool {
         let streams = |spec: &MixerSpec| {
@@ -333,10 +359,9 @@ impl ModelConfig {
     /// Refuses shared layers and narrow embeddings where they cannot be.
     fn check_sizes(&self) -> Result<(), ModelError> {
         let impossible = |message: String| Err(ModelError::Impossible(message));
-        if self.share_layers && (self.mixers.len() > 1 || self.layers > MOST_SHARED) {
+        if self.share_layers > 0 && self.layers > MOST_SHARED {
             return impossible(format!(
-                "share_layers is for one mixer and at most {MOST_SHARED} layers, got {} mixers and {} layers",
-                self.mixers.len(),
+                "share_layers is for at most {MOST_SHARED} layers, got {} layers",
                 self.layers
             ));
         }
@@ -373,11 +398,38 @@ impl ModelConfig {
                 self.dim, self.layers
             ));
         }
+        if !(self.embed_std > 0.0 && self.embed_std.is_finite()) {
+            return impossible(format!("embed_std {} must be above 0", self.embed_std));
+        }
         if self.mixers.is_empty() {
             return impossible("mixers is empty; name at least one, as { name = \"gla\" }".into());
         }
         for spec in &self.mixers {
             (token_mixer(&spec.name)?.resolve)(&spec.options)?;
+        }
+        let unique = self.unique_layers();
+        if let Some(layer) = (0..self.layers).find(|at| self.mixer(*at) != self.mixer(at % unique))
+        {
+            return impossible(format!(
+                "share_layers {unique} gives layer {layer} the weights of layer {}, which has another mixer; make it a multiple of the {} mixers",
+                layer % unique,
+                self.mixers.len()
+            ));
+        }
+        let rising = self.exits.windows(2).all(|pair| pair[0] < pair[1]);
+        let inside = |exit: &usize| (1..self.layers).contains(exit);
+        if !rising || !self.exits.iter().all(inside) {
+            return impossible(format!(
+                "exits {:?} must be rising numbers from 1 to {}: after so many of the {} layers",
+                self.exits,
+                self.layers - 1,
+                self.layers
+            ));
+        }
+        if !self.exits.is_empty() && self.gives == Gives::Hidden {
+            return impossible(
+                "exits give answers, and a model that gives hidden has no head".into(),
+            );
         }
         (channel_mixer(&self.channel.name)?.resolve)(&self.channel.options)?;
         self.check_sizes()?;
@@ -437,11 +489,7 @@ mod tests {
     #[test]
     fn shared_layers_and_narrow_embeddings_have_their_limits() {
         for (config, part) in [
-            (json!({"share_layers": true, "layers": 5000}), "5000 layers"),
-            (
-                json!({"share_layers": true, "mixers": [{"name": "gla"}, {"name": "attention"}]}),
-                "2 mixers",
-            ),
+            (json!({"share_layers": 1, "layers": 5000}), "5000 layers"),
             (json!({"embed_dim": 8}), "tied = false"),
             (
                 json!({"embed_dim": 8, "gives": {"class": {"classes": 2, "pool": "cls"}}}),
@@ -452,7 +500,7 @@ mod tests {
             assert!(error.contains(part), "{error}");
         }
         let fits =
-            json!({"embed_dim": 8, "share_layers": true, "gives": {"next_token": {"tied": false}}});
+            json!({"embed_dim": 8, "share_layers": 1, "gives": {"next_token": {"tied": false}}});
         assert!(ModelConfig::from_json(&fits).is_ok());
     }
 }

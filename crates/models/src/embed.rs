@@ -34,9 +34,11 @@ impl Embed {
         };
         let source = match config.reads {
             Reads::Tokens { vocab } => Source::Tokens {
-                weight: builder
-                    .at("embed")
-                    .matrix("weight", &[vocab, dim], Init::Normal(0.02)),
+                weight: builder.at("embed").matrix(
+                    "weight",
+                    &[vocab, dim],
+                    Init::Normal(config.embed_std),
+                ),
                 vocab,
             },
             Reads::Patches {

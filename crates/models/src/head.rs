@@ -7,6 +7,8 @@ use anyformer_ops::{Builder, Init, Linear, Param, Tensor};
 use crate::block::Norm;
 use crate::class_head::ClassHead;
 use crate::config::{Gives, ModelConfig, ModelError, Reads};
+use crate::model::Target;
+use crate::rows::{gather_rows, places};
 
 /// `[rows, dim]` to scores.
 pub(crate) enum Head {
@@ -24,10 +26,11 @@ pub(crate) enum Head {
 }
 
 impl Head {
-    /// `embed` is the weight of the vocabulary, where the model reads tokens.
+    /// `embed` is the weight of the vocabulary, where the model reads tokens; `exit` says that it is the head of an exit.
     pub(crate) fn new(
         config: &ModelConfig,
         embed: Option<&Param>,
+        exit: bool,
         builder: &Builder,
     ) -> Result<Self, ModelError> {
         let dim = config.dim;
@@ -45,7 +48,7 @@ impl Head {
             Gives::NextToken { tied: false } => {
                 Head::Tokens(Linear::new(builder, "lm_head", dim, tokens()?.0, false))
             }
-            Gives::Class { .. } => Head::Classes(ClassHead::new(config, builder)),
+            Gives::Class { .. } => Head::Classes(ClassHead::new(config, exit, builder)),
             Gives::MaskedToken => {
                 let (vocab, embed) = tokens()?;
                 let at = builder.at("head");
@@ -77,6 +80,69 @@ impl Head {
             } => tied.forward(norm.forward(activation.apply(dense.forward(rows)))),
             Head::None => rows,
         }
+    }
+
+    /// Scores of every hidden row `[batch, time, dim]` or, of a classifier, of every sequence.
+    pub(crate) fn all_scores(
+        &self,
+        x: Tensor<3>,
+        offsets: &[usize],
+    ) -> Result<Tensor<2>, ModelError> {
+        let rows = match self {
+            Head::Classes(head) => head.features(x, offsets)?,
+            _ => {
+                let [batch, time, dim] = x.dims();
+                x.reshape([batch * time, dim])
+            }
+        };
+        Ok(self.scores(rows))
+    }
+
+    /// Scores of the places that have a target, with their targets.
+    pub(crate) fn scored(
+        &self,
+        x: Tensor<3>,
+        offsets: &[usize],
+        packed: bool,
+        target: Target,
+    ) -> Result<(Tensor<2>, Vec<i64>), ModelError> {
+        let (rows, wanted) = match (self, target) {
+            (Head::Classes(head), Target::Classes(classes)) => {
+                let rows = head.features(x, offsets)?;
+                if classes.len() != rows.dims()[0] {
+                    return Err(ModelError::Input(format!(
+                        "expected {} classes, got {}",
+                        rows.dims()[0],
+                        classes.len()
+                    )));
+                }
+                (rows, classes.to_vec())
+            }
+            (Head::Tied(_) | Head::Tokens(_) | Head::Masked { .. }, Target::Tokens(tokens)) => {
+                let places = places(tokens, offsets, packed)?;
+                let [batch, time, dim] = x.dims();
+                let flat = x.reshape([batch * time, dim]);
+                let (ids, wanted): (Vec<u32>, Vec<i64>) = places.into_iter().unzip();
+                let rows = match ids.len() == batch * time {
+                    true => flat,
+                    false => gather_rows(flat, ids),
+                };
+                (rows, wanted)
+            }
+            _ => {
+                return Err(ModelError::Input(
+                    "the targets do not fit the head: tokens for a language model, classes for a classifier".into(),
+                ));
+            }
+        };
+        let scores = self.scores(rows);
+        let classes = scores.dims()[1];
+        if let Some(wrong) = wanted.iter().find(|wanted| **wanted >= classes as i64) {
+            return Err(ModelError::Input(format!(
+                "target {wrong} is not below the {classes} scores"
+            )));
+        }
+        Ok((scores, wanted))
     }
 
     /// What a model costs with this head, from what everything before it costs for one sequence of `time` tokens.

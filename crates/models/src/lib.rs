@@ -6,6 +6,7 @@ mod block;
 mod class_head;
 pub mod config;
 mod embed;
+mod exits;
 mod head;
 pub mod input;
 pub mod model;
@@ -19,7 +20,7 @@ pub use config::{
     Gives, ModelConfig, ModelError, NormKind, Pair, Pool, Positions, Precision, Reads, Wiring,
 };
 pub use input::Input;
-pub use model::{Model, ModelState, Scored, Target};
+pub use model::{Model, ModelState, Pass, Scored, Target, Teacher};
 pub use sample::{SampleError, SampleOptions, Sampler, likeliest, log_prob};
 pub use speculate::{Guesses, Steps};
 pub use stop::Stops;

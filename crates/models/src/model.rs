@@ -2,17 +2,18 @@
 
 use std::sync::Arc;
 
-use anyformer_mixers::{Context, Cost, State};
-use anyformer_ops::loss::cross_entropy;
+use anyformer_mixers::{Context, Cost, Losses, State};
+use anyformer_ops::loss::{cross_entropy, distance};
 use anyformer_ops::workers::on_worker;
 use anyformer_ops::{Builder, Device, LinearInit, ParamStore, Tensor, device_is_cpu};
 
 use crate::block::{Block, Norm};
 use crate::config::{ModelConfig, ModelError, Pool, Precision, Wiring};
 use crate::embed::Embed;
+use crate::exits::{Exit, Watch, confidence};
 use crate::head::Head;
 use crate::input::{Input, pack};
-use crate::rows::{gather_rows, places, pooled};
+use crate::rows::pooled;
 
 /// What a model carries from one call to the next: one state per layer.
 #[derive(Clone, Debug)]
@@ -41,12 +42,48 @@ pub enum Target<'a> {
 
 /// A loss with what was counted on the way.
 pub struct Scored {
-    /// Mean cross entropy in nats over the scored places, shape `[1]`.
+    /// Mean cross entropy in nats over the scored places, shape `[1]`; with a teacher, mixed with the distance to it.
     pub loss: Tensor<1>,
+    /// What mixers and exits want added to it in training: the balance of experts, the exits' own losses.
+    pub extra: Option<Tensor<1>>,
     /// Places where the highest score was the right one.
     pub correct: usize,
     /// Scored places.
     pub counted: usize,
+}
+
+/// What one pass of training does beside the plain one.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pass<'a> {
+    /// Layers that are left out, where true; empty: none.
+    pub skip: &'a [bool],
+    /// Another model's scores of the same places.
+    pub teacher: Option<Teacher<'a>>,
+}
+
+/// A teacher's part in the loss, Hinton et al. (2015), arXiv 1503.02531:
+/// `(1 - mix) cross entropy + mix T² KL(softmax(teacher / T) || softmax(student / T))`.
+#[derive(Clone, Copy, Debug)]
+pub struct Teacher<'a> {
+    /// `[places, scores]`, row by row, from [`Model::answers`].
+    pub scores: &'a [f32],
+    /// T.
+    pub temperature: f64,
+    /// From 0, the plain loss, to 1.
+    pub mix: f64,
+}
+
+impl Teacher<'_> {
+    fn distance(&self, scores: &Tensor<2>) -> Result<Tensor<1>, ModelError> {
+        let [rows, classes] = scores.dims();
+        if self.scores.len() != rows * classes {
+            return Err(ModelError::Input(format!(
+                "the teacher gave {} scores, the model gives {rows} x {classes}; both must give the same",
+                self.scores.len()
+            )));
+        }
+        Ok(distance(scores.clone(), self.scores, self.temperature))
+    }
 }
 
 /// A built model; see [`ModelConfig`] for what it can be.
@@ -54,7 +91,9 @@ pub struct Model {
     config: ModelConfig,
     store: ParamStore,
     embed: Embed,
+    /// Those with weights of their own; layer `i` is block `i % blocks.len()`.
     blocks: Vec<Block>,
+    exits: Vec<Exit>,
     norm: Option<Norm>,
     head: Head,
 }
@@ -100,21 +139,18 @@ impl Model {
             false => builder.clone(),
         };
         let embed = Embed::new(config, &builder);
-        let own = if config.share_layers {
-            1
-        } else {
-            config.layers
-        };
-        let blocks = (0..own)
+        let blocks = (0..config.unique_layers())
             .map(|layer| Block::new(config, layer, &inner.at("layers").at(layer)))
             .collect::<Result<Vec<_>, _>>()?;
         let norm = (config.wiring != Wiring::PostNorm).then(|| Norm::new(config, "norm", &builder));
-        let head = Head::new(config, embed.weight(), &builder)?;
+        let exits = Exit::all(config, embed.weight(), &builder)?;
+        let head = Head::new(config, embed.weight(), false, &builder)?;
         Ok(Model {
             config: config.clone(),
             store: builder.store(),
             embed,
             blocks,
+            exits,
             norm,
             head,
         })
@@ -130,7 +166,7 @@ impl Model {
         &self.store
     }
 
-    /// Exact cost of one sequence of `time` tokens, embedding and head included; of a model that reads pairs, the
+    /// Exact cost of one sequence of `time` tokens, embedding and head included, exits not taken; of a model that reads pairs, the
     /// operations of a pair of such sequences.
     pub fn cost(&self, time: usize) -> Cost {
         let read = time;
@@ -140,14 +176,17 @@ impl Model {
         };
         let mut cost = Cost::default();
         for layer in 0..self.config.layers {
-            let mut own = self.block(layer).cost(time);
-            if layer >= self.blocks.len() {
-                own.params = 0;
-            }
-            cost = cost + own;
+            let own = self.blocks[layer % self.blocks.len()].cost(time);
+            let params = if layer < self.blocks.len() {
+                own.params
+            } else {
+                0
+            };
+            cost = cost + Cost { params, ..own };
         }
         let norms: usize = self.blocks.iter().map(Block::norm_params).sum();
         cost.params += (norms + self.norm.as_ref().map_or(0, Norm::count)) as u64;
+        cost.params += self.exits.iter().map(Exit::params).sum::<u64>();
         let cost = cost + self.embed.cost(read);
         self.head.cost(cost, time)
     }
@@ -164,21 +203,32 @@ impl Model {
         types: Option<&[u32]>,
         context: &Context,
         state: Option<&ModelState>,
+        watch: &mut Watch,
     ) -> Result<(Tensor<3>, Option<ModelState>), ModelError> {
         let [batch, time, _] = x.dims();
         let times = state.map(|state| State::new(state.times.clone()));
         let mut x = self.embed.finish(x, types, context, times.as_ref())?;
         let mut states = Vec::new();
-        for index in 0..self.config.layers {
-            let held = state.map(|state| &state.layers[index]);
-            let (y, next) = self.block(index).forward(x, context, held)?;
-            x = y;
-            states.extend(next);
+        let layers = self.config.layers;
+        for layer in 0..layers {
+            if watch.skip.get(layer) != Some(&true) {
+                let held = state.map(|state| &state.layers[layer]);
+                let block = &self.blocks[layer % self.blocks.len()];
+                let (y, next) = block.forward(x, context, held)?;
+                x = y;
+                states.extend(next);
+            }
+            if let Some(leave) = &mut watch.leave
+                && let Some(exit) = self.exits.iter().find(|exit| exit.after == layer + 1)
+                && leave(exit, &x, &context.sequences(batch, time))?
+            {
+                return Ok((x, None));
+            }
         }
         if let Some(norm) = &self.norm {
             x = norm.forward(x);
         }
-        let next = (context.keep_state && states.len() == self.config.layers).then(|| ModelState {
+        let next = (context.keep_state && states.len() == layers).then(|| ModelState {
             times: context.times_after(batch, time, times.as_ref()),
             layers: states,
         });
@@ -191,11 +241,10 @@ impl Model {
         &self,
         input: Input,
         lengths: Option<&[usize]>,
+        mut context: Context,
+        watch: &mut Watch,
     ) -> Result<(Tensor<3>, Arc<Vec<usize>>), ModelError> {
-        let mut context = Context {
-            grid: self.config.grid(),
-            ..Context::default()
-        };
+        context.grid = self.config.grid();
         let (ids, types, batch) = match input {
             Input::Tokens { ids, batch } => (ids, None, batch),
             Input::TypedTokens { ids, types, batch } => (ids, Some(types), batch),
@@ -204,18 +253,19 @@ impl Model {
                     return Err(ModelError::Input("pictures have no lengths".into()));
                 }
                 let x = self.embed.pixels(values, batch, &self.store.device())?;
-                return self.run(x, None, context);
+                return self.run(x, None, context, watch);
             }
         };
         let Some(lengths) = lengths else {
             let x = self.embed.tokens(ids, batch)?;
-            return self.run(x, types, context);
+            return self.run(x, types, context, watch);
         };
         let packed = pack(ids, batch, lengths)?;
         let types = types.map(|types| pack(types, batch, lengths)).transpose()?;
         context.offsets = Some(packed.offsets);
         let x = self.embed.tokens(&packed.ids, 1)?;
-        self.run(x, types.as_ref().map(|packed| &packed.ids[..]), context)
+        let types = types.as_ref().map(|packed| &packed.ids[..]);
+        self.run(x, types, context, watch)
     }
 
     fn run(
@@ -223,6 +273,7 @@ impl Model {
         x: Tensor<3>,
         types: Option<&[u32]>,
         mut context: Context,
+        watch: &mut Watch,
     ) -> Result<(Tensor<3>, Arc<Vec<usize>>), ModelError> {
         let x = match &self.head {
             Head::Classes(head) if head.extra() > 0 && types.is_some() => {
@@ -235,7 +286,7 @@ impl Model {
         };
         let [batch, time, _] = x.dims();
         let offsets = context.sequences(batch, time);
-        Ok((self.hidden(x, types, &context, None)?.0, offsets))
+        Ok((self.hidden(x, types, &context, None, watch)?.0, offsets))
     }
 
     /// Scores: `[valid tokens, vocab]` of a model that gives tokens, `[batch, classes]` of one that gives a class
@@ -246,15 +297,9 @@ impl Model {
         input: Input,
         lengths: Option<&[usize]>,
     ) -> Result<Tensor<2>, ModelError> {
-        let (x, offsets) = self.encode(input, lengths)?;
-        let rows = match &self.head {
-            Head::Classes(head) => head.features(x, &offsets)?,
-            _ => {
-                let total = x.dims()[0] * x.dims()[1];
-                x.reshape([total, self.config.dim])
-            }
-        };
-        Ok(self.head.scores(rows))
+        let watch = &mut Watch::default();
+        let (x, offsets) = self.encode(input, lengths, Context::default(), watch)?;
+        self.head.all_scores(x, &offsets)
     }
 
     /// Pooled hidden vectors `[rows, dim]` of sequences of unequal length, packed: what an encoder makes of each.
@@ -268,7 +313,9 @@ impl Model {
         for (padded, row) in ids.chunks_mut(longest).zip(rows) {
             padded[..row.len()].copy_from_slice(row);
         }
-        let (x, offsets) = self.encode(Input::Tokens { ids: &ids, batch }, Some(&lengths))?;
+        let input = Input::Tokens { ids: &ids, batch };
+        let (context, watch) = (Context::default(), &mut Watch::default());
+        let (x, offsets) = self.encode(input, Some(&lengths), context, watch)?;
         Ok(pooled(x, &offsets, pool))
     }
 
@@ -279,49 +326,96 @@ impl Model {
         lengths: Option<&[usize]>,
         target: Target,
     ) -> Result<Scored, ModelError> {
-        let (x, offsets) = self.encode(input, lengths)?;
-        let (rows, wanted) = match (&self.head, target) {
-            (Head::Classes(head), Target::Classes(classes)) => {
-                let rows = head.features(x, &offsets)?;
-                if classes.len() != rows.dims()[0] {
-                    return Err(ModelError::Input(format!(
-                        "expected {} classes, got {}",
-                        rows.dims()[0],
-                        classes.len()
-                    )));
-                }
-                (rows, classes.to_vec())
-            }
-            (Head::Tied(_) | Head::Tokens(_) | Head::Masked { .. }, Target::Tokens(tokens)) => {
-                let places = places(tokens, &offsets, lengths.is_some())?;
-                let total = x.dims()[0] * x.dims()[1];
-                let flat = x.reshape([total, self.config.dim]);
-                let (ids, wanted): (Vec<u32>, Vec<i64>) = places.into_iter().unzip();
-                let rows = match ids.len() == total {
-                    true => flat,
-                    false => gather_rows(flat, ids),
-                };
-                (rows, wanted)
-            }
-            _ => {
-                return Err(ModelError::Input(
-                    "the targets do not fit the head: tokens for a language model, classes for a classifier".into(),
-                ));
-            }
+        self.loss_with(input, lengths, target, &Pass::default())
+    }
+
+    /// The same with what a pass of training adds to it.
+    pub fn loss_with(
+        &self,
+        input: Input,
+        lengths: Option<&[usize]>,
+        target: Target,
+        pass: &Pass,
+    ) -> Result<Scored, ModelError> {
+        let losses = Losses::default();
+        let context = Context {
+            losses: Some(losses.clone()),
+            ..Context::default()
         };
-        let scores = self.head.scores(rows);
-        let classes = scores.dims()[1];
-        if let Some(wrong) = wanted.iter().find(|wanted| **wanted >= classes as i64) {
-            return Err(ModelError::Input(format!(
-                "target {wrong} is not below the {classes} scores"
-            )));
+        let mut at_exits = Vec::new();
+        let mut keep = |exit: &Exit, x: &Tensor<3>, _: &[usize]| -> Result<bool, ModelError> {
+            at_exits.push((exit.after, exit.norm(x.clone())));
+            Ok(false)
+        };
+        let mut watch = Watch {
+            skip: pass.skip,
+            leave: Some(&mut keep),
+        };
+        let (x, offsets) = self.encode(input, lengths, context, &mut watch)?;
+        let packed = lengths.is_some();
+        for exit in &self.exits {
+            for (_, x) in at_exits.iter().filter(|(after, _)| *after == exit.after) {
+                let (scores, wanted) = exit.head.scored(x.clone(), &offsets, packed, target)?;
+                losses.add(cross_entropy(scores, Arc::new(wanted)).loss);
+            }
         }
+        let (scores, wanted) = self.head.scored(x, &offsets, packed, target)?;
+        let taught = match &pass.teacher {
+            Some(teacher) if teacher.mix > 0.0 => Some((teacher.distance(&scores)?, teacher.mix)),
+            _ => None,
+        };
         let scored = cross_entropy(scores, Arc::new(wanted));
         Ok(Scored {
-            loss: scored.loss,
+            loss: match taught {
+                Some((distance, mix)) => scored.loss * (1.0 - mix) + distance * mix,
+                None => scored.loss,
+            },
+            extra: losses.sum(),
             correct: scored.correct,
             counted: scored.counted,
         })
+    }
+
+    /// The scores of the places that [`Model::loss`] scores, `[places, scores]`.
+    pub fn answers(
+        &self,
+        input: Input,
+        lengths: Option<&[usize]>,
+        target: Target,
+    ) -> Result<Tensor<2>, ModelError> {
+        let watch = &mut Watch::default();
+        let (x, offsets) = self.encode(input, lengths, Context::default(), watch)?;
+        let packed = lengths.is_some();
+        Ok(self.head.scored(x, &offsets, packed, target)?.0)
+    }
+
+    /// Scores as [`Model::forward`] gives them, of the first exit at which the likeliest answer of every row has a
+    /// probability above `threshold`, or of the whole model (always at a threshold of 1); and the layers that ran.
+    pub fn forward_early(
+        &self,
+        input: Input,
+        lengths: Option<&[usize]>,
+        threshold: f32,
+    ) -> Result<(Tensor<2>, usize), ModelError> {
+        let mut found = None;
+        let mut leave =
+            |exit: &Exit, x: &Tensor<3>, offsets: &[usize]| -> Result<bool, ModelError> {
+                let scores = exit.head.all_scores(exit.norm(x.clone()), offsets)?;
+                let sure = confidence(&scores) > threshold;
+                if sure {
+                    found = Some((scores, exit.after));
+                }
+                Ok(sure)
+            };
+        let mut watch = Watch {
+            leave: Some(&mut leave),
+            ..Watch::default()
+        };
+        let (x, at) = self.encode(input, lengths, Context::default(), &mut watch)?;
+        match found {
+            Some(found) => Ok(found),
+            None => Ok((self.head.all_scores(x, &at)?, self.config.layers)),
+        }
     }
 
     /// Reads `ids` (`[batch, time]`, or padded rows with `lengths`), going on from `state`, and returns the scores after
@@ -373,7 +467,7 @@ impl Model {
         };
         let [rows, time, _] = x.dims();
         let offsets = context.sequences(rows, time);
-        let (x, next) = self.hidden(x, None, &context, state)?;
+        let (x, next) = self.hidden(x, None, &context, state, &mut Watch::default())?;
         let Some(next) = next else {
             panic!("a mixer whose card says that it streams gave no state")
         };

@@ -125,6 +125,20 @@ fn composed(logits: Tensor<2>, targets: &[i64], classes: usize) -> Loss {
     }
 }
 
+/// `T² KL(softmax(teacher / T) || softmax(scores / T))`, mean over the rows of scores `[rows, classes]`, shape `[1]`; no
+/// gradient goes to the teacher. Hinton et al. (2015), arXiv 1503.02531.
+///
+/// Panics when the teacher has another number of scores: callers check.
+pub fn distance(scores: Tensor<2>, teacher: &[f32], temperature: f64) -> Tensor<1> {
+    let [rows, classes] = scores.dims();
+    let data = TensorData::new(teacher.to_vec(), [rows, classes]);
+    let teacher = Tensor::<2>::from_data(data, &scores.device()) / temperature;
+    let wanted = activation::log_softmax(teacher, 1);
+    let given = activation::log_softmax(scores / temperature, 1);
+    let apart = wanted.clone().exp() * (wanted - given);
+    apart.sum() * (temperature * temperature / rows.max(1) as f64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -237,6 +237,7 @@ impl Golden {
             grid,
             keep_state: true,
             offsets: None,
+            losses: None,
         };
         let (y, state) = match token_mixer(&self.mixer) {
             Ok(entry) => {

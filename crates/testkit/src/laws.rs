@@ -254,6 +254,7 @@ fn packed_equals_alone(case: &Case) -> Result<(), String> {
         offsets: Some(Arc::new(offsets.clone())),
         keep_state: case.streams(),
         grid: None,
+        losses: None,
     };
     let weight = uniform(93, [1, total, DIM], &device);
     let (packed, states) = run(&*mixer, x.clone(), &context, None)?;

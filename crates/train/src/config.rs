@@ -1,6 +1,4 @@
 //! The options of a training run: the `[train]` table of a run file. Every key does something.
-//!
-//! There is no option for bf16: on the CPU backend its matrix products were measured slower than f32.
 
 use anyformer_mixers::card::nearest_name;
 use serde::{Deserialize, Serialize};
@@ -66,6 +64,14 @@ pub struct TrainConfig {
     pub log_every: u64,
     /// Compute activations again in the backward pass instead of keeping them: less memory, more time.
     pub gradient_checkpointing: bool,
+    /// Chance with which each layer is left out of an update, whole (LayerDrop, Fan et al. 2019, arXiv 1909.11556).
+    pub layer_drop: f64,
+    /// A run or model folder whose scores are learned too; see [`anyformer_models::Teacher`].
+    pub teacher: Option<String>,
+    /// The teacher's part of the loss, from 0 to 1; 0: the plain loss.
+    pub teacher_mix: f64,
+    /// What scores are divided by before student and teacher are compared.
+    pub temperature: f64,
 }
 
 impl Default for TrainConfig {
@@ -89,6 +95,10 @@ impl Default for TrainConfig {
             keep: 2,
             log_every: 10,
             gradient_checkpointing: false,
+            layer_drop: 0.0,
+            teacher: None,
+            teacher_mix: 0.5,
+            temperature: 2.0,
         }
     }
 }
@@ -150,7 +160,21 @@ impl TrainConfig {
                 self.warmup.to_string(),
             );
         }
-        let positive = [("lr", self.lr), ("eps", self.eps)];
+        if !(0.0..1.0).contains(&self.layer_drop) {
+            return wrong(
+                "layer_drop",
+                "at least 0 and below 1",
+                self.layer_drop.to_string(),
+            );
+        }
+        if !(0.0..=1.0).contains(&self.teacher_mix) {
+            return wrong("teacher_mix", "from 0 to 1", self.teacher_mix.to_string());
+        }
+        let positive = [
+            ("lr", self.lr),
+            ("eps", self.eps),
+            ("temperature", self.temperature),
+        ];
         if let Some((key, value)) = positive
             .iter()
             .find(|(_, value)| !(*value > 0.0 && value.is_finite()))
@@ -236,6 +260,9 @@ mod tests {
         assert!(message(json!({"schedule": "cosin"})).contains("cosine"));
         assert!(message(json!({"schedule": {"wsd": {"decya": 0.1}}})).contains("decya"));
         assert!(message(json!({"betas": [0.9, 1.0]})).contains("betas"));
+        assert!(message(json!({"layer_drop": 1.0})).contains("layer_drop must be"));
+        assert!(message(json!({"teacher_mix": 2})).contains("teacher_mix must be"));
+        assert!(message(json!({"temperature": 0})).contains("temperature must be"));
         assert!(message(json!([1])).contains("expected a table"));
     }
 

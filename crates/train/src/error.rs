@@ -71,6 +71,14 @@ pub enum TrainError {
         /// The first parameter, in order of construction, whose gradient is not finite.
         parameter: Option<String>,
     },
+    /// A teacher that does not fit the student.
+    #[error("learn from the teacher in {}: {message}", path.display())]
+    Teacher {
+        /// Its folder.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
     /// A model that cannot be built or run.
     #[error(transparent)]
     Model(#[from] ModelError),

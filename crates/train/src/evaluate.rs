@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use anyformer_data::{Batch, Split, Targets, Task};
-use anyformer_models::{Input, Model, Scored, Target};
-use anyformer_ops::ParamStore;
+use anyformer_models::{Input, Model, ModelError, Pass, Scored, Target};
+use anyformer_ops::{ParamStore, Tensor};
 
 use crate::error::TrainError;
 
@@ -54,9 +54,84 @@ pub fn evaluate(
     })
 }
 
+/// What a classifier that may stop early did.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Early {
+    /// Part of the answers that were right.
+    pub accuracy: f64,
+    /// Layers that ran, on average.
+    pub layers: f64,
+    /// Answers.
+    pub counted: usize,
+}
+
+/// Scores a classifier example by example, each stopping at the first exit whose likeliest class has a probability above
+/// `threshold`; at 1 none stops.
+pub fn evaluate_early(
+    model: &Model,
+    task: &dyn Task,
+    split: Split,
+    batch: usize,
+    batches: usize,
+    threshold: f32,
+) -> Result<Early, TrainError> {
+    let _off = TrackingOff::new(model.params());
+    let mut loader = task.loader(split, batch, 0)?;
+    let (mut right, mut layers, mut counted) = (0, 0, 0);
+    for _ in 0..batches {
+        let batch = loader.next_batch()?;
+        let Targets::Classes(classes) = &batch.targets else {
+            return Err(ModelError::Input(
+                "leaving at an exit is for models that give a class; this task wants tokens".into(),
+            )
+            .into());
+        };
+        // A pair is two rows.
+        let rows = batch.batch / classes.len().max(1);
+        let part = |values: usize| values / batch.batch * rows;
+        for (at, class) in classes.iter().enumerate() {
+            let input = match &batch.pixels {
+                Some(values) => Input::Pixels {
+                    values: &values[at * part(values.len())..][..part(values.len())],
+                    batch: rows,
+                },
+                None => Input::Tokens {
+                    ids: &batch.tokens[at * part(batch.tokens.len())..][..part(batch.tokens.len())],
+                    batch: rows,
+                },
+            };
+            let lengths = batch.lengths.as_ref();
+            let lengths = lengths.map(|lengths| &lengths[at * rows..][..rows]);
+            let (scores, ran) = model.forward_early(input, lengths, threshold)?;
+            let scores = anyformer_ops::tensor_values(scores);
+            let best = (0..scores.len()).max_by(|a, b| scores[*a].total_cmp(&scores[*b]));
+            right += usize::from(best == Some(*class as usize));
+            layers += ran;
+            counted += 1;
+        }
+    }
+    let places = counted.max(1) as f64;
+    Ok(Early {
+        accuracy: right as f64 / places,
+        layers: layers as f64 / places,
+        counted,
+    })
+}
+
 /// The loss of one batch.
 pub fn score(model: &Model, batch: &Batch) -> Result<Scored, TrainError> {
-    let input = match &batch.pixels {
+    score_with(model, batch, &Pass::default())
+}
+
+/// The loss of one batch with what a pass of training adds to it.
+pub(crate) fn score_with(model: &Model, batch: &Batch, pass: &Pass) -> Result<Scored, TrainError> {
+    let lengths = batch.lengths.as_deref();
+    Ok(model.loss_with(input(batch), lengths, target(batch), pass)?)
+}
+
+/// What a model reads of a batch.
+pub(crate) fn input(batch: &Batch) -> Input<'_> {
+    match &batch.pixels {
         Some(values) => Input::Pixels {
             values,
             batch: batch.batch,
@@ -65,17 +140,25 @@ pub fn score(model: &Model, batch: &Batch) -> Result<Scored, TrainError> {
             ids: &batch.tokens,
             batch: batch.batch,
         },
-    };
-    let target = match &batch.targets {
+    }
+}
+
+/// What it should give.
+pub(crate) fn target(batch: &Batch) -> Target<'_> {
+    match &batch.targets {
         Targets::Tokens(tokens) => Target::Tokens(tokens),
         Targets::Classes(classes) => Target::Classes(classes),
-    };
-    Ok(model.loss(input, batch.lengths.as_deref(), target)?)
+    }
 }
 
 /// The number in a loss.
 pub(crate) fn value(scored: &Scored) -> f32 {
-    anyformer_ops::tensor_values(scored.loss.clone())[0]
+    number(&scored.loss)
+}
+
+/// The one number of a tensor `[1]`.
+pub(crate) fn number(tensor: &Tensor<1>) -> f32 {
+    anyformer_ops::tensor_values(tensor.clone())[0]
 }
 
 /// Keeps the recording of gradients off while it lives, then as it was.

@@ -26,6 +26,9 @@ pub enum Event {
         step: u64,
         /// Mean loss of its batches in nats per scored place.
         loss: f64,
+        /// What mixers and exits added to it: the balance of experts, the exits' own losses.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        extra: Option<f64>,
         /// Learning rate.
         lr: f64,
         /// Norm of the whole gradient before clipping.

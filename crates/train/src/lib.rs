@@ -12,13 +12,14 @@ pub mod events;
 pub mod folder;
 pub mod jsonl;
 pub mod optimizer;
+mod teacher;
 pub mod tensorboard;
 pub mod trainer;
 
 pub use checkpoint::Saved;
 pub use config::{MAY_CHANGE, Schedule, TrainConfig};
 pub use error::TrainError;
-pub use evaluate::{Evaluation, evaluate, score};
+pub use evaluate::{Early, Evaluation, evaluate, evaluate_early, score};
 pub use events::{Best, Event, Events, Fan, NoEvents};
 pub use folder::{RunFolder, latest_checkpoint, read_options};
 pub use jsonl::JsonlSink;

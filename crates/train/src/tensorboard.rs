@@ -68,19 +68,21 @@ impl Events for TensorBoardSink {
             Event::Step {
                 step,
                 loss,
+                extra,
                 lr,
                 grad_norm,
                 tokens_per_second,
                 ..
-            } => self.write(
-                *step,
-                &[
+            } => {
+                let mut values = vec![
                     ("train/loss", *loss),
                     ("train/lr", *lr),
                     ("train/grad_norm", *grad_norm),
                     ("train/tokens_per_second", *tokens_per_second),
-                ],
-            ),
+                ];
+                values.extend(extra.map(|value| ("train/extra_loss", value)));
+                self.write(*step, &values)
+            }
             Event::Evaluated {
                 step,
                 loss,

@@ -7,17 +7,18 @@ use std::time::Instant;
 
 use anyformer_data::{Batch, Loader, Split, Task};
 use anyformer_hub::Extra;
-use anyformer_models::{Gives, Model};
+use anyformer_models::{Gives, Model, Pass};
 use anyformer_ops::Device;
 use serde_json::{Value, json};
 
 use crate::checkpoint::{self, Saved};
 use crate::config::TrainConfig;
 use crate::error::TrainError;
-use crate::evaluate::{Evaluation, evaluate, score, value};
+use crate::evaluate::{Evaluation, evaluate, number, score_with, value};
 use crate::events::{Best, Event, Events};
 use crate::folder::RunFolder;
 use crate::optimizer::AdamW;
+use crate::teacher::{Tutor, skipped};
 
 /// A request to stop, shared with whoever may make it: a signal handler, another thread.
 #[derive(Clone, Debug, Default)]
@@ -56,6 +57,7 @@ pub fn training_device(device: &Device, config: &TrainConfig) -> Device {
 /// What one update measured.
 struct Update {
     loss: f64,
+    extra: Option<f64>,
     grad_norm: f64,
     rate: f64,
 }
@@ -69,6 +71,7 @@ pub struct Trainer<'a> {
     folder: Option<RunFolder>,
     loader: Box<dyn Loader + 'a>,
     optimizer: AdamW,
+    tutor: Option<Tutor>,
     step: u64,
     tokens: u64,
     seconds: f64,
@@ -78,7 +81,8 @@ pub struct Trainer<'a> {
 }
 
 impl<'a> Trainer<'a> {
-    /// Trains `model`, built on a [`training_device`], on the training split of `task`.
+    /// Trains `model`, built on a [`training_device`], on the training split of `task`; a teacher is opened where the options
+    /// name one.
     pub fn new(model: Model, task: &'a dyn Task, config: TrainConfig) -> Result<Self, TrainError> {
         config.check()?;
         let mut params = model.params().params().iter();
@@ -87,6 +91,7 @@ impl<'a> Trainer<'a> {
         }
         let loader = task.loader(Split::Train, config.batch, config.seed)?;
         let optimizer = AdamW::new(model.params());
+        let tutor = Tutor::open(&config, model.config())?;
         Ok(Trainer {
             model,
             task,
@@ -95,6 +100,7 @@ impl<'a> Trainer<'a> {
             folder: None,
             loader,
             optimizer,
+            tutor,
             step: 0,
             tokens: 0,
             seconds: 0.0,
@@ -207,6 +213,7 @@ impl<'a> Trainer<'a> {
                 emit(Event::Step {
                     step: self.step,
                     loss: update.loss,
+                    extra: update.extra,
                     lr: update.rate,
                     grad_norm: update.grad_norm,
                     tokens: self.tokens,
@@ -236,20 +243,49 @@ impl<'a> Trainer<'a> {
     fn update(&mut self) -> Result<Update, TrainError> {
         let mut gradient = self.optimizer.gradient();
         let (mut loss, mut weights, mut tokens) = (0.0, 0.0, 0);
-        for _ in 0..self.config.accumulate {
+        let mut extra = None;
+        for part in 0..self.config.accumulate as u64 {
             let batch = self.loader.next_batch()?;
-            let scored = score(&self.model, &batch)?;
+            let layers = self.model.config().layers;
+            let skip = skipped(
+                &self.config,
+                layers,
+                self.step * self.config.accumulate as u64 + part,
+            );
+            let taught = self.tutor.as_ref().map(|tutor| tutor.scores(&batch));
+            let taught = taught.transpose()?;
+            let pass = Pass {
+                skip: &skip,
+                teacher: self
+                    .tutor
+                    .as_ref()
+                    .zip(taught.as_ref())
+                    .map(|(tutor, scores)| anyformer_models::Teacher {
+                        scores,
+                        temperature: tutor.temperature,
+                        mix: tutor.mix,
+                    }),
+            };
+            let scored = score_with(&self.model, &batch, &pass)?;
             let weight = match self.config.accumulate {
                 1 => 1.0,
                 _ => scored.counted as f64,
             };
             loss += weight * f64::from(value(&scored));
             weights += weight;
-            let mut gradients = scored.loss.backward();
+            let total = match scored.extra {
+                Some(more) => {
+                    *extra.get_or_insert(0.0) += weight * f64::from(number(&more));
+                    scored.loss + more
+                }
+                None => scored.loss,
+            };
+            let mut gradients = total.backward();
             self.optimizer
                 .accumulate(&mut gradient, &mut gradients, weight);
             tokens += self.positions(&batch);
         }
+        let extra = extra.map(|extra| extra / weights);
         let loss = loss / weights;
         let grad_norm = gradient.norm();
         if !loss.is_finite() || !grad_norm.is_finite() {
@@ -269,6 +305,7 @@ impl<'a> Trainer<'a> {
         self.tokens += tokens;
         Ok(Update {
             loss,
+            extra,
             grad_norm,
             rate,
         })

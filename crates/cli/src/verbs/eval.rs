@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyformer_data::{Split, Task};
 use anyformer_models::ModelConfig;
-use anyformer_train::evaluate;
+use anyformer_train::{evaluate, evaluate_early};
 use serde_json::{Map, Value, json};
 
 use crate::args::Global;
@@ -34,14 +34,19 @@ pub struct Args {
     /// Batches
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
     pub batches: u32,
-    /// Options of the task that differ, as task.time=1024
+    /// Stop each example at the first exit whose likeliest class has a probability above this; a model with exits only
+    #[arg(long, value_name = "P", value_parser = probability)]
+    pub exit_above: Option<f32>,
+    /// What differs: options of the task, as task.time=1024, or keys of the model that need no other weights, as
+    /// model.mixers.0.position=rerope
     #[arg(value_name = "KEY=VALUE")]
     pub changes: Vec<String>,
 }
 
 /// Prints loss and accuracy.
 pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
-    let opened = open_model(&args.folder)?;
+    let mut opened = open_model(&args.folder)?;
+    opened.config = changed(&opened.config, &args.changes)?;
     let task = task(&table(args, opened.info.get("task"))?)?;
     fits(&opened.config, &*task)?;
     let device = device(&device_name(global, None))?;
@@ -53,6 +58,30 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
         _ => Split::Test,
     };
     let (batch, batches) = (args.batch as usize, args.batches as usize);
+    if let Some(threshold) = args.exit_above {
+        if opened.config.exits.is_empty() {
+            return Err(bad_input(format!(
+                "stop {} early: it has no exits; train it with model.exits=[N]",
+                args.folder.display()
+            )));
+        }
+        let found = evaluate_early(&model, &*task, split, batch, batches, threshold).input()?;
+        let of = opened.config.layers;
+        let value = json!({
+            "model": opened.path, "task": task_table(task.spec()), "split": args.split, "exit_above": threshold,
+            "accuracy": found.accuracy, "layers": found.layers, "of_layers": of, "counted": found.counted,
+        });
+        say.result(&value, || {
+            format!(
+                "{}: accuracy {:.2} % with {:.2} of {of} layers on average ({} examples)",
+                args.split,
+                100.0 * found.accuracy,
+                found.layers,
+                found.counted
+            )
+        });
+        return Ok(());
+    }
     let found = evaluate(&model, &*task, split, batch, batches).broken()?;
     let perplexity = gives_tokens(&opened.config).then(|| found.loss.exp());
     let value = json!({
@@ -72,6 +101,13 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
     Ok(())
 }
 
+fn probability(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(value) if (0.0..=1.0).contains(&value) => Ok(value),
+        _ => Err(format!("expected a probability from 0 to 1, got {text}")),
+    }
+}
+
 /// The table `[task]`: the model's own, or a new one by `--task`, then the changes.
 fn table(args: &Args, own: Option<&Value>) -> Result<Map<String, Value>, Failure> {
     let table = match (&args.task, own) {
@@ -88,12 +124,15 @@ fn table(args: &Args, own: Option<&Value>) -> Result<Map<String, Value>, Failure
     root.insert("task".into(), table);
     for text in &args.changes {
         let change = overrides::parse(text)?;
-        if change.path[0] != "task" || change.path.len() < 2 {
+        let known = ["task", "model"].contains(&change.path[0].as_str());
+        if !known || change.path.len() < 2 {
             return Err(bad_input(format!(
-                "evaluate with {text}: only options of the task may differ: task.KEY=VALUE"
+                "evaluate with {text}: options of the task and keys of the model may differ: task.KEY=VALUE, model.KEY=VALUE"
             )));
         }
-        overrides::apply(&mut root, &change)?;
+        if change.path[0] == "task" {
+            overrides::apply(&mut root, &change)?;
+        }
     }
     match root.remove("task") {
         Some(Value::Object(map)) => Ok(map),
@@ -101,6 +140,19 @@ fn table(args: &Args, own: Option<&Value>) -> Result<Map<String, Value>, Failure
             "read the task of the folder: expected a table, got {other:?}"
         ))),
     }
+}
+
+/// The model's config with the changes that are for it.
+fn changed(config: &ModelConfig, changes: &[String]) -> Result<ModelConfig, Failure> {
+    let mut root = Map::new();
+    root.insert("model".into(), Value::Object(config.to_json()));
+    for text in changes {
+        let change = overrides::parse(text)?;
+        if change.path[0] == "model" && change.path.len() > 1 {
+            overrides::apply(&mut root, &change)?;
+        }
+    }
+    ModelConfig::from_json(&root["model"]).input()
 }
 
 /// Refuses a task whose data the model cannot read or score.

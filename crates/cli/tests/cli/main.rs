@@ -14,3 +14,4 @@ mod recipes;
 mod runs;
 mod serve;
 mod shows;
+mod switches;

@@ -74,7 +74,7 @@ fn read(keys: &Keys, _kind: &str) -> Result<Value, String> {
         "dim": dim,
         "embed_dim": keys.number("embedding_size")?,
         "layers": keys.number("num_hidden_layers")?,
-        "share_layers": true,
+        "share_layers": 1,
         "mixers": attention(keys.number("num_attention_heads")?),
         "channel": {"name": "mlp", "hidden": keys.number("intermediate_size")?, "activation": activation},
         "wiring": "post_norm",

@@ -312,7 +312,7 @@ pub(crate) fn resolved(config: &ModelConfig) -> Result<Value, String> {
     }
     ours.insert("channel".into(), channel);
     classes::complete(&mut ours);
-    for key in ["initializer_range", "scale_residual"] {
+    for key in ["initializer_range", "scale_residual", "embed_std"] {
         ours.remove(key);
     }
     Ok(Value::Object(ours))

@@ -138,7 +138,7 @@ impl Definition {
                 Preset::Small | Preset::Paper => Unfit::LeaveOut,
             },
             seeds: (0..self.seeds).collect(),
-            model: table(json!({"norm": "layer", "norm_eps": 1e-6})),
+            model: table(json!({"norm": "layer", "norm_eps": 1e-6, "embed_std": 1.0})),
             train: Map::new(),
             learning_rates: Vec::new(),
             latency_lengths: Vec::new(),
