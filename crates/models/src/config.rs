@@ -407,13 +407,11 @@ impl ModelConfig {
         for spec in &self.mixers {
             (token_mixer(&spec.name)?.resolve)(&spec.options)?;
         }
-        let unique = self.unique_layers();
-        if let Some(layer) = (0..self.layers).find(|at| self.mixer(*at) != self.mixer(at % unique))
-        {
+        let (unique, mixers) = (self.unique_layers(), self.mixers.len());
+        let same = self.mixers.iter().all(|mixer| *mixer == self.mixers[0]);
+        if unique < self.layers && !same && !unique.is_multiple_of(mixers) {
             return impossible(format!(
-                "share_layers {unique} gives layer {layer} the weights of layer {}, which has another mixer; make it a multiple of the {} mixers",
-                layer % unique,
-                self.mixers.len()
+                "share_layers {unique} gives layers the weights of others that have another mixer; make it a multiple of the {mixers} mixers"
             ));
         }
         let rising = self.exits.windows(2).all(|pair| pair[0] < pair[1]);

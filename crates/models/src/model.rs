@@ -175,14 +175,13 @@ impl Model {
             _ => time,
         };
         let mut cost = Cost::default();
-        for layer in 0..self.config.layers {
-            let own = self.blocks[layer % self.blocks.len()].cost(time);
-            let params = if layer < self.blocks.len() {
-                own.params
-            } else {
-                0
-            };
-            cost = cost + Cost { params, ..own };
+        for (index, block) in self.blocks.iter().enumerate() {
+            // A shared block runs in several layers.
+            let runs = (self.config.layers - index).div_ceil(self.blocks.len()) as u64;
+            let own = block.cost(time);
+            cost.params += own.params;
+            cost.flops += own.flops.saturating_mul(runs);
+            cost.state_bytes += own.state_bytes.saturating_mul(runs);
         }
         let norms: usize = self.blocks.iter().map(Block::norm_params).sum();
         cost.params += (norms + self.norm.as_ref().map_or(0, Norm::count)) as u64;

@@ -155,7 +155,8 @@ fn evaluation_finds_the_task_in_the_folder() {
     assert_eq!(json(&["task.time=16"])["counted"], 2 * 2 * 16);
     anyformer(place.path(), &["eval", &run, "--task", "mqar"]).bad(&["vocab"]);
     anyformer(place.path(), &["eval", &run, "--task", "txet"]).bad(&["did you mean \"text\"?"]);
-    anyformer(place.path(), &["eval", &run, "model.dim=3"]).bad(&["task.KEY=VALUE"]);
+    anyformer(place.path(), &["eval", &run, "train.lr=3"]).bad(&["task.KEY=VALUE"]);
+    anyformer(place.path(), &["eval", &run, "model.dim=3"]).bad(&["dim 3"]);
 }
 
 #[test]
