@@ -72,6 +72,10 @@ impl Grammars {
         }
         let mut ends: Vec<u32> = ends.to_vec();
         ends.retain(|end| (*end as usize) < vocab);
+        // An end is no part of a text, whatever it looks like.
+        for end in &ends {
+            words[*end as usize].clear();
+        }
         if ends.is_empty() {
             ends.push(vocab as u32);
         }
