@@ -482,7 +482,8 @@ impl Model {
         state: &ModelState,
     ) -> Result<(Tensor<2>, ModelState), ModelError> {
         let x = self.embed.tokens(ids, 1)?;
-        let (x, next) = self.hidden(x, None, &Context::with_state(), Some(state))?;
+        let context = Context::with_state();
+        let (x, next) = self.hidden(x, None, &context, Some(state), &mut Watch::default())?;
         let Some(next) = next else {
             return Err(ModelError::Input("the model carries no state".into()));
         };

@@ -91,6 +91,7 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
     let extra = Extra {
         tokenizer: opened.tokenizer().input()?,
         info: opened.info.clone(),
+        ..Extra::default()
     };
     save(&args.to, &after, &extra).input()?;
     let value = json!({
