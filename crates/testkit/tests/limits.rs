@@ -107,7 +107,7 @@ fn a_length_beyond_a_table_is_told() {
         let y = mixer
             .expect("builds")
             .forward(x.clone(), &Context::default(), None);
-        let error = y.err().expect("too long").to_string();
+        let error = y.expect_err("too long").to_string();
         for part in [name, "at most 18", "got 19", "max_time"] {
             assert!(error.contains(part), "{error}");
         }
@@ -119,7 +119,7 @@ fn a_length_beyond_a_table_is_told() {
         ids: &ids,
         batch: 1,
     };
-    let error = model.forward(input, None).err().expect("too long");
+    let error = model.forward(input, None).expect_err("too long");
     let error = error.to_string();
     assert!(
         error.contains("position 5") && error.contains("raise max_time"),
