@@ -120,7 +120,7 @@ impl Scheme {
             Position::T5 => {
                 let least = if causal { 2 } else { 4 };
                 let exact = shape.buckets / least;
-                if exact == 0 || shape.buckets % least != 0 || shape.distance <= exact {
+                if exact == 0 || !shape.buckets.is_multiple_of(least) || shape.distance <= exact {
                     return Err(format!(
                         "position_buckets {} must be a multiple of {least} and position_distance {} above {exact}",
                         shape.buckets, shape.distance
@@ -173,7 +173,7 @@ impl Scheme {
             },
             Position::Rerope | Position::SelfExtend => {
                 let extend = position == Position::SelfExtend;
-                if shape.near == 0 || extend && shape.group == 0 || head_dim % 2 != 0 {
+                if shape.near == 0 || extend && shape.group == 0 || !head_dim.is_multiple_of(2) {
                     return Err(format!(
                         "expected position_window above 0, position_group above 0 for self_extend and an even head_dim, got {}, {} and {head_dim}",
                         shape.near, shape.group
