@@ -11,14 +11,13 @@
 //! sequences end to end; a window keeps the last `window - 1` of each.
 
 mod knobs;
+mod paged;
 
 use std::sync::Arc;
 
 use anyformer_ops::adapter::{is_tracked, on_cpu};
-use anyformer_ops::attention::{
-    AttentionOptions, attention_flops, cached_attention, flash_attention,
-};
-use anyformer_ops::cache::{Cache, Element};
+use anyformer_ops::attention::{AttentionOptions, attention_flops, flash_attention};
+use anyformer_ops::cache::Element;
 use anyformer_ops::embedding::embedding;
 use anyformer_ops::{Builder, Linear, Tensor};
 use serde::{Deserialize, Serialize};
@@ -29,17 +28,7 @@ use crate::parts::{HeadNorm, join_heads, linear_cost, split_heads};
 pub use crate::positions::Position;
 use crate::positions::{Scheme, Shape, XPOS_LIMIT, xpos};
 use crate::rotary::{RopeScaling, Rotary};
-
-/// How keys and values are kept from token to token.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Kept {
-    /// As they are.
-    #[default]
-    F32,
-    /// Rounded to bf16.
-    Bf16,
-}
+pub use paged::Kept;
 
 /// Published choices of head counts, from `heads = H`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -336,45 +325,6 @@ impl Attention {
     /// Heads of the output: the larger of the two counts.
     fn heads(&self) -> usize {
         self.query_heads.max(self.kv_heads)
-    }
-
-    /// Attention whose keys and values are kept in pages, which grow in place and are shared between copies of a state.
-    fn paged(
-        &self,
-        [q, k, v]: [Tensor<4>; 3],
-        mut options: AttentionOptions,
-        context: &Context,
-        state: Option<&State>,
-    ) -> (Tensor<4>, Option<State>) {
-        let [batch, time, heads, head_dim] = q.dims();
-        let new = context.sequences(batch, time);
-        let flat = |x: Tensor<4>| {
-            let [_, _, heads, head_dim] = x.dims();
-            x.reshape([1, batch * time, heads, head_dim])
-        };
-        let sequences = new.len() - 1;
-        let grown = |name: &str, x: Tensor<4>| {
-            let held = state.and_then(|state| state.cache(name, self.cache));
-            let held = held
-                .unwrap_or_else(|| Cache::new(self.cache, sequences, self.kv_heads, self.head_dim));
-            held.with_rows(flat(x), &new)
-        };
-        let (keys, values) = (grown("k", k.clone()), grown("v", v.clone()));
-        options.q_offsets = Some(new.clone());
-        let y = match (state, self.cache) {
-            // What has just been read need not be looked up.
-            (None, Element::F32) => {
-                options.k_offsets = Some(new.clone());
-                flash_attention(flat(q), flat(k), flat(v), &options)
-            }
-            _ => cached_attention(flat(q), &keys, &values, &options),
-        };
-        let next = context.keep_state.then(|| {
-            State::new(context.times_after(batch, time, state))
-                .with_cache("k", keys)
-                .with_cache("v", values)
-        });
-        (y.reshape([batch, time, heads, head_dim]), next)
     }
 
     /// Tokens of a sequence that the cache keeps after `time` tokens; at least one, so that no tensor is empty.

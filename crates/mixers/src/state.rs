@@ -21,6 +21,7 @@ pub struct StateTensor {
 
 /// Where the values are.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant)]
 enum Held {
     /// Flat.
     Values(Tensor<1>),

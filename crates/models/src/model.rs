@@ -190,7 +190,7 @@ impl Model {
         self.head.cost(cost, time)
     }
 
-    /// The block of a layer; where layers share their weights there is one.
+    /// The block of a layer; layers that share their weights share it.
     fn block(&self, layer: usize) -> &Block {
         &self.blocks[layer % self.blocks.len()]
     }
@@ -212,8 +212,7 @@ impl Model {
         for layer in 0..layers {
             if watch.skip.get(layer) != Some(&true) {
                 let held = state.map(|state| &state.layers[layer]);
-                let block = &self.blocks[layer % self.blocks.len()];
-                let (y, next) = block.forward(x, context, held)?;
+                let (y, next) = self.block(layer).forward(x, context, held)?;
                 x = y;
                 states.extend(next);
             }
