@@ -171,19 +171,15 @@ impl Writer<'_> {
         let mut values = tensor_values(scores);
         let mut grammar = self.grammar.clone();
         while tokens.len() < self.sampling.max_tokens {
-            let mut complete = false;
-            let id = match &mut grammar {
-                None => sampler.choose(&values),
-                Some(grammar) => {
-                    let mut allowed = values.clone();
-                    if !grammar.mask(&mut allowed).broken()? {
-                        finish = "end";
-                        break;
-                    }
-                    let id = sampler.choose(&allowed);
-                    complete = grammar.accept(id).broken()?;
-                    id
-                }
+            let chosen = match &mut grammar {
+                None => Some((sampler.choose(&values), false)),
+                Some(grammar) => grammar
+                    .choose(&values, |allowed| sampler.choose(allowed))
+                    .broken()?,
+            };
+            let Some((id, complete)) = chosen else {
+                finish = "end";
+                break;
             };
             if self.ends.contains(&id) {
                 finish = "end";

@@ -152,6 +152,21 @@ impl Constraint {
             .map_err(|error| GrammarError::Stuck(error.to_string()))?;
         Ok(self.matcher.is_stopped())
     }
+
+    /// One token: `choose` picks it by scores in which those that may not come next are minus infinity. With whether the text
+    /// is then complete; `None`: it was complete before.
+    pub fn choose(
+        &mut self,
+        scores: &[f32],
+        choose: impl FnOnce(&[f32]) -> u32,
+    ) -> Result<Option<(u32, bool)>, GrammarError> {
+        let mut allowed = scores.to_vec();
+        if !self.mask(&mut allowed)? {
+            return Ok(None);
+        }
+        let id = choose(&allowed);
+        Ok(Some((id, self.accept(id)?)))
+    }
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ pub mod chat;
 mod encoding;
 pub mod error;
 pub mod export;
+mod extra;
 pub mod families;
 pub mod folder;
 mod gguf;
@@ -32,11 +33,12 @@ mod weights;
 pub use chat::{ChatTemplate, Message};
 pub use error::{Damage, HubError, Problem};
 pub use export::export;
+pub use extra::Extra;
 pub use families::Family;
 pub use folder::{FolderWriter, Manifest, clean_temporaries};
 pub use model::{
-    CONFIG_FILE, Extra, FORMAT_VERSION, INDEX_FILE, MODEL_FILE, ModelFolder, TOKENIZER_FILE, load,
-    save, write_model,
+    CONFIG_FILE, FORMAT_VERSION, INDEX_FILE, MODEL_FILE, ModelFolder, TOKENIZER_FILE, load, save,
+    write_model,
 };
 pub use quantise::{quantise, save_quantised, shifted};
 pub use quantised::{Method, Quantisation};

@@ -10,6 +10,7 @@ use anyformer_ops::{Device, Param, ParamStore, device_is_cpu};
 use serde_json::{Map, Value, json};
 
 use crate::error::{Damage, HubError, Problem};
+use crate::extra::Extra;
 use crate::families::Family;
 use crate::families::names::Place;
 use crate::folder::{FolderWriter, Manifest, read};
@@ -30,21 +31,6 @@ pub const TOKENIZER_FILE: &str = "tokenizer.json";
 pub(crate) const GENERATION_FILE: &str = "generation_config.json";
 /// The version of the format that is written.
 pub const FORMAT_VERSION: u64 = 1;
-
-/// What goes into a model folder beside the model.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Extra {
-    /// The text of `tokenizer.json`.
-    pub tokenizer: Option<String>,
-    /// Facts for readers, under "info" in `config.json`: task, step, score.
-    pub info: Map<String, Value>,
-    /// How weights were quantised; those that are packed are then written so, else as f32.
-    pub quantisation: Option<Quantisation>,
-    /// More keys of `config.json`.
-    pub keys: Map<String, Value>,
-    /// More files and their texts.
-    pub texts: BTreeMap<String, String>,
-}
 
 /// Writes a model folder; `dir` must not exist or be empty, and appears only when it is whole.
 pub fn save(dir: &Path, model: &Model, extra: &Extra) -> Result<(), HubError> {

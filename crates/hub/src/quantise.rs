@@ -8,10 +8,9 @@ use anyformer_ops::Param;
 use anyformer_ops::quantised::observe;
 use anyformer_ops::quantised::quant::{QuantError, Quants, gptq, round, search};
 
-use crate::chat::{ChatTemplate, TOKENIZER_CONFIG_FILE};
 use crate::error::HubError;
-use crate::folder::FolderWriter;
-use crate::model::{Extra, GENERATION_FILE, ModelFolder, write_model};
+use crate::extra::Extra;
+use crate::model::{ModelFolder, save};
 use crate::quantised::{Method, Quantisation, pack};
 
 /// Quantises every linear layer of a language model where it is. `rows` are texts of at least two tokens; all but
@@ -131,36 +130,9 @@ pub fn save_quantised(
     source: &ModelFolder,
     how: &Quantisation,
 ) -> Result<(), HubError> {
-    let mut extra = Extra {
-        tokenizer: source.tokenizer()?,
-        info: source.info.clone(),
+    let extra = Extra {
         quantisation: Some(*how),
-        ..Extra::default()
+        ..Extra::of(source)?
     };
-    for key in ["bos_token_id", "eos_token_id", "pad_token_id"] {
-        if let Some(id) = source.raw.get(key) {
-            extra.keys.insert(key.into(), id.clone());
-        }
-    }
-    for name in [GENERATION_FILE, TOKENIZER_CONFIG_FILE] {
-        if let Some(text) = source.text(name)? {
-            extra.texts.insert(name.into(), text);
-        }
-    }
-    if let Some(template) = ChatTemplate::of(source)? {
-        let source = template.source().to_string();
-        extra
-            .texts
-            .insert(crate::chat::TEMPLATE_FILE.into(), source);
-        let tokens = template.tokens();
-        let config = serde_json::json!({"bos_token": tokens[0], "eos_token": tokens[1]});
-        let text = format!("{config:#}\n");
-        extra
-            .texts
-            .entry(TOKENIZER_CONFIG_FILE.into())
-            .or_insert(text);
-    }
-    let mut folder = FolderWriter::create(dir)?;
-    write_model(&mut folder, dir, model, &extra)?;
-    folder.commit()
+    save(dir, model, &extra)
 }

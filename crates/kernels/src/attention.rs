@@ -27,7 +27,7 @@ pub use backward::{Grads, backward};
 pub use forward::{Output, forward};
 pub use merge::merge;
 
-use self::cache::{Held, Table};
+use self::cache::{Element, Held, Table};
 use crate::bf16;
 
 /// Rows (query heads of a group, times queries) per block.
@@ -99,6 +99,14 @@ impl<'a> Rows<'a> {
                     (scratch, dim)
                 }
             },
+        }
+    }
+
+    /// True when no row has to be widened.
+    fn is_wide(self) -> bool {
+        match self {
+            Rows::Flat(_) => true,
+            Rows::Paged(tables) => tables.iter().all(|table| table.element() == Element::F32),
         }
     }
 
@@ -246,9 +254,12 @@ impl<'a> Attention<'a> {
         self.v.rows(group, shape, from, to - from, scratch)
     }
 
-    /// Values that [`Self::keys`] and [`Self::values`] may need as scratch.
+    /// Values that [`Self::keys`] and [`Self::values`] need as scratch: none where rows lie as f32.
     fn wide_block(&self) -> usize {
-        KEYS * self.head_dim.max(self.value_dim)
+        match self.k.is_wide() && self.v.is_wide() {
+            true => 0,
+            false => KEYS * self.head_dim.max(self.value_dim),
+        }
     }
 
     fn check(&self) {

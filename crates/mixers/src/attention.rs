@@ -19,6 +19,7 @@ use anyformer_ops::adapter::{is_tracked, on_cpu};
 use anyformer_ops::attention::{AttentionOptions, attention_flops, flash_attention};
 use anyformer_ops::cache::Element;
 use anyformer_ops::embedding::embedding;
+use anyformer_ops::lengths::cumulative;
 use anyformer_ops::{Builder, Linear, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -345,15 +346,6 @@ pub fn alibi_slopes(heads: usize) -> Vec<f32> {
     let first = (1..=power).map(|h| of(power, h));
     let rest = (0..heads - power).map(|h| of(2 * power, 2 * h + 1));
     first.chain(rest).collect()
-}
-
-/// Cumulative sums with a leading zero.
-fn cumulative(lengths: impl Iterator<Item = usize>) -> Vec<usize> {
-    let mut offsets = vec![0];
-    for length in lengths {
-        offsets.push(offsets[offsets.len() - 1] + length);
-    }
-    offsets
 }
 
 /// Rows `[ranges]` of `[1, total, heads, head_dim]`, end to end.

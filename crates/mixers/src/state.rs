@@ -241,6 +241,9 @@ impl State {
             }
         }
         let join = |name: &Cow<'static, str>| {
+            if let Some(cache) = Self::join_pages(name, states) {
+                return (name.clone(), StateTensor::paged(cache));
+            }
             let find = |state: &&State| {
                 let found = state.tensors.iter().find(|(held, _)| held == name);
                 found.map(|(_, tensor)| tensor.clone())
@@ -259,9 +262,6 @@ impl State {
                 });
                 rows.collect()
             });
-            if let Some(cache) = Self::join_pages(name, states) {
-                return (name.clone(), StateTensor::paged(cache));
-            }
             let data = Tensor::cat(held().map(StateTensor::values).collect(), 0);
             (name.clone(), StateTensor::new(shape, rows, data))
         };

@@ -9,6 +9,7 @@ use burn::tensor::{Bool, Tensor, TensorData};
 use crate::activation::{single, softmax};
 use crate::adapter::{Array, Forward, Kernel, View, erase, on_cpu, sequences};
 use crate::cache::Cache;
+use crate::lengths::cumulative;
 use crate::meter;
 
 /// Arguments that are not tensors.
@@ -26,15 +27,6 @@ pub struct AttentionOptions {
     pub q_offsets: Option<Arc<Vec<usize>>>,
     /// Cumulative key counts of packed sequences; the batch is 1 then.
     pub k_offsets: Option<Arc<Vec<usize>>>,
-}
-
-impl AttentionOptions {
-    fn mask(&self) -> Mask {
-        Mask {
-            causal: self.causal,
-            window: self.window,
-        }
-    }
 }
 
 /// Operations of one attention, two per multiply-add of the pairs that the mask allows.
@@ -61,15 +53,8 @@ pub fn flash_attention(
 ) -> Tensor<4> {
     let [batch, time, heads, head_dim] = q.dims();
     let [_, time_k, kv_heads, _] = k.dims();
-    let flash = Flash {
-        q_offsets: sequences(options.q_offsets.as_ref(), batch, time),
-        k_offsets: sequences(options.k_offsets.as_ref(), batch, time_k),
-        mask: options.mask(),
-        alibi: options.alibi.clone(),
-        scale: options.scale.unwrap_or((head_dim as f32).powf(-0.5)),
-        heads,
-        kv_heads,
-    };
+    let k_offsets = sequences(options.k_offsets.as_ref(), batch, time_k);
+    let flash = Flash::new(options, [batch, time, heads, head_dim], k_offsets, kv_heads);
     meter::add(flash.work(head_dim, v.dims()[3]));
     match on_cpu(&q) {
         true => single(flash, [erase(q), erase(k), erase(v)]),
@@ -86,19 +71,13 @@ pub fn cached_attention(
     options: &AttentionOptions,
 ) -> Tensor<4> {
     let [batch, time, heads, head_dim] = q.dims();
-    let mut ends = vec![0];
-    for length in k.lengths() {
-        ends.push(ends[ends.len() - 1] + length);
-    }
-    let flash = Flash {
-        q_offsets: sequences(options.q_offsets.as_ref(), batch, time),
-        k_offsets: Arc::new(ends),
-        mask: options.mask(),
-        alibi: options.alibi.clone(),
-        scale: options.scale.unwrap_or((head_dim as f32).powf(-0.5)),
-        heads,
-        kv_heads: k.shape()[0],
-    };
+    let k_offsets = Arc::new(cumulative(k.lengths()));
+    let flash = Flash::new(
+        options,
+        [batch, time, heads, head_dim],
+        k_offsets,
+        k.shape()[0],
+    );
     meter::add(flash.work(head_dim, v.shape()[1]));
     let (k, v) = (k.clone(), v.clone());
     single(Cached { k, v, flash }, [erase(q)])
@@ -161,6 +140,26 @@ struct Flash {
 }
 
 impl Flash {
+    fn new(
+        options: &AttentionOptions,
+        [batch, time, heads, head_dim]: [usize; 4],
+        k_offsets: Arc<Vec<usize>>,
+        kv_heads: usize,
+    ) -> Self {
+        Flash {
+            q_offsets: sequences(options.q_offsets.as_ref(), batch, time),
+            k_offsets,
+            mask: Mask {
+                causal: options.causal,
+                window: options.window,
+            },
+            alibi: options.alibi.clone(),
+            scale: options.scale.unwrap_or((head_dim as f32).powf(-0.5)),
+            heads,
+            kv_heads,
+        }
+    }
+
     /// Operations of a forward pass.
     fn work(&self, head_dim: usize, value_dim: usize) -> u64 {
         let (q, k) = (&self.q_offsets, &self.k_offsets);

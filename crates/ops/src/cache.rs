@@ -7,6 +7,7 @@ pub use anyformer_kernels::attention::cache::{Element, PAGE};
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::adapter::{erase, with_values};
+use crate::lengths::cumulative;
 
 /// Rows `[heads, dim]` of every token of some sequences. A value: what is added gives another cache, and both hold what
 /// they have in common once. Of the CPU, and without gradients.
@@ -65,10 +66,7 @@ impl Cache {
 
     /// A cache of the rows `x`, `[total, heads, dim]` flat, of sequences of these lengths.
     pub fn of(element: Element, x: Tensor<1>, [heads, dim]: [usize; 2], lengths: &[usize]) -> Self {
-        let mut offsets = vec![0];
-        for length in lengths {
-            offsets.push(offsets[offsets.len() - 1] + length);
-        }
+        let offsets = cumulative(lengths.iter().copied());
         let total = offsets[lengths.len()];
         Cache::new(element, lengths.len(), heads, dim)
             .with_rows(x.reshape([1, total, heads, dim]), &offsets)

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::bert::{architecture, attention, gives};
+use super::bert::{SIZES, architecture, encoder, gives};
 use super::keys::Keys;
 use super::names::{Name, same};
 use super::{ACTIVATIONS, Layout, parts, their_activation};
@@ -69,25 +69,20 @@ fn read(keys: &Keys, _kind: &str) -> Result<Value, String> {
         Some(_) => keys.word("hidden_act", ACTIVATIONS)?,
     };
     let dim = keys.number("hidden_size")?;
-    let [gives, function] = gives(keys, dim, activation, "tanh")?;
-    Ok(json!({
+    let own = json!({
         "dim": dim,
         "embed_dim": keys.number("embedding_size")?,
-        "layers": keys.number("num_hidden_layers")?,
         "share_layers": 1,
-        "mixers": attention(keys.number("num_attention_heads")?),
-        "channel": {"name": "mlp", "hidden": keys.number("intermediate_size")?, "activation": activation},
-        "wiring": "post_norm",
-        "norm": "layer",
         "norm_eps": keys.real_or("layer_norm_eps", 1e-12)?,
-        "positions": "learned",
-        "max_time": keys.number("max_position_embeddings")?,
         "token_types": keys.number_or("type_vocab_size", 2)?,
-        "embed_norm": true,
-        "reads": {"tokens": {"vocab": keys.number("vocab_size")?}},
-        "gives": gives,
-        "head_activation": function,
-    }))
+    });
+    encoder(
+        keys,
+        SIZES,
+        activation,
+        gives(keys, dim, activation, "tanh")?,
+        own,
+    )
 }
 
 fn write(ours: &Value, _kind: &str) -> Result<Value, String> {

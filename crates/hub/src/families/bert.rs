@@ -161,9 +161,44 @@ pub(super) fn gives(
     }
 }
 
-pub(super) fn attention(heads: u64) -> Value {
+fn attention(heads: u64) -> Value {
     json!([{"name": "attention", "heads": heads, "causal": false, "position": "none", "bias": true}])
 }
+
+/// What encoders of this kind have in common, with `own` keys beside it: post-norm blocks of attention and MLP behind a normed
+/// embedding with learned positions. `sizes` are their keys of the layers, heads and inner features.
+pub(super) fn encoder(
+    keys: &Keys,
+    [layers, heads, hidden]: [&str; 3],
+    activation: &str,
+    [gives, function]: [Value; 2],
+    own: Value,
+) -> Result<Value, String> {
+    let mut ours = json!({
+        "layers": keys.number(layers)?,
+        "mixers": attention(keys.number(heads)?),
+        "channel": {"name": "mlp", "hidden": keys.number(hidden)?, "activation": activation},
+        "wiring": "post_norm",
+        "norm": "layer",
+        "positions": "learned",
+        "max_time": keys.number("max_position_embeddings")?,
+        "embed_norm": true,
+        "reads": {"tokens": {"vocab": keys.number("vocab_size")?}},
+        "gives": gives,
+        "head_activation": function,
+    });
+    for (key, value) in own.as_object().into_iter().flatten() {
+        ours[key] = value.clone();
+    }
+    Ok(ours)
+}
+
+/// Their keys of layers, heads and inner features.
+pub(super) const SIZES: [&str; 3] = [
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+];
 
 fn read(keys: &Keys, kind: &str) -> Result<Value, String> {
     keys.must("is_decoder", &[json!(false)])?;
@@ -181,23 +216,19 @@ fn read(keys: &Keys, kind: &str) -> Result<Value, String> {
         activation
     };
     let dim = keys.number("hidden_size")?;
-    let [gives, function] = gives(keys, dim, masked, "tanh")?;
-    Ok(json!({
+    let own = json!({
         "dim": dim,
-        "layers": keys.number("num_hidden_layers")?,
-        "mixers": attention(keys.number("num_attention_heads")?),
-        "channel": {"name": "mlp", "hidden": keys.number("intermediate_size")?, "activation": activation},
-        "wiring": "post_norm",
-        "norm": "layer",
         "norm_eps": keys.real_or("layer_norm_eps", 1e-12)?,
-        "positions": "learned",
         "max_time": longest,
         "token_types": keys.number_or("type_vocab_size", 2)?,
-        "embed_norm": true,
-        "reads": {"tokens": {"vocab": keys.number("vocab_size")?}},
-        "gives": gives,
-        "head_activation": function,
-    }))
+    });
+    encoder(
+        keys,
+        SIZES,
+        activation,
+        gives(keys, dim, masked, "tanh")?,
+        own,
+    )
 }
 
 fn write(ours: &Value, kind: &str) -> Result<Value, String> {
@@ -240,22 +271,15 @@ pub(super) fn architecture(name: &str, ours: &Value, theirs: &mut Value) {
 fn read_distilbert(keys: &Keys, _kind: &str) -> Result<Value, String> {
     let activation = keys.word("activation", ACTIVATIONS)?;
     let dim = keys.number("dim")?;
-    let [gives, function] = gives(keys, dim, activation, "relu")?;
-    Ok(json!({
-        "dim": dim,
-        "layers": keys.number("n_layers")?,
-        "mixers": attention(keys.number("n_heads")?),
-        "channel": {"name": "mlp", "hidden": keys.number("hidden_dim")?, "activation": activation},
-        "wiring": "post_norm",
-        "norm": "layer",
-        "norm_eps": 1e-12,
-        "positions": "learned",
-        "max_time": keys.number("max_position_embeddings")?,
-        "embed_norm": true,
-        "reads": {"tokens": {"vocab": keys.number("vocab_size")?}},
-        "gives": gives,
-        "head_activation": function,
-    }))
+    let sizes = ["n_layers", "n_heads", "hidden_dim"];
+    let own = json!({"dim": dim, "norm_eps": 1e-12});
+    encoder(
+        keys,
+        sizes,
+        activation,
+        gives(keys, dim, activation, "relu")?,
+        own,
+    )
 }
 
 fn write_distilbert(ours: &Value, _kind: &str) -> Result<Value, String> {

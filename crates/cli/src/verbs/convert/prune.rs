@@ -88,12 +88,7 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
     let shown = args.folder.display();
     let (after, report) =
         prune(&model, &how).map_err(|message| bad_input(format!("prune {shown}: {message}")))?;
-    let extra = Extra {
-        tokenizer: opened.tokenizer().input()?,
-        info: opened.info.clone(),
-        ..Extra::default()
-    };
-    save(&args.to, &after, &extra).input()?;
+    save(&args.to, &after, &Extra::of(&opened).input()?).input()?;
     let value = json!({
         "model": opened.path, "to": args.to, "parameters_before": report.before, "parameters": report.after,
         "zeros": report.zeros, "weights": report.weights,

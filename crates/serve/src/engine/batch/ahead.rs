@@ -61,13 +61,9 @@ pub(super) fn chosen(
     sequence: &mut Sequence,
     scores: &[f32],
 ) -> Result<Option<(u32, bool)>, GrammarError> {
-    let Some(grammar) = &mut sequence.grammar else {
-        return Ok(Some((sequence.sampler.choose(scores), false)));
-    };
-    let mut allowed = scores.to_vec();
-    if !grammar.mask(&mut allowed)? {
-        return Ok(None);
+    let sampler = &mut sequence.sampler;
+    match &mut sequence.grammar {
+        None => Ok(Some((sampler.choose(scores), false))),
+        Some(grammar) => grammar.choose(scores, |allowed| sampler.choose(allowed)),
     }
-    let id = sequence.sampler.choose(&allowed);
-    Ok(Some((id, grammar.accept(id)?)))
 }
