@@ -46,7 +46,7 @@ pub use task::{Batch, Loader, Position, Split, Targets, Task, TaskKind, TaskSpec
 pub use text::TextOptions;
 pub use text_classify::TextClassifyOptions;
 pub use tokenizer::Tokenizer;
-pub use toy_text::ToyTextOptions;
+pub use toy_text::{ToyCitationsOptions, ToyReviewsOptions};
 
 /// A registered task.
 pub struct TaskEntry {
@@ -173,13 +173,13 @@ static TASKS: &[TaskEntry] = &[
         name: "toy_citations",
         doc: "are two generated documents of one topic; stands in for matching",
         make: toy_text::citations,
-        defaults: defaults::<ToyTextOptions>,
+        defaults: defaults::<ToyCitationsOptions>,
     },
     TaskEntry {
         name: "toy_reviews",
         doc: "is a generated review for its film; stands in for text_classify",
         make: toy_text::reviews,
-        defaults: defaults::<ToyTextOptions>,
+        defaults: defaults::<ToyReviewsOptions>,
     },
     TaskEntry {
         name: "variable_tracking",

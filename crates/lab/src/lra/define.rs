@@ -197,7 +197,15 @@ impl Definition {
                         time,
                         2,
                     ),
-                    None => ("toy_reviews", json!({"time": time}), time, 2),
+                    None => {
+                        // Small models of bytes do not learn in an hour to tell one film from another.
+                        let distraction = match self.preset {
+                            Preset::Small => 0.0,
+                            _ => 1.0,
+                        };
+                        let options = json!({"time": time, "distraction": distraction});
+                        ("toy_reviews", options, time, 2)
+                    }
                 }
             }
             Column::Retrieval => {
@@ -211,7 +219,7 @@ impl Definition {
                     ),
                     None => (
                         "toy_citations",
-                        json!({"time": time, "train_rows": 147_086}),
+                        json!({"time": time, "train_rows": 147_086, "topics": sized(32, 8, 32)}),
                         time,
                         2,
                     ),
