@@ -5,7 +5,7 @@
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]
-mod dots;
+pub(crate) mod dots;
 #[cfg(target_arch = "x86_64")]
 mod strip;
 

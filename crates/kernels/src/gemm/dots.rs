@@ -80,7 +80,7 @@ unsafe fn rows<const R: usize, const C: usize>(
 /// The sum over the lanes of vector `i` in lane `i`.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn totals(a: [__m512; 16]) -> __m512 {
+pub(crate) fn totals(a: [__m512; 16]) -> __m512 {
     let zero = _mm512_setzero_ps();
     let (mut b, mut c, mut d) = ([zero; 8], [zero; 4], [zero; 2]);
     for i in 0..8 {
