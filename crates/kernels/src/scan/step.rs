@@ -62,6 +62,8 @@ mod wide {
     use std::f32::consts::LOG2_E;
 
     use super::{LANES, Scan};
+    /// Values of the state between those that are worked on and those that are asked for.
+    const AHEAD: usize = 512;
     use crate::gemm::dots::totals;
     use crate::math::{softplus, wide::exp2};
 
@@ -103,6 +105,9 @@ mod wide {
                 // SAFETY: the state of channel `l` is whole vectors, of which this is one; so are its `a`, `b` and `c`.
                 unsafe {
                     let at = l * state + n;
+                    // The exponentials leave the loads too few instructions to run ahead by themselves.
+                    _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(at + AHEAD).cast());
+                    _mm_prefetch::<_MM_HINT_ET0>(to.wrapping_add(at + AHEAD).cast());
                     let decay = exp2(_mm512_mul_ps(delta, _mm512_loadu_ps(a.as_ptr().add(at))));
                     let write = _mm512_mul_ps(input, _mm512_loadu_ps(b.as_ptr().add(n)));
                     let h = _mm512_fmadd_ps(decay, _mm512_loadu_ps(from.add(at)), write);
