@@ -63,7 +63,7 @@ mod wide {
 
     use super::{LANES, Scan};
     /// Values of the state between those that are worked on and those that are asked for.
-    const AHEAD: usize = 1024;
+    const AHEAD: usize = 512;
     use crate::gemm::dots::totals;
     use crate::math::{softplus, wide::exp2};
 
@@ -106,7 +106,7 @@ mod wide {
                 unsafe {
                     let at = l * state + n;
                     // The exponentials leave the loads too few instructions to run ahead by themselves.
-                    _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(at + AHEAD).cast());
+                    _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(at + AHEAD).cast());
                     _mm_prefetch::<_MM_HINT_ET0>(to.wrapping_add(at + AHEAD).cast());
                     let decay = exp2(_mm512_mul_ps(delta, _mm512_loadu_ps(a.as_ptr().add(at))));
                     let write = _mm512_mul_ps(input, _mm512_loadu_ps(b.as_ptr().add(n)));
