@@ -27,8 +27,8 @@ pub use backward::{Grads, backward};
 pub use forward::{Output, forward};
 pub use merge::merge;
 
-use self::cache::{Element, Held, Table};
-use crate::bf16;
+use self::cache::{Element, Table};
+use crate::bf16::{self, Held};
 
 /// Rows (query heads of a group, times queries) per block.
 const ROWS: usize = 64;
@@ -73,13 +73,25 @@ pub enum Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    /// `keys` rows of a head of a sequence from row `from` on, and their stride; of pages, rows of one block of [`KEYS`].
-    /// Rows that are held in bf16 are widened into `scratch`.
+    /// Rows of a head of a sequence from row `from` on, as they are held, and their stride; of pages, rows of one block of
+    /// [`KEYS`].
+    #[inline(always)]
+    fn held(self, group: &Group, [kv_heads, dim]: [usize; 2], from: usize) -> (Held<'a>, usize) {
+        match self {
+            Rows::Flat(values) => {
+                let at = ((group.first_key + from) * kv_heads + group.kv_head) * dim;
+                (Held::F32(&values[at..]), kv_heads * dim)
+            }
+            Rows::Paged(tables) => (tables[group.sequence].page(group.kv_head, from), dim),
+        }
+    }
+
+    /// As [`Rows::held`], `keys` rows; those that are held in bf16 are widened into `scratch`.
     #[inline(always)]
     fn rows<'s>(
         self,
         group: &Group,
-        [kv_heads, dim]: [usize; 2],
+        shape: [usize; 2],
         from: usize,
         keys: usize,
         scratch: &'s mut [f32],
@@ -87,18 +99,12 @@ impl<'a> Rows<'a> {
     where
         'a: 's,
     {
-        match self {
-            Rows::Flat(values) => {
-                let at = ((group.first_key + from) * kv_heads + group.kv_head) * dim;
-                (&values[at..], kv_heads * dim)
+        match self.held(group, shape, from) {
+            (Held::F32(values), stride) => (values, stride),
+            (Held::Bf16(values), stride) => {
+                bf16::widen(&values[..keys * shape[1]], scratch);
+                (scratch, stride)
             }
-            Rows::Paged(tables) => match tables[group.sequence].page(group.kv_head, from) {
-                Held::F32(values) => (values, dim),
-                Held::Bf16(values) => {
-                    bf16::widen(&values[..keys * dim], scratch);
-                    (scratch, dim)
-                }
-            },
         }
     }
 

@@ -2,6 +2,22 @@
 
 use crate::simd::dispatched;
 
+/// Values as they are held.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Held<'a> {
+    F32(&'a [f32]),
+    Bf16(&'a [u16]),
+}
+
+impl Held<'_> {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Held::F32(values) => values.len(),
+            Held::Bf16(values) => values.len(),
+        }
+    }
+}
+
 /// `value` rounded to the nearest bf16, ties to even, NaN kept.
 #[inline(always)]
 pub fn round(value: f32) -> u16 {

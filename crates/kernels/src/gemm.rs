@@ -5,10 +5,17 @@
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]
-mod dots;
+pub(crate) mod dots;
 #[cfg(target_arch = "x86_64")]
 mod strip;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod wide;
 
+use std::borrow::Cow;
+
+#[cfg(target_arch = "x86_64")]
+use self::wide::{Ahead, Brief, Plain};
+use crate::bf16::{self, Held};
 use crate::simd::{dispatched, dot};
 
 /// A matrix within a slice: element `(i, j)` is at `i * strides.0 + j * strides.1`.
@@ -69,7 +76,7 @@ pub fn product(
         "a block product reaches past its operands"
     );
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx512f") && in_strips([m, k, n], alpha, a, b, out, strides, add) {
+    if wide::there() && in_strips([m, k, n], alpha, a, b, out, strides, add) {
         return;
     }
     // SAFETY: every element that the product reads or writes lies within its slice, as just checked; `out` is borrowed
@@ -99,16 +106,49 @@ pub fn product(
     }
 }
 
+/// Rows of `dim` values that a loop asks for while it works, for the one that comes after it; rows past the last one may
+/// be asked for.
+#[derive(Clone, Copy)]
+pub(crate) struct Next<'a> {
+    pub(crate) rows: Held<'a>,
+    pub(crate) stride: usize,
+    pub(crate) dim: usize,
+}
+
+#[cfg(target_arch = "x86_64")]
+fn ahead(next: Option<Next>) -> Ahead {
+    next.map_or(Ahead::NONE, |next| {
+        Ahead::new(next.rows, next.stride, next.dim)
+    })
+}
+
+/// `rows` rows of `dim` values, `stride` apart, as f32.
+fn widened<'a>(
+    values: Held<'a>,
+    rows: usize,
+    stride: usize,
+    dim: usize,
+) -> (Cow<'a, [f32]>, usize) {
+    match values {
+        Held::F32(values) => (Cow::Borrowed(values), stride),
+        Held::Bf16(values) => {
+            let values = (0..rows).flat_map(|row| &values[row * stride..][..dim]);
+            (values.map(|value| bf16::to_f32(*value)).collect(), dim)
+        }
+    }
+}
+
 /// `out[r][j] = rows[r] . keys[j]` for up to four rows and `count` keys that are `stride` apart; `out` is `[rows, out_stride]`.
 ///
 /// Panics when an operand reaches past its slice.
-pub fn dots(
+pub(crate) fn dots(
     rows: &[&[f32]],
-    keys: &[f32],
+    keys: Held,
     stride: usize,
     count: usize,
     out: &mut [f32],
     out_stride: usize,
+    next: Option<Next>,
 ) {
     let dim = rows.first().map_or(0, |row| row.len());
     assert!(
@@ -119,7 +159,8 @@ pub fn dots(
         "dot products reach past their operands"
     );
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx512f") && count > 0 {
+    if wide::there() && count > 0 {
+        let mut ahead = ahead(next);
         // Three rows as two and one.
         let mut first = 0;
         while first < rows.len() {
@@ -128,24 +169,82 @@ pub fn dots(
                 3 => 2,
                 left => left,
             };
-            let (own, to) = (&rows[first..first + held], &mut out[first * out_stride..]);
-            // SAFETY: every element lies within its slice, as just checked; AVX-512 was detected.
+            let (q, to) = (&rows[first..first + held], &mut out[first * out_stride..]);
+            let to = to.as_mut_ptr();
+            // SAFETY: every element lies within its slice, as just checked; the level was detected.
             unsafe {
-                dots::dots(
-                    own,
-                    dim,
-                    keys.as_ptr(),
-                    stride,
-                    count,
-                    to.as_mut_ptr(),
-                    out_stride,
-                )
+                match keys {
+                    Held::F32(keys) => {
+                        let keys = Plain(keys.as_ptr());
+                        dots::dots(q, dim, keys, stride, count, to, out_stride, ahead);
+                    }
+                    Held::Bf16(keys) => {
+                        let keys = Brief(keys.as_ptr());
+                        dots::dots(q, dim, keys, stride, count, to, out_stride, ahead);
+                    }
+                }
             };
             first += held;
+            ahead = Ahead::NONE;
         }
         return;
     }
-    few_dots(rows, keys, stride, count, out, out_stride);
+    let _ = next;
+    let (keys, stride) = widened(keys, count, stride, dim);
+    few_dots(rows, &keys, stride, count, out, out_stride);
+}
+
+/// `out += weights values` for `weights [m, k]` and contiguous rows `values [k, n]` and `out [m, n]`, each with a stride.
+///
+/// Panics when an operand reaches past its slice.
+pub(crate) fn weigh(
+    [m, k, n]: [usize; 3],
+    weights: Matrix,
+    values: Held,
+    stride: usize,
+    out: &mut [f32],
+    out_stride: usize,
+    next: Option<Next>,
+) {
+    #[cfg(target_arch = "x86_64")]
+    if wide::there() && suits(k, n) {
+        assert!(
+            span(m, k, weights.strides) <= weights.data.len()
+                && span(k, n, (stride, 1)) <= values.len()
+                && span(m, n, (out_stride, 1)) <= out.len(),
+            "weighted sums reach past their operands"
+        );
+        let (to, ahead) = ((out.as_mut_ptr(), out_stride), ahead(next));
+        // SAFETY: every element lies within its slice, as just checked; `out` is borrowed mutably; the level was detected.
+        unsafe {
+            match values {
+                Held::F32(values) => {
+                    let right = Plain(values.as_ptr());
+                    strip::Strip::new(weights, right, stride, to, 1.0, true, ahead)
+                        .multiply(m, k, n);
+                }
+                Held::Bf16(values) => {
+                    let right = Brief(values.as_ptr());
+                    strip::Strip::new(weights, right, stride, to, 1.0, true, ahead)
+                        .multiply(m, k, n);
+                }
+            }
+        }
+        return;
+    }
+    let _ = next;
+    let (values, stride) = widened(values, k, stride, n);
+    let values = Matrix {
+        data: &values,
+        strides: (stride, 1),
+    };
+    product([m, k, n], 1.0, weights, values, out, (out_stride, 1), true);
+}
+
+/// True when strips are worth it: longer, those of the right operand leave the first cache level; narrower, most lanes idle.
+#[cfg(target_arch = "x86_64")]
+fn suits(k: usize, columns: usize) -> bool {
+    k <= 512 && columns >= 8
 }
 
 dispatched! {
@@ -184,20 +283,12 @@ fn in_strips(
     } else {
         return false;
     };
-    // Longer, the strips of the right operand leave the first cache level; narrower, most lanes idle.
-    if k > 512 || columns < 8 {
+    if !suits(k, columns) {
         return false;
     }
-    let strip = strip::Strip {
-        left: left.data.as_ptr(),
-        left_strides: left.strides,
-        right: right.data.as_ptr(),
-        right_stride: right.strides.0,
-        out: out.as_mut_ptr(),
-        out_stride: stride,
-        alpha,
-        add,
-    };
+    let values = Plain(right.data.as_ptr());
+    let to = (out.as_mut_ptr(), stride);
+    let strip = strip::Strip::new(left, values, right.strides.0, to, alpha, add, Ahead::NONE);
     // SAFETY: the caller checked that every element lies within its slice; `out` is borrowed mutably; AVX-512 was detected.
     unsafe { strip.multiply(rows, k, columns) };
     true
@@ -253,7 +344,15 @@ mod tests {
             let (q, k) = (rand_vec(1, rows * dim), rand_vec(2, count * stride));
             let held: Vec<&[f32]> = q.chunks(dim).collect();
             let mut got = vec![5.0; rows * out_stride];
-            dots(&held, &k, stride, count, &mut got, out_stride);
+            dots(
+                &held,
+                Held::F32(&k),
+                stride,
+                count,
+                &mut got,
+                out_stride,
+                None,
+            );
             let mut twin = vec![5.0; rows * out_stride];
             few_dots(&held, &k, stride, count, &mut twin, out_stride);
             let mut want = vec![5.0; rows * out_stride];
@@ -265,6 +364,41 @@ mod tests {
             }
             assert_close("dots", &got, &want, 1e-5);
             assert_close("portable dots", &twin, &want, 1e-5);
+            let brief: Vec<u16> = k.iter().map(|value| bf16::round(*value)).collect();
+            let wide: Vec<f32> = brief.iter().map(|value| bf16::to_f32(*value)).collect();
+            let mut got = vec![5.0; rows * out_stride];
+            let mut twin = got.clone();
+            let next = Next {
+                rows: Held::Bf16(&brief),
+                stride,
+                dim,
+            };
+            let keys = Held::Bf16(&brief);
+            dots(&held, keys, stride, count, &mut got, out_stride, Some(next));
+            few_dots(&held, &wide, stride, count, &mut twin, out_stride);
+            assert_close("dots in bf16", &got, &twin, 1e-5);
+            let (mut got, mut twin) = (rand_vec(3, rows * stride), rand_vec(3, rows * stride));
+            let weights = Matrix::rows(&want, out_stride);
+            weigh(
+                [rows, count, dim],
+                weights,
+                keys,
+                stride,
+                &mut got,
+                stride,
+                Some(next),
+            );
+            let values = Matrix::rows(&wide, stride);
+            product(
+                [rows, count, dim],
+                1.0,
+                weights,
+                values,
+                &mut twin,
+                (stride, 1),
+                true,
+            );
+            assert_close("weighted sums in bf16", &got, &twin, 1e-5);
         }
     }
 

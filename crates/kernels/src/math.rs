@@ -4,6 +4,9 @@
 //! They are written with fused multiply-adds: outside such a dispatched loop they give the same bits, slowly.
 //! Polynomials are Chebyshev interpolants on the reduced range, rounded to f32.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod wide;
+
 use std::f32::consts::LOG2_E;
 
 /// `1.5 * 2^23`: adding it to a number below `2^22` rounds that number to the nearest integer, held in the low bits.

@@ -7,11 +7,13 @@
 //!
 //! Shapes: u, delta, y `[total, channels]`, a `[channels, state]` (negative), b, c `[total, state]`, d, delta_bias
 //! `[channels]`, initial and final states `[sequences, channels, state]`. Time is walked in order, channels fill the
-//! lanes; the forward pass saves the state every [`CHUNK`] steps and the backward pass recomputes in between.
+//! lanes; the forward pass saves the state every [`CHUNK`] steps and the backward pass recomputes in between. A few tokens
+//! that nobody asks gradients of go on from the states as they lie.
 
 mod backward;
 mod forward;
 pub mod naive;
+mod step;
 #[cfg(test)]
 mod tests;
 

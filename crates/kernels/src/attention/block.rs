@@ -1,4 +1,8 @@
 //! A block of rows of one group, and the softmax of a block of scores.
+#![allow(unsafe_code)]
+
+#[cfg(target_arch = "x86_64")]
+mod wide;
 
 use super::{Attention, Group, KEYS, LANES, ROWS};
 use crate::math::exp;
@@ -100,17 +104,59 @@ impl Running {
     }
 }
 
+/// Scores `[keys, ROWS]` of keys from `from` on become `exp(score - largest)`; the sums and `o`, `[value_dim, ROWS]`, are
+/// brought to the new largest scores.
+pub(super) fn soften(
+    block: &Block,
+    from: usize,
+    scores: &mut [f32],
+    running: &mut Running,
+    o: &mut [f32],
+) {
+    adjust(block, from, scores);
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512f") {
+        // SAFETY: rows are whole and the width is of a block; AVX-512 was detected.
+        unsafe { wide::soften(block.width, scores, running, o) };
+        return;
+    }
+    portable_soften(block, scores, running, o);
+}
+
+/// Scores `[keys, ROWS]` of keys from `from` on become p, and gradients of p become gradients of the scores, `p (dp - delta)`.
+pub(super) fn soften_back(
+    block: &Block,
+    from: usize,
+    scores: &mut [f32],
+    dp: &mut [f32],
+    lse: &[f32; ROWS],
+    delta: &[f32; ROWS],
+) {
+    assert_eq!(scores.len(), dp.len(), "attention scores");
+    adjust(block, from, scores);
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx512f") {
+        // SAFETY: as above, and there are as many gradients as scores.
+        unsafe { wide::soften_back(block.width, scores, dp, lse, delta) };
+        return;
+    }
+    portable_soften_back(block, scores, dp, lse, delta);
+}
+
 dispatched! {
-    /// Scores `[keys, ROWS]` become `exp(score - largest)`; the sums and `o`, `[value_dim, ROWS]`, are brought to the
-    /// new largest scores.
-    pub(super) fn soften<'a>(
+    fn adjust<'a>(block: &'a Block, from: usize, scores: &'a mut [f32]) {
+        block.adjust(scores, from);
+    }
+}
+
+dispatched! {
+    /// [`soften`] after biases and mask.
+    fn portable_soften<'a>(
         block: &'a Block,
-        from: usize,
         scores: &'a mut [f32],
         running: &'a mut Running,
         o: &'a mut [f32],
     ) {
-        block.adjust(scores, from);
         let mut factor = [1.0; ROWS];
         for lane in (0..block.width).step_by(LANES) {
             let mut largest = [f32::NEG_INFINITY; LANES];
@@ -153,16 +199,14 @@ dispatched! {
 }
 
 dispatched! {
-    /// Scores `[keys, ROWS]` become p, and gradients of p become gradients of the scores, `p (dp - delta)`.
-    pub(super) fn soften_back<'a>(
+    /// [`soften_back`] after biases and mask.
+    fn portable_soften_back<'a>(
         block: &'a Block,
-        from: usize,
         scores: &'a mut [f32],
         dp: &'a mut [f32],
         lse: &'a [f32; ROWS],
         delta: &'a [f32; ROWS],
     ) {
-        block.adjust(scores, from);
         let (lse, delta) = (*lse, *delta);
         for (p, dp) in scores.chunks_exact_mut(ROWS).zip(dp.chunks_exact_mut(ROWS)) {
             for lane in (0..block.width).step_by(LANES) {
@@ -230,6 +274,56 @@ pub(super) fn gather(
             .zip(&values[at..at + dim])
         {
             *out = value * factor;
+        }
+    }
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+    use crate::testing::{assert_close, rand_vec};
+
+    #[test]
+    fn both_forms_agree() {
+        if !is_x86_feature_detected!("avx512f") {
+            return;
+        }
+        let block = Block {
+            first: 0,
+            rows: ROWS - 3,
+            width: ROWS,
+            low: [0; ROWS],
+            high: [9; ROWS],
+            position: [0.0; ROWS],
+            slope: None,
+        };
+        let (mut running, mut twin) = (Running::new(), Running::new());
+        let (mut o, mut twin_o) = (rand_vec(1, 5 * ROWS), rand_vec(1, 5 * ROWS));
+        // The third block moves no maximum, the last rows are forbidden throughout.
+        for (seed, height) in [(2, 1.0), (3, 30.0), (4, 0.1), (5, 90.0)] {
+            let mut scores = rand_vec(seed, 9 * ROWS);
+            for (at, score) in scores.iter_mut().enumerate() {
+                *score = match at % ROWS >= ROWS - 3 || at % 17 == 0 {
+                    true => f32::NEG_INFINITY,
+                    false => *score * height,
+                };
+            }
+            let mut twins = scores.clone();
+            // SAFETY: whole rows; AVX-512 was detected.
+            unsafe { wide::soften(ROWS, &mut scores, &mut running, &mut o) };
+            portable_soften(&block, &mut twins, &mut twin, &mut twin_o);
+            assert_close("p", &scores, &twins, 1e-5);
+            assert_close("o", &o, &twin_o, 1e-5);
+            assert_close("sum", &running.sum, &twin.sum, 1e-5);
+            assert_eq!(running.largest, twin.largest);
+            let mut dp = rand_vec(seed + 10, scores.len());
+            let mut twin_dp = dp.clone();
+            let (lse, delta) = ([2.0; ROWS], [0.25; ROWS]);
+            // SAFETY: as above.
+            unsafe { wide::soften_back(ROWS, &mut scores, &mut dp, &lse, &delta) };
+            portable_soften_back(&block, &mut twins, &mut twin_dp, &lse, &delta);
+            assert_close("p again", &scores, &twins, 1e-5);
+            assert_close("ds", &dp, &twin_dp, 1e-5);
         }
     }
 }

@@ -12,7 +12,7 @@ use std::mem::MaybeUninit;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::bf16;
+use crate::bf16::{self, Held};
 
 /// Tokens of a page: one block of keys.
 pub const PAGE: usize = super::KEYS;
@@ -98,13 +98,6 @@ impl Page {
             }
         }
     }
-}
-
-/// Values of a page, as they are held.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Held<'a> {
-    F32(&'a [f32]),
-    Bf16(&'a [u16]),
 }
 
 /// Keys or values of one sequence, `[len, heads, dim]`.

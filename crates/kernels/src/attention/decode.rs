@@ -8,15 +8,14 @@ use rayon::prelude::*;
 
 use super::forward::Shared;
 use super::{Attention, Group, KEYS, merge};
-use crate::gemm::{Matrix, dots, product};
+use crate::gemm::{Matrix, Next, dots, weigh};
 use crate::math::exp;
-use crate::simd::{dispatched, max};
+use crate::simd::{LANES, dispatched, fold, max};
 
 /// Most rows of a group handled this way.
 pub(super) const ROWS: usize = 4;
 /// Keys of a piece.
 const PIECE: usize = 8 * KEYS;
-const LANES: usize = 16;
 
 /// Running sums of all rows of a sequence over a piece of its keys.
 struct Partial {
@@ -80,11 +79,14 @@ fn piece(attention: &Attention, groups: &[Group], from: usize, to: usize) -> (Ve
         largest: vec![f32::NEG_INFINITY; rows],
         sum: vec![0.0; rows],
     };
-    let mut wide = vec![0.0; attention.wide_block()];
     for start in (from..to).step_by(KEYS) {
         let keys = (start, to.min(start + KEYS));
-        for group in groups {
-            tile(attention, group, keys, &mut partial, &mut wide);
+        for (index, group) in groups.iter().enumerate() {
+            let next = match groups.get(index + 1) {
+                Some(group) => Some((group, start)),
+                None => Some((&groups[0], keys.1)).filter(|(_, start)| *start < to),
+            };
+            tile(attention, group, keys, next, &mut partial);
         }
     }
     let Partial {
@@ -104,13 +106,14 @@ fn piece(attention: &Attention, groups: &[Group], from: usize, to: usize) -> (Ve
     (o, largest)
 }
 
-/// Adds the keys `from..to` to the sums of a group's rows, all rows together: each key and value is read once.
+/// Adds the keys `from..to` to the sums of a group's rows, all rows together: each key and value is read once. Values are asked
+/// for while keys are multiplied, and while values are, the keys of `next`: of a group, from a token on.
 fn tile(
     attention: &Attention,
     group: &Group,
     (from, to): (usize, usize),
+    next: Option<(&Group, usize)>,
     partial: &mut Partial,
-    wide: &mut [f32],
 ) {
     let (head_dim, value_dim) = (attention.head_dim, attention.value_dim);
     let (fold, keys) = (attention.fold(), to - from);
@@ -120,8 +123,17 @@ fn tile(
     for (row, q) in q.iter_mut().enumerate().take(rows) {
         *q = &attention.q[attention.row(group, row) * head_dim..][..head_dim];
     }
-    let (k, k_stride) = attention.keys(group, (from, to), wide);
-    dots(&q[..rows], k, k_stride, keys, &mut scores, KEYS);
+    let key_shape = [attention.kv_heads, head_dim];
+    let (k, k_stride) = attention.k.held(group, key_shape, from);
+    let shape = [attention.kv_heads, value_dim];
+    let (v, v_stride) = attention.v.held(group, shape, from);
+    let values = Next {
+        rows: v,
+        stride: v_stride,
+        dim: value_dim,
+    };
+    let q = &q[..rows];
+    dots(q, k, k_stride, keys, &mut scores, KEYS, Some(values));
     for (row, scores) in scores.chunks_exact_mut(KEYS).enumerate().take(rows) {
         let index = attention.row(group, row);
         let at = index - group.first_query * attention.heads;
@@ -142,24 +154,20 @@ fn tile(
             &mut partial.o[at * value_dim..][..value_dim],
         );
     }
-    let (v, v_stride) = attention.values(group, (from, to), wide);
-    let values = Matrix {
-        data: v,
-        strides: (v_stride, 1),
-    };
+    let mut next = next.map(|(group, from)| {
+        let (rows, stride) = attention.k.held(group, key_shape, from);
+        Next {
+            rows,
+            stride,
+            dim: head_dim,
+        }
+    });
     for query in 0..group.queries {
         let p = Matrix::rows(&scores[query * fold * KEYS..], KEYS);
         let at = attention.row(group, query * fold) - group.first_query * attention.heads;
         let o = &mut partial.o[at * value_dim..];
-        product(
-            [fold, keys, value_dim],
-            1.0,
-            p,
-            values,
-            o,
-            (value_dim, 1),
-            true,
-        );
+        let sizes = [fold, keys, value_dim];
+        weigh(sizes, p, v, v_stride, o, value_dim, next.take());
     }
 }
 
@@ -185,8 +193,12 @@ dispatched! {
         }
         let scores = &mut scores[low..high];
         let from = row.distance - low as f32;
-        for (key, score) in scores.iter_mut().enumerate() {
-            *score = row.scale * *score - row.slope * (from - key as f32).abs();
+        if row.slope == 0.0 {
+            scores.iter_mut().for_each(|score| *score *= row.scale);
+        } else {
+            for (key, score) in scores.iter_mut().enumerate() {
+                *score = row.scale * *score - row.slope * (from - key as f32).abs();
+            }
         }
         let highest = max(scores);
         if highest > *largest {
@@ -210,6 +222,6 @@ dispatched! {
             *value = exp(*value - base);
             *sum += *value;
         }
-        *sum += sums.iter().sum::<f32>();
+        *sum += fold(sums);
     }
 }

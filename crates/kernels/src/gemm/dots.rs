@@ -4,46 +4,51 @@
 
 use std::arch::x86_64::*;
 
+use super::wide::{Ahead, Right};
 use crate::transpose::wide::lanes;
 
-/// `out[r * out_stride + j] = q[r] . k[j]` for `count` keys `k_stride` apart, `q.len()` being 1, 2 or 4.
+/// `out[r * out_stride + j] = q[r] . k[j]` for `count` keys `k_stride` apart, `q.len()` being 1, 2 or 4. With each key the row
+/// of `ahead` that is as far on is asked for.
 ///
 /// # Safety
 /// Each row of `q` holds `dim` values, as each of the keys; `out` has room; AVX-512 is there.
-#[target_feature(enable = "avx512f")]
-pub unsafe fn dots(
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub unsafe fn dots<K: Right>(
     q: &[&[f32]],
     dim: usize,
-    k: *const f32,
+    k: K,
     k_stride: usize,
     count: usize,
     out: *mut f32,
     out_stride: usize,
+    ahead: Ahead,
 ) {
     // SAFETY: as promised by the caller.
     unsafe {
         match q.len() {
-            1 => rows::<1, 16>(q, dim, k, k_stride, count, out, out_stride),
-            2 => rows::<2, 8>(q, dim, k, k_stride, count, out, out_stride),
-            _ => rows::<4, 4>(q, dim, k, k_stride, count, out, out_stride),
+            1 => rows::<K, 1, 16>(q, dim, k, k_stride, count, out, out_stride, ahead),
+            2 => rows::<K, 2, 8>(q, dim, k, k_stride, count, out, out_stride, ahead),
+            _ => rows::<K, 4, 4>(q, dim, k, k_stride, count, out, out_stride, ahead),
         }
     }
 }
 
-#[target_feature(enable = "avx512f")]
-unsafe fn rows<const R: usize, const C: usize>(
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn rows<K: Right, const R: usize, const C: usize>(
     q: &[&[f32]],
     dim: usize,
-    k: *const f32,
+    k: K,
     k_stride: usize,
     count: usize,
     out: *mut f32,
     out_stride: usize,
+    ahead: Ahead,
 ) {
     let mut first = 0;
     while first < count {
         let held = (count - first).min(C);
         let mut sums = [_mm512_setzero_ps(); 16];
+        (first..first + held).for_each(|key| ahead.ask(key));
         let mut at = 0;
         while at < dim {
             let mask = lanes(dim - at);
@@ -55,7 +60,7 @@ unsafe fn rows<const R: usize, const C: usize>(
                 }
                 for c in 0..C {
                     let key = first + c.min(held - 1);
-                    let right = _mm512_maskz_loadu_ps(mask, k.add(key * k_stride + at));
+                    let right = k.load(key * k_stride + at, mask);
                     for r in 0..R {
                         sums[r * C + c] = _mm512_fmadd_ps(left[r], right, sums[r * C + c]);
                     }
@@ -80,7 +85,7 @@ unsafe fn rows<const R: usize, const C: usize>(
 /// The sum over the lanes of vector `i` in lane `i`.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn totals(a: [__m512; 16]) -> __m512 {
+pub(crate) fn totals(a: [__m512; 16]) -> __m512 {
     let zero = _mm512_setzero_ps();
     let (mut b, mut c, mut d) = ([zero; 8], [zero; 4], [zero; 2]);
     for i in 0..8 {

@@ -5,38 +5,66 @@
 
 use std::arch::x86_64::*;
 
+use super::Matrix;
+use super::wide::{Ahead, Right};
+
 /// Rows held at a time; times [`VECTORS`] they fill 24 of the 32 registers.
 const ROWS: usize = 6;
 /// Vectors of 16 columns held at a time.
 const VECTORS: usize = 4;
 
 /// The operands; `right` and `out` are contiguous along their second dimension.
-pub struct Strip {
+pub struct Strip<B> {
     /// `[rows, inner]`.
-    pub left: *const f32,
+    left: *const f32,
     /// Its strides.
-    pub left_strides: (usize, usize),
+    left_strides: (usize, usize),
     /// `[inner, columns]`.
-    pub right: *const f32,
+    right: B,
     /// From row to row of it.
-    pub right_stride: usize,
+    right_stride: usize,
     /// `[rows, columns]`.
-    pub out: *mut f32,
+    out: *mut f32,
     /// From row to row of it.
-    pub out_stride: usize,
+    out_stride: usize,
     /// Factor of the product.
-    pub alpha: f32,
+    alpha: f32,
     /// Sums onto what `out` holds.
-    pub add: bool,
+    add: bool,
+    /// Rows that are asked for, one with each row of `right`.
+    ahead: Ahead,
 }
 
-impl Strip {
+impl<B: Right> Strip<B> {
+    /// `left` with any strides, `right` and `out` with those from row to row.
+    pub fn new(
+        left: Matrix,
+        right: B,
+        right_stride: usize,
+        (out, out_stride): (*mut f32, usize),
+        alpha: f32,
+        add: bool,
+        ahead: Ahead,
+    ) -> Self {
+        Strip {
+            left: left.data.as_ptr(),
+            left_strides: left.strides,
+            right,
+            right_stride,
+            out,
+            out_stride,
+            alpha,
+            add,
+            ahead,
+        }
+    }
+
     /// The whole product.
     ///
     /// # Safety
     /// Every element named by the sizes and strides may be read (written, of `out`, which overlaps neither operand);
     /// AVX-512 is there.
-    #[target_feature(enable = "avx512f")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     pub unsafe fn multiply(&self, rows: usize, inner: usize, columns: usize) {
         let mut column = 0;
         while column < columns {
@@ -55,7 +83,7 @@ impl Strip {
     }
 
     /// All rows of `wide` columns.
-    #[target_feature(enable = "avx512f")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     unsafe fn down<const V: usize>(&self, rows: usize, inner: usize, column: usize, wide: usize) {
         let last = wide - 16 * (V - 1);
         let mask: __mmask16 = if last == 16 { !0 } else { (1 << last) - 1 };
@@ -77,7 +105,7 @@ impl Strip {
         }
     }
 
-    #[target_feature(enable = "avx512f")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     unsafe fn tile<const R: usize, const V: usize>(
         &self,
         row: usize,
@@ -93,13 +121,18 @@ impl Strip {
             for (i, left) in left.iter_mut().enumerate() {
                 *left = left.add((row + i) * down);
             }
-            let mut right = self.right.add(column);
+            let ahead = match row + column {
+                0 => self.ahead,
+                _ => Ahead::NONE,
+            };
+            let mut right = column;
             let mut held = [_mm512_setzero_ps(); V];
-            for _ in 0..inner {
+            for p in 0..inner {
+                ahead.ask(p);
                 for v in 0..V - 1 {
-                    held[v] = _mm512_loadu_ps(right.add(16 * v));
+                    held[v] = self.right.load(right + 16 * v, !0);
                 }
-                held[V - 1] = _mm512_maskz_loadu_ps(mask, right.add(16 * (V - 1)));
+                held[V - 1] = self.right.load(right + 16 * (V - 1), mask);
                 for i in 0..R {
                     let value = _mm512_set1_ps(*left[i]);
                     for v in 0..V {
@@ -107,7 +140,7 @@ impl Strip {
                     }
                     left[i] = left[i].wrapping_add(along);
                 }
-                right = right.wrapping_add(self.right_stride);
+                right += self.right_stride;
             }
             let alpha = _mm512_set1_ps(self.alpha);
             for i in 0..R {

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{CHUNK, LANES, Lanes, Scan, Task};
+use super::{CHUNK, LANES, Lanes, Scan, Task, flops, step};
 use crate::disjoint::Disjoint;
 use crate::math::{exp, softplus};
 use crate::simd::dispatched;
@@ -18,22 +18,41 @@ pub struct Output {
     pub saved: Vec<f32>,
 }
 
+/// Below this many operations the threads cost more than they bring.
+const PARALLEL_FLOPS: u64 = 400_000;
+
 /// Computes the outputs, with what the backward pass needs where `save` is set. `last`, the final states `[sequences,
 /// channels, state]`, is overwritten; nothing in it is read before.
 pub fn forward(scan: &Scan, save: bool, last: &mut [f32]) -> Output {
     scan.check();
     let (blocks, state) = (scan.blocks(), scan.state);
-    let a = scan.blocked(scan.a);
+    let tasks = scan.tasks();
+    let brief = |task: &Task| !save && step::fits(scan.state, task.rows.len());
+    let a = match tasks.iter().all(brief) {
+        true => vec![],
+        false => scan.blocked(scan.a),
+    };
     let before = scan.chunks_before();
     let chunks = if save { before[scan.sequences()] } else { 0 };
     let mut y = vec![0.0; scan.u.len()];
     let mut saved = vec![0.0; chunks * blocks * state * LANES];
     let (shared_y, shared_saved) = (Disjoint::new(&mut y), Disjoint::new(&mut saved));
-    let tasks = scan.tasks();
     let size = scan.channels * state;
     assert_eq!(last.len(), scan.sequences() * size, "scan last");
     let shared_last = Disjoint::new(last);
-    tasks.par_iter().for_each(|task| {
+    let work = |task: &Task| {
+        let from = task.blocks.start * LANES;
+        let channels = (task.blocks.end * LANES).min(scan.channels) - from;
+        let at = task.sequence * size + from * state;
+        if brief(task) {
+            write_last(&shared_last, at, channels * state, |last| {
+                step::steps(scan, task, last, |block, row, y: &Lanes| {
+                    let at = row * scan.channels + block * LANES;
+                    write(&shared_y, at, &y[..scan.width(block)]);
+                });
+            });
+            return;
+        }
         let mut h = task.initial(scan);
         let mut steps = vec![[[0.0; LANES]; 2]; CHUNK.min(task.rows.len())];
         for (chunk, from) in task.rows.clone().step_by(CHUNK).enumerate() {
@@ -47,13 +66,14 @@ pub fn forward(scan: &Scan, save: bool, last: &mut [f32]) -> Output {
                 walk(scan, rows.clone(), block, a, h, &mut steps, &shared_y);
             }
         }
-        let from = task.blocks.start * LANES;
-        let channels = (task.blocks.end * LANES).min(scan.channels) - from;
-        let at = task.sequence * size + from * state;
         write_last(&shared_last, at, channels * state, |last| {
             scan.unblock(&h, task.blocks.start, last)
         });
-    });
+    };
+    match flops(scan.total(), scan.channels, state) < PARALLEL_FLOPS {
+        true => tasks.iter().for_each(work),
+        false => tasks.par_iter().for_each(work),
+    }
     Output { y, saved }
 }
 

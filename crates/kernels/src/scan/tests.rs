@@ -81,7 +81,10 @@ impl Case {
         assert_close("y", &output.y, &narrow(&y), 1e-5);
         assert_close("last", &output.last, &narrow(&last), 1e-5);
         let unsaved = run(&scan, false);
-        assert!(unsaved.saved.is_empty() && unsaved.y == output.y);
+        // A few tokens go another way where nothing is saved.
+        assert!(unsaved.saved.is_empty());
+        assert_close("y unsaved", &unsaved.y, &narrow(&y), 1e-5);
+        assert_close("last unsaved", &unsaved.last, &narrow(&last), 1e-5);
         let (dy, dlast) = (rand_vec(11, y.len()), rand_vec(12, last.len()));
         let grads = backward(&scan, &output.saved, &dy, full.then_some(&dlast[..]));
         let (dy, dlast) = (wide(&dy), wide(&dlast));
@@ -126,6 +129,7 @@ fn outputs_and_every_gradient_equal_the_equation() {
             Case::new(&[0, len], 3, 2).check(full, 40);
         }
         Case::new(&[0, 0, 130, 131, 170], 83, 16).check(full, 12);
+        Case::new(&[0, 1, 1, 5, 8], 21, 48).check(full, 12);
     }
 }
 
