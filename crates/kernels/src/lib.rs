@@ -7,6 +7,7 @@ pub mod conv;
 pub mod cross_entropy;
 mod disjoint;
 pub mod embedding;
+pub mod feature_attention;
 pub mod gemm;
 pub mod machine;
 pub mod math;

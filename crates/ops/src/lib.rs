@@ -10,6 +10,7 @@ pub(crate) mod check;
 pub mod conv;
 pub mod device;
 pub mod embedding;
+pub mod feature_attention;
 pub mod lengths;
 pub mod linear;
 pub mod loss;

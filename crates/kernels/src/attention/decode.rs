@@ -6,6 +6,7 @@
 
 use rayon::prelude::*;
 
+use super::block::Tile;
 use super::forward::Shared;
 use super::{Attention, Group, KEYS, merge};
 use crate::gemm::{Matrix, dots, product};
@@ -120,7 +121,7 @@ fn tile(
     for (row, q) in q.iter_mut().enumerate().take(rows) {
         *q = &attention.q[attention.row(group, row) * head_dim..][..head_dim];
     }
-    let (k, k_stride) = attention.keys(group, (from, to), wide);
+    let (k, k_stride) = attention.keys(group, Tile::range(from, to), wide);
     dots(&q[..rows], k, k_stride, keys, &mut scores, KEYS);
     for (row, scores) in scores.chunks_exact_mut(KEYS).enumerate().take(rows) {
         let index = attention.row(group, row);
@@ -142,7 +143,7 @@ fn tile(
             &mut partial.o[at * value_dim..][..value_dim],
         );
     }
-    let (v, v_stride) = attention.values(group, (from, to), wide);
+    let (v, v_stride) = attention.values(group, Tile::range(from, to), wide);
     let values = Matrix {
         data: v,
         strides: (v_stride, 1),
