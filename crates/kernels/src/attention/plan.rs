@@ -171,6 +171,19 @@ impl Plan {
         2 * self.pairs * same * (head_dim + value_dim) as u64
     }
 
+    /// Calls `pair(query, key)` for every pair of a head that is read.
+    pub fn pairs(&self, head: usize, mut pair: impl FnMut(usize, usize)) {
+        for block in self.blocks(head) {
+            for tile in block.tiles.clone() {
+                for (at, key) in self.pieces(tile).iter().cloned().flatten().enumerate() {
+                    let word = self.mask(tile).map_or(u64::MAX, |mask| mask[at]);
+                    let rows = (0..block.rows).filter(|row| word >> row & 1 == 1);
+                    rows.for_each(|row| pair(block.first + row, key));
+                }
+            }
+        }
+    }
+
     pub(super) fn heads(&self) -> usize {
         self.heads
     }
