@@ -235,12 +235,7 @@ impl<'a> Attention<'a> {
 
     /// Keys of a tile of a group, with their stride.
     #[inline(always)]
-    fn keys<'s>(
-        &self,
-        group: &Group,
-        tile: Tile,
-        scratch: &'s mut [f32],
-    ) -> (&'s [f32], usize)
+    fn keys<'s>(&self, group: &Group, tile: Tile, scratch: &'s mut [f32]) -> (&'s [f32], usize)
     where
         'a: 's,
     {
@@ -249,12 +244,7 @@ impl<'a> Attention<'a> {
 
     /// Values of a tile of a group, with their stride.
     #[inline(always)]
-    fn values<'s>(
-        &self,
-        group: &Group,
-        tile: Tile,
-        scratch: &'s mut [f32],
-    ) -> (&'s [f32], usize)
+    fn values<'s>(&self, group: &Group, tile: Tile, scratch: &'s mut [f32]) -> (&'s [f32], usize)
     where
         'a: 's,
     {

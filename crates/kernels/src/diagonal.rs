@@ -65,7 +65,8 @@ impl Diagonal<'_> {
         assert!(self.lambda.len().is_multiple_of(2), "diagonal lambda");
         assert_eq!(v.len(), total * self.lambda.len(), "diagonal v");
         assert!(
-            self.initial.is_none_or(|initial| initial.len() == sequences * self.lambda.len()),
+            self.initial
+                .is_none_or(|initial| initial.len() == sequences * self.lambda.len()),
             "diagonal initial"
         );
     }
@@ -135,7 +136,10 @@ pub fn backward(diagonal: &Diagonal, h: &[f32], dh: &[f32], dlast: Option<&[f32]
         lambda: vec![0.0; size],
         initial: vec![0.0; (diagonal.offsets.len() - 1) * size],
     };
-    let (dv, dinitial) = (Disjoint::new(&mut grads.v), Disjoint::new(&mut grads.initial));
+    let (dv, dinitial) = (
+        Disjoint::new(&mut grads.v),
+        Disjoint::new(&mut grads.initial),
+    );
     let tasks = diagonal.tasks();
     let sums: Vec<Pair> = tasks
         .par_iter()
@@ -146,7 +150,10 @@ pub fn backward(diagonal: &Diagonal, h: &[f32], dh: &[f32], dlast: Option<&[f32]
         for (part, sums) in sums.iter().enumerate() {
             let at = part * diagonal.state() + task.from;
             let total = &mut grads.lambda[at..at + task.width];
-            total.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
+            total
+                .iter_mut()
+                .zip(sums)
+                .for_each(|(total, sum)| *total += sum);
         }
     }
     grads

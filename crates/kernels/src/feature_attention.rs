@@ -123,7 +123,14 @@ impl FeatureAttention<'_> {
         out: &mut [f32],
     ) {
         let at = (from * self.heads + head) * dim;
-        transpose([count, dim], factor, &values[at..], self.heads * dim, out, ROWS);
+        transpose(
+            [count, dim],
+            factor,
+            &values[at..],
+            self.heads * dim,
+            out,
+            ROWS,
+        );
     }
 
     /// Rows where they lie.
@@ -155,12 +162,7 @@ impl FeatureAttention<'_> {
 }
 
 /// `[n, ROWS] (+)= left [n, inner] right [inner, ROWS]`, `left` at any strides.
-fn across(
-    [n, inner]: [usize; 2],
-    left: Matrix,
-    right: &[f32],
-    out: &mut [f32],
-) {
+fn across([n, inner]: [usize; 2], left: Matrix, right: &[f32], out: &mut [f32]) {
     let right = Matrix::rows(right, ROWS);
     product([n, inner, ROWS], 1.0, left, right, out, (ROWS, 1), false);
 }

@@ -26,12 +26,18 @@ pub fn forward(a: &[f32], m: usize, steps: usize) -> (Vec<f32>, Vec<f32>) {
     };
     // Chunks of nothing are not allowed.
     match steps {
-        0 => a.par_chunks(size).zip(z.par_chunks_mut(size)).for_each(|(a, z)| {
-            work((a, (z, &mut [])));
-        }),
+        0 => a
+            .par_chunks(size)
+            .zip(z.par_chunks_mut(size))
+            .for_each(|(a, z)| {
+                work((a, (z, &mut [])));
+            }),
         _ => a
             .par_chunks(size)
-            .zip(z.par_chunks_mut(size).zip(saved.par_chunks_mut(size * steps)))
+            .zip(
+                z.par_chunks_mut(size)
+                    .zip(saved.par_chunks_mut(size * steps)),
+            )
             .for_each(work),
     }
     (z, saved)
@@ -53,18 +59,46 @@ pub fn backward(a: &[f32], m: usize, steps: usize, saved: &[f32], dz: &[f32]) ->
         for z in saved.chunks_exact(size).rev() {
             step.parts(a, z);
             let p = rows(&step.p, m).transposed();
-            multiply(m, 0.25, rows(z, m).transposed(), rows(&dz, m), &mut d_outer, false);
+            multiply(
+                m,
+                0.25,
+                rows(z, m).transposed(),
+                rows(&dz, m),
+                &mut d_outer,
+                false,
+            );
             multiply(m, -1.0, p, rows(&d_outer, m), &mut d_middle, false);
             multiply(m, -1.0, p, rows(&d_middle, m), &mut d_inner, false);
             let (outer, middle) = (rows(&step.middle, m), rows(&step.inner, m));
-            multiply(m, -1.0, rows(&d_outer, m), outer.transposed(), &mut dp, false);
-            multiply(m, -1.0, rows(&d_middle, m), middle.transposed(), &mut dp, true);
+            multiply(
+                m,
+                -1.0,
+                rows(&d_outer, m),
+                outer.transposed(),
+                &mut dp,
+                false,
+            );
+            multiply(
+                m,
+                -1.0,
+                rows(&d_middle, m),
+                middle.transposed(),
+                &mut dp,
+                true,
+            );
             dp.iter_mut().zip(&d_inner).for_each(|(dp, d)| *dp -= d);
             multiply(m, 1.0, rows(&dp, m), rows(z, m).transposed(), da, true);
             let mut before = zeros();
             let outer = rows(&step.outer, m).transposed();
             multiply(m, 0.25, rows(&dz, m), outer, &mut before, false);
-            multiply(m, 1.0, rows(a, m).transposed(), rows(&dp, m), &mut before, true);
+            multiply(
+                m,
+                1.0,
+                rows(a, m).transposed(),
+                rows(&dp, m),
+                &mut before,
+                true,
+            );
             dz = before;
         }
         // Z_0 = Aᵀ / s with s the sum of the largest column.
@@ -84,7 +118,11 @@ pub fn backward(a: &[f32], m: usize, steps: usize, saved: &[f32], dz: &[f32]) ->
 }
 
 fn check(a: &[f32], m: usize) -> usize {
-    assert!(m > 0 && a.len().is_multiple_of(m * m), "inverse of {} values, m = {m}", a.len());
+    assert!(
+        m > 0 && a.len().is_multiple_of(m * m),
+        "inverse of {} values, m = {m}",
+        a.len()
+    );
     m * m
 }
 
@@ -100,13 +138,17 @@ fn multiply(m: usize, alpha: f32, a: Matrix, b: Matrix, out: &mut [f32], add: bo
 fn column_sum(a: &[f32], m: usize) -> (usize, f32) {
     let mut sums = vec![0.0; m];
     for row in a.chunks_exact(m) {
-        sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+        sums.iter_mut()
+            .zip(row)
+            .for_each(|(sum, value)| *sum += value);
     }
     let first = (0, f32::NEG_INFINITY);
-    sums.into_iter().enumerate().fold(first, |held, (at, sum)| match sum > held.1 {
-        true => (at, sum),
-        false => held,
-    })
+    sums.into_iter()
+        .enumerate()
+        .fold(first, |held, (at, sum)| match sum > held.1 {
+            true => (at, sum),
+            false => held,
+        })
 }
 
 fn transpose_scaled(a: &[f32], m: usize, factor: f32, out: &mut [f32]) {
@@ -140,7 +182,8 @@ impl Step {
 
     fn parts(&mut self, a: &[f32], z: &[f32]) {
         let m = self.m;
-        let diagonal = |x: &mut [f32], value: f32| x.iter_mut().step_by(m + 1).for_each(|x| *x += value);
+        let diagonal =
+            |x: &mut [f32], value: f32| x.iter_mut().step_by(m + 1).for_each(|x| *x += value);
         multiply(m, 1.0, rows(a, m), rows(z, m), &mut self.p, false);
         for (inner, p) in self.inner.iter_mut().zip(&self.p) {
             *inner = -p;
@@ -170,7 +213,9 @@ mod tests {
         };
         let sums = (0..m).map(|j| (0..m).map(|i| a[i * m + j]).sum::<f64>());
         let largest = sums.fold(f64::NEG_INFINITY, f64::max);
-        let mut z: Vec<f64> = (0..m * m).map(|at| a[at % m * m + at / m] / largest).collect();
+        let mut z: Vec<f64> = (0..m * m)
+            .map(|at| a[at % m * m + at / m] / largest)
+            .collect();
         for _ in 0..steps {
             let p = times(a, &z);
             let inner = less(15.0, times(&p, &less(7.0, p.clone())));
@@ -184,14 +229,19 @@ mod tests {
     #[test]
     fn inverses_and_gradients_match_the_equation() {
         for (m, steps) in [(1, 2), (3, 0), (3, 1), (5, 6), (9, 3)] {
-            let mut a: Vec<f32> = rand_vec(1, 2 * m * m).iter().map(|x| (2.0 * x).exp()).collect();
+            let mut a: Vec<f32> = rand_vec(1, 2 * m * m)
+                .iter()
+                .map(|x| (2.0 * x).exp())
+                .collect();
             for row in a.chunks_mut(m) {
                 let sum: f32 = row.iter().sum();
                 row.iter_mut().for_each(|x| *x /= sum);
             }
             let dz = rand_vec(2, a.len());
             let (want, grads) = differences(&[&a], &dz, |v| {
-                v[0].chunks(m * m).flat_map(|a| naive(a, m, steps)).collect()
+                v[0].chunks(m * m)
+                    .flat_map(|a| naive(a, m, steps))
+                    .collect()
             });
             let (z, saved) = forward(&a, m, steps);
             assert_close("z", &z, &want, 2e-5);
@@ -207,6 +257,11 @@ mod tests {
         let (z, _) = forward(&a, 3, 20);
         let mut one = [0.0; 9];
         multiply(3, 1.0, rows(&a, 3), rows(&z, 3), &mut one, false);
-        assert_close("A Z", &one, &[1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0], 1e-4);
+        assert_close(
+            "A Z",
+            &one,
+            &[1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0],
+            1e-4,
+        );
     }
 }

@@ -10,6 +10,7 @@ mod disjoint;
 pub mod embedding;
 pub mod feature_attention;
 pub mod gemm;
+pub mod glu;
 pub mod inverse;
 pub mod machine;
 pub mod math;

@@ -52,7 +52,9 @@ pub fn pool_grid(
 pub fn segment_means(channels: usize, bounds: &[usize], x: &[f32], y: &mut [f32]) {
     check_segments(channels, bounds, x, y);
     let segments = bounds.windows(2).zip(y.chunks_mut(channels));
-    each(segments, x.len(), |(rows, y)| mean(&x[rows[0] * channels..rows[1] * channels], y));
+    each(segments, x.len(), |(rows, y)| {
+        mean(&x[rows[0] * channels..rows[1] * channels], y)
+    });
 }
 
 /// The gradient of [`segment_means`].
@@ -69,7 +71,10 @@ pub fn segment_means_backward(channels: usize, bounds: &[usize], dy: &[f32], dx:
 fn check_segments(channels: usize, bounds: &[usize], rows: &[f32], means: &[f32]) {
     let total = bounds.last().copied().unwrap_or(0);
     let segments = bounds.len().saturating_sub(1);
-    assert!(channels > 0 && bounds.first() == Some(&0), "segments: bounds");
+    assert!(
+        channels > 0 && bounds.first() == Some(&0),
+        "segments: bounds"
+    );
     assert_eq!(rows.len(), total * channels, "segments: bounds and x");
     assert_eq!(means.len(), segments * channels, "segments: bounds and y");
 }
@@ -267,7 +272,9 @@ mod tests {
                 let sum: f64 = (rows[0]..rows[1]).map(|row| v[0][row * channels + c]).sum();
                 sum / (rows[1] - rows[0]) as f64
             };
-            let all = bounds.windows(2).flat_map(|rows| (0..channels).map(move |c| (rows, c)));
+            let all = bounds
+                .windows(2)
+                .flat_map(|rows| (0..channels).map(move |c| (rows, c)));
             all.map(|(rows, c)| mean(rows, c)).collect()
         });
         let (mut y, mut dx) = (vec![0.0; 9], vec![0.0; 18]);

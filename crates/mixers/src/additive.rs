@@ -34,7 +34,13 @@ impl Additive {
         if self.causal {
             let q = self.map.apply(q, Side::Query);
             let k = self.map.apply(k, Side::CausalKey);
-            return Ok(causal([q, k, v], self.scale, self.normalise, context, state));
+            return Ok(causal(
+                [q, k, v],
+                self.scale,
+                self.normalise,
+                context,
+                state,
+            ));
         }
         if state.is_some() {
             return Err(RunError::CannotStream(refusal));
@@ -91,10 +97,7 @@ pub(crate) fn cost(causal: bool, time: usize, heads: usize, features: usize, wid
             recurrence_flops(time, heads, features, width, false),
             heads * features * width,
         ),
-        false => (
-            feature_attention_flops(time, heads, features, width),
-            0,
-        ),
+        false => (feature_attention_flops(time, heads, features, width), 0),
     };
     Cost {
         params: 0,

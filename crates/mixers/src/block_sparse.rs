@@ -62,7 +62,8 @@ mod tests {
     #[test]
     fn plans_are_made_once_and_the_oldest_goes() {
         let plans = Plans::default();
-        let make = |time: usize| move || Plan::new(time, 1, 4, |_, keys| vec![keys], |_, _, _| true);
+        let make =
+            |time: usize| move || Plan::new(time, 1, 4, |_, keys| vec![keys], |_, _, _| true);
         let first = plans.of(8, make(8));
         assert!(Arc::ptr_eq(&first, &plans.of(8, make(8))));
         for time in 10..10 + KEPT {

@@ -122,22 +122,34 @@ impl Longformer {
     }
 
     /// Outputs of the global tokens, those of all sequences end to end: `[1, count, heads, head_dim]`.
-    fn global(&self, x: &Tensor<3>, [q, k, v]: &[Linear; 3], offsets: &Arc<Vec<usize>>) -> Tensor<4> {
+    fn global(
+        &self,
+        x: &Tensor<3>,
+        [q, k, v]: &[Linear; 3],
+        offsets: &Arc<Vec<usize>>,
+    ) -> Tensor<4> {
         let [batch, time, dim] = x.dims();
         let heads = self.config.heads;
         let project = |linear: &Linear, x: Tensor<3>| split_heads(linear.forward(x), heads);
         let x = x.clone().reshape([1, batch * time, dim]);
-        let counts = offsets.windows(2).map(|ends| self.config.globals.min(ends[1] - ends[0]));
+        let counts = offsets
+            .windows(2)
+            .map(|ends| self.config.globals.min(ends[1] - ends[0]));
         let counts: Vec<usize> = counts.collect();
         let places = offsets.iter().zip(&counts);
         let places = places.flat_map(|(from, count)| *from..from + count);
         let rows = x.clone().select(1, indices(places, &x.device()));
         let options = AttentionOptions {
-            q_offsets: Some(Arc::new(cumulative(&counts))),
+            q_offsets: Some(Arc::new(cumulative(counts.iter().copied()))),
             k_offsets: Some(offsets.clone()),
             ..AttentionOptions::default()
         };
-        flash_attention(project(q, rows), project(k, x.clone()), project(v, x), &options)
+        flash_attention(
+            project(q, rows),
+            project(k, x.clone()),
+            project(v, x),
+            &options,
+        )
     }
 }
 

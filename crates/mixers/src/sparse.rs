@@ -147,7 +147,9 @@ impl Sparse {
             match self.config.pattern {
                 Pattern::Fixed => {
                     let stretch = start / l;
-                    list.extend((0..stretch).map(|stretch| (stretch + 1) * l - c..(stretch + 1) * l));
+                    list.extend(
+                        (0..stretch).map(|stretch| (stretch + 1) * l - c..(stretch + 1) * l),
+                    );
                     list.push(stretch * l..end);
                 }
                 Pattern::Strided => {

@@ -115,9 +115,10 @@ impl FeatureMap {
                 let half = x.powi_scalar(2).sum_dim(3).mul_scalar(0.5);
                 let most = match side {
                     Side::Query => Some(projected.clone().detach().max_dim(3)),
-                    Side::Key(offsets) => {
-                        Some(over_sequence(projected.clone().detach().max_dim(3), offsets))
-                    }
+                    Side::Key(offsets) => Some(over_sequence(
+                        projected.clone().detach().max_dim(3),
+                        offsets,
+                    )),
                     Side::CausalKey => None,
                 };
                 let exponent = projected - half;
@@ -171,9 +172,16 @@ pub fn feature_attention(
     let rows = batch * time;
     if !on_cpu(&q) {
         meter::add(kernel::flops(rows, heads, map.features(dim), width));
-        return composed([q, k, v], map, normalise, offsets.map(|held| held.as_slice()));
+        return composed(
+            [q, k, v],
+            map,
+            normalise,
+            offsets.map(|held| held.as_slice()),
+        );
     }
-    meter::add(kernel::flops(rows, heads, map.features(dim), width) + 2 * map.flops(rows * heads, dim));
+    meter::add(
+        kernel::flops(rows, heads, map.features(dim), width) + 2 * map.flops(rows * heads, dim),
+    );
     let matrix = map.matrix().cloned();
     let whole = Whole {
         map: match map {
@@ -228,8 +236,14 @@ impl Whole {
                 Bare::Elu => Map::Elu,
                 Bare::Relu(add) => Map::Relu { add: *add },
                 Bare::Turned([sin, cos]) => Map::Turned { sin, cos },
-                Bare::RandomRelu(add) => Map::RandomRelu { rows: matrix(), add: *add },
-                Bare::RandomExp(eps) => Map::RandomExp { rows: matrix(), eps: *eps },
+                Bare::RandomRelu(add) => Map::RandomRelu {
+                    rows: matrix(),
+                    add: *add,
+                },
+                Bare::RandomExp(eps) => Map::RandomExp {
+                    rows: matrix(),
+                    eps: *eps,
+                },
             },
             normalise: self.normalise,
         }
@@ -244,7 +258,10 @@ impl Kernel for Whole {
     /// The backward pass makes the features again: five products for two.
     fn flops(&self, inputs: &[View]) -> [u64; 2] {
         let attention = self.arguments(inputs);
-        let (heads, width) = (attention.heads, attention.value_dim + usize::from(self.normalise));
+        let (heads, width) = (
+            attention.heads,
+            attention.value_dim + usize::from(self.normalise),
+        );
         let rows = attention.q.len() / attention.dim.max(1);
         let features = attention.map.features(attention.dim);
         let map = 2 * attention.map.flops(rows);
@@ -292,7 +309,10 @@ fn composed(
     let (q, k) = (map.apply(q, Side::Query), map.apply(k, Side::Key(offsets)));
     let one = |q: Tensor<4>, k: Tensor<4>, v: Tensor<4>| {
         let [batch, _, heads, features] = q.dims();
-        let sum = k.clone().permute([0, 2, 3, 1]).matmul(v.permute([0, 2, 1, 3]));
+        let sum = k
+            .clone()
+            .permute([0, 2, 3, 1])
+            .matmul(v.permute([0, 2, 1, 3]));
         let q = q.permute([0, 2, 1, 3]);
         let o = q.clone().matmul(sum);
         let o = match normalise {

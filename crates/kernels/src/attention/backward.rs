@@ -82,7 +82,9 @@ fn run(
         }
         None => {
             let firsts = (0..rows).step_by(ROWS);
-            firsts.map(|first| (first, ROWS.min(rows - first))).collect()
+            firsts
+                .map(|first| (first, ROWS.min(rows - first)))
+                .collect()
         }
     };
     // Gradients of the keys and values of a tile that do not lie together.

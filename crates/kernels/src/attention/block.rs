@@ -42,12 +42,7 @@ pub(super) struct Block<'a> {
 }
 
 impl<'a> Block<'a> {
-    pub(super) fn new(
-        attention: &Attention<'a>,
-        group: &Group,
-        first: usize,
-        rows: usize,
-    ) -> Self {
+    pub(super) fn new(attention: &Attention<'a>, group: &Group, first: usize, rows: usize) -> Self {
         let mut block = Block {
             plan: attention.plan(group),
             first,

@@ -46,7 +46,9 @@ impl Naive {
                     for j in ks[0]..ks[1] {
                         let distance = position - (j - ks[0]) as i64;
                         let late = self.mask.causal && distance < 0;
-                        let unread = |reads: fn(usize, usize, usize) -> bool| !reads(h, i - qs[0], j - ks[0]);
+                        let unread = |reads: fn(usize, usize, usize) -> bool| {
+                            !reads(h, i - qs[0], j - ks[0])
+                        };
                         if self.reads.is_some_and(unread) {
                             continue;
                         }

@@ -218,14 +218,24 @@ fn listed_keys_equal_the_equation() {
                 };
                 Arc::new(Plan::new(time, heads, block, list, reads))
             };
-            case.plans = Some(lengths.windows(2).map(|ends| plan(ends[1] - ends[0])).collect());
+            case.plans = Some(
+                lengths
+                    .windows(2)
+                    .map(|ends| plan(ends[1] - ends[0]))
+                    .collect(),
+            );
             case.reads = Some(reads);
             case.check();
             let pairs = |time: usize| {
-                let all = (0..2 * time * time).map(|at| (at / time / time, at / time % time, at % time));
-                all.filter(|(head, query, key)| reads(*head, *query, *key)).count() as u64
+                let all =
+                    (0..2 * time * time).map(|at| (at / time / time, at / time % time, at % time));
+                all.filter(|(head, query, key)| reads(*head, *query, *key))
+                    .count() as u64
             };
-            let total: u64 = lengths.windows(2).map(|ends| pairs(ends[1] - ends[0])).sum();
+            let total: u64 = lengths
+                .windows(2)
+                .map(|ends| pairs(ends[1] - ends[0]))
+                .sum();
             assert_eq!(case.fast().flops(), 2 * total * 11);
         }
     }

@@ -50,7 +50,9 @@ impl Around<'_> {
         let size = self.channels / self.groups;
         let rows = turned.chunks_exact(self.groups);
         let spread = |row: &[f32]| -> Vec<f32> {
-            row.iter().flat_map(|tap| std::iter::repeat_n(*tap, size)).collect()
+            row.iter()
+                .flat_map(|tap| std::iter::repeat_n(*tap, size))
+                .collect()
         };
         match backwards {
             true => rows.rev().flat_map(spread).collect(),
@@ -69,7 +71,10 @@ impl Around<'_> {
             rest = tail;
         }
         tasks.into_par_iter().for_each(|(segment, y)| {
-            let ends = [self.offsets[segment.sequence], self.offsets[segment.sequence + 1]];
+            let ends = [
+                self.offsets[segment.sequence],
+                self.offsets[segment.sequence + 1],
+            ];
             rows(segment, ends, self.channels, taps, x, y);
         });
         y
@@ -93,7 +98,10 @@ impl Around<'_> {
             .map(|some| {
                 let mut sums = vec![0.0; width * self.channels];
                 for segment in some {
-                    let ends = [self.offsets[segment.sequence], self.offsets[segment.sequence + 1]];
+                    let ends = [
+                        self.offsets[segment.sequence],
+                        self.offsets[segment.sequence + 1],
+                    ];
                     weights(*segment, ends, self.channels, self.x, dy, &mut sums);
                 }
                 sums

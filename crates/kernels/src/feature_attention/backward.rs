@@ -24,7 +24,11 @@ pub struct Grads {
 pub fn backward(attention: &FeatureAttention, o: &[f32], saved: &[f32], d_o: &[f32]) -> Grads {
     attention.check();
     let held = attention.held();
-    assert_eq!([o.len(), d_o.len()], [attention.v.len(); 2], "feature attention o");
+    assert_eq!(
+        [o.len(), d_o.len()],
+        [attention.v.len(); 2],
+        "feature attention o"
+    );
     assert_eq!(
         saved.len(),
         attention.sequences() * attention.heads * held,
@@ -87,7 +91,11 @@ fn queries(
     dq: &Disjoint,
 ) {
     let FeatureAttention {
-        q, map, dim, value_dim, ..
+        q,
+        map,
+        dim,
+        value_dim,
+        ..
     } = *attention;
     let features = attention.features();
     let factor = map.factor(dim);
@@ -107,7 +115,12 @@ fn queries(
         map.forward(x, from, Side::Query, phi);
         attention.gather(d_o, value_dim, block, 1.0, values);
         let dphi = &mut buffers.dphi;
-        across([features, value_dim], Matrix::rows(s, value_dim), values, dphi);
+        across(
+            [features, value_dim],
+            Matrix::rows(s, value_dim),
+            values,
+            dphi,
+        );
         // The features keep their scale for the map; for the sums they are divided with their rows.
         let mut inverse = [1.0; ROWS];
         let mut through = [0.0; ROWS];
@@ -123,7 +136,15 @@ fn queries(
         multiply(phi, &inverse);
         let rows = attention.rows(d_o, value_dim, head.head, from);
         let left = Matrix::rows(phi, ROWS);
-        product([features, count, value_dim], 1.0, left, rows, &mut buffers.ds, (value_dim, 1), true);
+        product(
+            [features, count, value_dim],
+            1.0,
+            left,
+            rows,
+            &mut buffers.ds,
+            (value_dim, 1),
+            true,
+        );
         if attention.normalise {
             multiply(phi, &through);
             add_rows(phi, count, &mut buffers.dz);
@@ -140,7 +161,12 @@ fn keys(
     dv: &Disjoint,
 ) {
     let FeatureAttention {
-        k, v, map, dim, value_dim, ..
+        k,
+        v,
+        map,
+        dim,
+        value_dim,
+        ..
     } = *attention;
     let features = attention.features();
     let factor = map.factor(dim);

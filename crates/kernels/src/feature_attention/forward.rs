@@ -66,7 +66,12 @@ impl Scratch {
 /// S, z and the stabiliser of a head.
 fn sums(attention: &FeatureAttention, head: Head, scratch: &mut Scratch, saved: &mut [f32]) {
     let FeatureAttention {
-        k, v, map, dim, value_dim, ..
+        k,
+        v,
+        map,
+        dim,
+        value_dim,
+        ..
     } = *attention;
     let features = attention.features();
     let Scratch { x, phi, .. } = scratch;
@@ -86,7 +91,15 @@ fn sums(attention: &FeatureAttention, head: Head, scratch: &mut Scratch, saved: 
         map.forward(x, from, Side::Key(most[0]), phi);
         let values = attention.rows(v, value_dim, head.head, from);
         let left = Matrix::rows(phi, ROWS);
-        product([features, count, value_dim], 1.0, left, values, s, (value_dim, 1), true);
+        product(
+            [features, count, value_dim],
+            1.0,
+            left,
+            values,
+            s,
+            (value_dim, 1),
+            true,
+        );
         add_rows(phi, count, z);
     }
 }
@@ -99,7 +112,11 @@ fn outputs(
     shared: &Disjoint,
 ) {
     let FeatureAttention {
-        q, map, dim, value_dim, ..
+        q,
+        map,
+        dim,
+        value_dim,
+        ..
     } = *attention;
     let features = attention.features();
     let Scratch {

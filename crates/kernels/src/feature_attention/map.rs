@@ -104,7 +104,9 @@ impl Map<'_> {
             Map::RandomExp { rows, .. } => {
                 across([features, dim], Matrix::rows(rows, dim), x, scratch);
                 let lanes = largest(scratch);
-                lanes[..count].iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b))
+                lanes[..count]
+                    .iter()
+                    .fold(f32::NEG_INFINITY, |a, b| a.max(*b))
             }
             _ => 0.0,
         }

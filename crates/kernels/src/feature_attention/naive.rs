@@ -32,7 +32,10 @@ pub fn stabilisers(attention: &FeatureAttention) -> Stabilisers {
     for pair in attention.offsets.windows(2) {
         for head in 0..attention.heads {
             let places = (pair[0]..pair[1]).map(|row| row * attention.heads + head);
-            let all = places.clone().map(|at| k[at]).fold(f64::NEG_INFINITY, f64::max);
+            let all = places
+                .clone()
+                .map(|at| k[at])
+                .fold(f64::NEG_INFINITY, f64::max);
             places.for_each(|at| k[at] = all);
         }
     }
@@ -51,7 +54,10 @@ fn features(map: &Map, x: &[f64], token: usize, most: f64) -> Vec<f64> {
     let relu = |add: f32| move |x: &f64| x.max(0.0) + add as f64;
     match map {
         Map::Identity => x.to_vec(),
-        Map::Elu => x.iter().map(|x| if *x > 0.0 { x + 1.0 } else { x.exp() }).collect(),
+        Map::Elu => x
+            .iter()
+            .map(|x| if *x > 0.0 { x + 1.0 } else { x.exp() })
+            .collect(),
         Map::Relu { add } => x.iter().map(relu(*add)).collect(),
         Map::Turned { sin, cos } => {
             let by = |factor: f32| move |x: &f64| x.max(0.0) * factor as f64;
@@ -77,7 +83,10 @@ pub fn forward(
     stabilisers: &Stabilisers,
 ) -> Vec<f64> {
     let FeatureAttention {
-        heads, dim, value_dim, ..
+        heads,
+        dim,
+        value_dim,
+        ..
     } = *attention;
     let made = |x: &[f64], most: &[f64]| -> Vec<Vec<f64>> {
         let rows = x.chunks(dim).zip(most).enumerate();
@@ -101,8 +110,14 @@ pub fn forward(
                 }
                 if attention.normalise {
                     let small = divisor.abs() < SMALLEST_DIVISOR as f64;
-                    let divisor = if small { SMALLEST_DIVISOR as f64 } else { divisor };
-                    o[row * value_dim..][..value_dim].iter_mut().for_each(|o| *o /= divisor);
+                    let divisor = if small {
+                        SMALLEST_DIVISOR as f64
+                    } else {
+                        divisor
+                    };
+                    o[row * value_dim..][..value_dim]
+                        .iter_mut()
+                        .for_each(|o| *o /= divisor);
                 }
             }
         }

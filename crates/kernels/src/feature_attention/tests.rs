@@ -25,16 +25,29 @@ fn check(name: &str, attention: &FeatureAttention, tol: f32) {
 fn every_map_matches_the_equation() {
     let offsets = [0, 3, 3, 8, 9];
     let (heads, dim, value_dim, total) = (2, 5, 3, 9);
-    let (q, k) = (rand_vec(1, total * heads * dim), rand_vec(2, total * heads * dim));
+    let (q, k) = (
+        rand_vec(1, total * heads * dim),
+        rand_vec(2, total * heads * dim),
+    );
     let v = rand_vec(3, total * heads * value_dim);
     let rows: Vec<f32> = rand_vec(4, 7 * dim).iter().map(|x| 2.0 * x).collect();
-    let (sin, cos): (Vec<f32>, Vec<f32>) = (0..total).map(|at| (0.15 * at as f32).sin_cos()).unzip();
+    let (sin, cos): (Vec<f32>, Vec<f32>) =
+        (0..total).map(|at| (0.15 * at as f32).sin_cos()).unzip();
     let maps = [
         Map::Elu,
         Map::Relu { add: 1e-3 },
-        Map::Turned { sin: &sin, cos: &cos },
-        Map::RandomRelu { rows: &rows, add: 1e-3 },
-        Map::RandomExp { rows: &rows, eps: 1e-2 },
+        Map::Turned {
+            sin: &sin,
+            cos: &cos,
+        },
+        Map::RandomRelu {
+            rows: &rows,
+            add: 1e-3,
+        },
+        Map::RandomExp {
+            rows: &rows,
+            eps: 1e-2,
+        },
         Map::Identity,
     ];
     for map in maps {
@@ -65,7 +78,13 @@ fn long_sequences_match_the_equation() {
     let (q, k) = (rand_vec(1, total * dim), rand_vec(2, total * dim));
     let v = rand_vec(3, total * value_dim);
     let rows: Vec<f32> = rand_vec(4, 4 * dim).iter().map(|x| 2.0 * x).collect();
-    for map in [Map::Elu, Map::RandomExp { rows: &rows, eps: 1e-4 }] {
+    for map in [
+        Map::Elu,
+        Map::RandomExp {
+            rows: &rows,
+            eps: 1e-4,
+        },
+    ] {
         let attention = FeatureAttention {
             q: &q,
             k: &k,
