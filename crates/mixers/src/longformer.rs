@@ -183,7 +183,12 @@ impl TokenMixer for Longformer {
                     pieces.push(local.clone().narrow(1, rest.start, rest.len()));
                 }
             }
-            o = Tensor::cat(pieces, 1).reshape([batch, time, heads, head_dim]);
+            let mut joined = Tensor::cat(pieces, 1);
+            if taken == batch * time {
+                // No local result counts; every parameter keeps a gradient.
+                joined = joined + local.mul_scalar(0.0);
+            }
+            o = joined.reshape([batch, time, heads, head_dim]);
         }
         Ok((self.projections.join(o), None))
     }
