@@ -20,13 +20,19 @@ mod decode;
 mod forward;
 mod merge;
 pub mod naive;
+mod plan;
 #[cfg(test)]
 mod tests;
 
 pub use backward::{Grads, backward};
 pub use forward::{Output, forward};
 pub use merge::merge;
+pub use plan::Plan;
 
+use std::ops::Range;
+use std::sync::Arc;
+
+use self::block::Tile;
 use self::cache::{Element, Table};
 use crate::bf16::{self, Held};
 
@@ -157,6 +163,9 @@ pub struct Attention<'a> {
     pub value_dim: usize,
     /// Which keys count.
     pub mask: Mask,
+    /// One for each sequence, in place of the mask: which keys count, where these are lists. As many queries as keys, as many
+    /// key heads as query heads, no biases, and keys and values that lie flat.
+    pub plans: Option<&'a [Arc<Plan>]>,
     /// Slopes of linear biases, one per query head (Press et al., arXiv 2108.12409).
     pub alibi: Option<&'a [f32]>,
     /// Factor of the dot products, usually `1 / sqrt(head_dim)`.
@@ -230,39 +239,91 @@ impl<'a> Attention<'a> {
         (group.keys + row / self.fold()) as isize - group.queries as isize
     }
 
-    /// Keys `from..to` of a group, of one block, with their stride.
+    /// Keys of a tile of a group, with their stride.
     #[inline(always)]
-    fn keys<'s>(
+    fn keys<'s>(&self, group: &Group, tile: Tile, scratch: &'s mut [f32]) -> (&'s [f32], usize)
+    where
+        'a: 's,
+    {
+        self.tile(self.k, self.head_dim, group, tile, scratch)
+    }
+
+    /// Values of a tile of a group, with their stride.
+    #[inline(always)]
+    fn values<'s>(&self, group: &Group, tile: Tile, scratch: &'s mut [f32]) -> (&'s [f32], usize)
+    where
+        'a: 's,
+    {
+        self.tile(self.v, self.value_dim, group, tile, scratch)
+    }
+
+    #[inline(always)]
+    fn tile<'s>(
         &self,
+        rows: Rows<'a>,
+        dim: usize,
         group: &Group,
-        (from, to): (usize, usize),
+        tile: Tile,
         scratch: &'s mut [f32],
     ) -> (&'s [f32], usize)
     where
         'a: 's,
     {
-        let shape = [self.kv_heads, self.head_dim];
-        self.k.rows(group, shape, from, to - from, scratch)
+        let shape = [self.kv_heads, dim];
+        let pieces = self.pieces(group, tile);
+        if pieces.is_empty() {
+            return rows.rows(group, shape, tile.from, tile.keys, scratch);
+        }
+        let mut at = 0;
+        for piece in pieces {
+            let (held, stride) = rows.rows(group, shape, piece.start, piece.len(), &mut []);
+            for row in 0..piece.len() {
+                scratch[at..at + dim].copy_from_slice(&held[row * stride..][..dim]);
+                at += dim;
+            }
+        }
+        (scratch, dim)
     }
 
-    /// Values `from..to` of a group, of one block, with their stride.
+    /// The plan of a group's sequence.
     #[inline(always)]
-    fn values<'s>(
-        &self,
-        group: &Group,
-        (from, to): (usize, usize),
-        scratch: &'s mut [f32],
-    ) -> (&'s [f32], usize)
-    where
-        'a: 's,
-    {
-        let shape = [self.kv_heads, self.value_dim];
-        self.v.rows(group, shape, from, to - from, scratch)
+    fn plan(&self, group: &Group) -> Option<&'a Plan> {
+        self.plans.map(|plans| &*plans[group.sequence])
     }
 
-    /// Values that [`Self::keys`] and [`Self::values`] need as scratch: none where rows lie as f32.
+    /// The ranges of a tile whose keys do not lie together; none where they do.
+    #[inline(always)]
+    fn pieces(&self, group: &Group, tile: Tile) -> &'a [Range<usize>] {
+        match (self.plan(group), tile.listed) {
+            (Some(plan), Some(at)) => match plan.pieces(at) {
+                [_] => &[],
+                pieces => pieces,
+            },
+            _ => &[],
+        }
+    }
+
+    /// Operations of a forward pass.
+    pub fn flops(&self) -> u64 {
+        match self.plans {
+            Some(plans) => plans
+                .iter()
+                .map(|plan| plan.flops(self.heads, self.head_dim, self.value_dim))
+                .sum(),
+            None => flops(
+                self.q_offsets,
+                self.k_offsets,
+                self.heads,
+                self.head_dim,
+                self.value_dim,
+                self.mask,
+            ),
+        }
+    }
+
+    /// Values that [`Self::keys`] and [`Self::values`] need as scratch: none where rows lie as f32 and in order.
     fn wide_block(&self) -> usize {
-        match self.k.is_wide() && self.v.is_wide() {
+        match self.k.is_wide() && self.v.is_wide() && self.plans.is_none() {
             true => 0,
             false => KEYS * self.head_dim.max(self.value_dim),
         }
@@ -297,5 +358,22 @@ impl<'a> Attention<'a> {
             self.alibi.is_none_or(|slopes| slopes.len() == self.heads),
             "attention alibi"
         );
+        let Some(plans) = self.plans else { return };
+        let flat = matches!((self.k, self.v), (Rows::Flat(_), Rows::Flat(_)));
+        assert!(
+            flat && self.alibi.is_none() && self.heads == self.kv_heads,
+            "attention with a plan: flat keys, no biases, a key head for each query head"
+        );
+        assert!(
+            self.q_offsets == self.k_offsets && plans.len() + 1 == self.q_offsets.len(),
+            "attention plans: one for each sequence, with as many queries as keys"
+        );
+        for (plan, ends) in plans.iter().zip(self.q_offsets.windows(2)) {
+            assert_eq!(plan.time(), ends[1] - ends[0], "attention plan");
+            assert!(
+                plan.heads() == 1 || plan.heads() == self.heads,
+                "attention plan heads"
+            );
+        }
     }
 }

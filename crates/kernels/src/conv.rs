@@ -6,12 +6,14 @@
 //! Shapes: x and y `[total, channels]`, weight `[channels, width]`, bias `[channels]`, and the inputs before (initial)
 //! and at the end (final) of each sequence `[sequences, channels, width - 1]`, oldest first. `width` is 1 to 8.
 
+mod around;
 mod backward;
 mod forward;
 pub mod naive;
 #[cfg(test)]
 mod tests;
 
+pub use around::Around;
 pub use backward::{Grads, backward};
 pub use forward::forward;
 

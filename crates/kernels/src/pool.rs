@@ -48,6 +48,53 @@ pub fn pool_grid(
     pool(pass, channels, grids, x, y);
 }
 
+/// Means of the rows `bounds[i]..bounds[i + 1]` of `[total, channels]`, `[segments, channels]`; zero of no rows.
+pub fn segment_means(channels: usize, bounds: &[usize], x: &[f32], y: &mut [f32]) {
+    check_segments(channels, bounds, x, y);
+    let segments = bounds.windows(2).zip(y.chunks_mut(channels));
+    each(segments, x.len(), |(rows, y)| {
+        mean(&x[rows[0] * channels..rows[1] * channels], y)
+    });
+}
+
+/// The gradient of [`segment_means`].
+pub fn segment_means_backward(channels: usize, bounds: &[usize], dy: &[f32], dx: &mut [f32]) {
+    check_segments(channels, bounds, dx, dy);
+    for (rows, dy) in bounds.windows(2).zip(dy.chunks(channels)) {
+        let factor = 1.0 / (rows[1] - rows[0]) as f32;
+        for dx in dx[rows[0] * channels..rows[1] * channels].chunks_mut(channels) {
+            dx.iter_mut().zip(dy).for_each(|(dx, dy)| *dx = factor * dy);
+        }
+    }
+}
+
+fn check_segments(channels: usize, bounds: &[usize], rows: &[f32], means: &[f32]) {
+    let total = bounds.last().copied().unwrap_or(0);
+    let segments = bounds.len().saturating_sub(1);
+    assert!(
+        channels > 0 && bounds.first() == Some(&0),
+        "segments: bounds"
+    );
+    assert_eq!(rows.len(), total * channels, "segments: bounds and x");
+    assert_eq!(means.len(), segments * channels, "segments: bounds and y");
+}
+
+dispatched! {
+    fn mean<'a>(x: &'a [f32], y: &'a mut [f32]) {
+        let channels = y.len();
+        y.fill(0.0);
+        for x in x.chunks_exact(channels) {
+            for c in 0..channels {
+                y[c] += x[c];
+            }
+        }
+        let factor = 1.0 / (x.len() / channels).max(1) as f32;
+        for c in 0..channels {
+            y[c] *= factor;
+        }
+    }
+}
+
 /// Grids one after the other; a sequence is a grid of width 1.
 fn pool(
     pass: Pass,
@@ -214,5 +261,26 @@ mod tests {
         let want = naive(channels, [height, width], &x64);
         let want: Vec<f32> = want.iter().map(|v| *v as f32).collect();
         assert_close("pool", &y, &want, 1e-6);
+    }
+
+    #[test]
+    fn segment_means_match_their_equation() {
+        let (channels, bounds) = (3, [0, 2, 5, 6]);
+        let (x, dy) = (rand_vec(1, 6 * channels), rand_vec(2, 3 * channels));
+        let (want, grads) = differences(&[&x], &dy, |v| {
+            let mean = |rows: &[usize], c: usize| {
+                let sum: f64 = (rows[0]..rows[1]).map(|row| v[0][row * channels + c]).sum();
+                sum / (rows[1] - rows[0]) as f64
+            };
+            let all = bounds
+                .windows(2)
+                .flat_map(|rows| (0..channels).map(move |c| (rows, c)));
+            all.map(|(rows, c)| mean(rows, c)).collect()
+        });
+        let (mut y, mut dx) = (vec![0.0; 9], vec![0.0; 18]);
+        segment_means(channels, &bounds, &x, &mut y);
+        assert_close("means", &y, &want, 1e-6);
+        segment_means_backward(channels, &bounds, &dy, &mut dx);
+        assert_close("dx", &dx, &grads[0], 2e-5);
     }
 }

@@ -1,17 +1,60 @@
-//! Linear attention over features that a mixer has made: causal with a carried state, or looking both ways. The mixers
+//! Linear attention over features of queries and keys: causal with a carried state, or looking both ways. The mixers
 //! linear_attention, performer and cosformer differ in their features only.
 
-use anyformer_ops::recurrence::{
-    Gate, RecurrenceOptions, Write, guard_divisor, linear_recurrence, recurrence_flops,
+use anyformer_ops::Tensor;
+use anyformer_ops::feature_attention::{
+    FeatureMap, Side, feature_attention, feature_attention_flops,
 };
-use anyformer_ops::{Tensor, meter};
+use anyformer_ops::recurrence::{
+    Gate, RecurrenceOptions, Write, linear_recurrence, recurrence_flops,
+};
 
-use crate::mixer::{Context, Cost, State};
+use crate::mixer::{Context, Cost, RunError, State};
+
+/// How a mixer attends; queries and keys are seen through `map`.
+pub(crate) struct Additive {
+    pub(crate) map: FeatureMap,
+    /// Factor of the causal form's queries, which its divisor has too.
+    pub(crate) scale: f32,
+    /// Divide by the sum of the weights.
+    pub(crate) normalise: bool,
+    pub(crate) causal: bool,
+}
+
+impl Additive {
+    /// Outputs `[batch, time, heads, value_dim]` of q, k `[batch, time, heads, dim]` and v, and the state where the context asks
+    /// for it. A form that looks both ways refuses a state in the name `refusal`.
+    pub(crate) fn attend(
+        &self,
+        [q, k, v]: [Tensor<4>; 3],
+        context: &Context,
+        state: Option<&State>,
+        refusal: &'static str,
+    ) -> Result<(Tensor<4>, Option<State>), RunError> {
+        if self.causal {
+            let q = self.map.apply(q, Side::Query);
+            let k = self.map.apply(k, Side::CausalKey);
+            return Ok(causal(
+                [q, k, v],
+                self.scale,
+                self.normalise,
+                context,
+                state,
+            ));
+        }
+        if state.is_some() {
+            return Err(RunError::CannotStream(refusal));
+        }
+        let offsets = context.offsets.as_ref();
+        let o = feature_attention(q, k, v, &self.map, self.normalise, offsets);
+        Ok((o, None))
+    }
+}
 
 /// `o_i = scale phi(q_i) sum_(j <= i) phi(k_j)^T v_j`, divided by `scale phi(q_i) . sum phi(k_j)` where `normalise` is set.
 /// Features `[batch, time, heads, features]`, values `[batch, time, heads, value_dim]`. State: `kv [sequences, heads, features,
 /// value_dim]` and, where normalised, `z [sequences, heads, features]`; given back where the context asks for it.
-pub(crate) fn causal(
+fn causal(
     [q, k, v]: [Tensor<4>; 3],
     scale: f32,
     normalise: bool,
@@ -47,68 +90,18 @@ pub(crate) fn causal(
     (o, next)
 }
 
-/// Operations over one sequence and bytes of the state, of [`causal`] or else of [`both_ways`]; `width` counts the
-/// normaliser's column.
+/// Operations over one sequence and bytes of the state, features not counted; `width` counts the normaliser's column.
 pub(crate) fn cost(causal: bool, time: usize, heads: usize, features: usize, width: usize) -> Cost {
     let (flops, state) = match causal {
         true => (
             recurrence_flops(time, heads, features, width, false),
             heads * features * width,
         ),
-        false => (both_ways_flops(time, heads, features, width), 0),
+        false => (feature_attention_flops(time, heads, features, width), 0),
     };
     Cost {
         params: 0,
         flops,
         state_bytes: 4 * state as u64,
     }
-}
-
-/// Linear attention that looks both ways: `o = phi(q) (sum phi(k)^T v)`, divided by `phi(q) . sum phi(k)` where
-/// `normalise` is set. Features `[batch, time, heads, features]`, values `[batch, time, heads, value_dim]`; each packed
-/// sequence is summed on its own.
-pub(crate) fn both_ways(
-    q: Tensor<4>,
-    k: Tensor<4>,
-    v: Tensor<4>,
-    normalise: bool,
-    offsets: Option<&[usize]>,
-) -> Tensor<4> {
-    let one = |q: Tensor<4>, k: Tensor<4>, v: Tensor<4>| {
-        let [_, time, heads, features] = q.dims();
-        let v = v.permute([0, 2, 1, 3]);
-        let v = match normalise {
-            true => {
-                let ones = v.clone().slice([0..v.dims()[0], 0..heads, 0..time, 0..1]);
-                Tensor::cat(vec![v, ones.ones_like()], 3)
-            }
-            false => v,
-        };
-        let width = v.dims()[3];
-        meter::add(both_ways_flops(time, heads, features, width) * q.dims()[0] as u64);
-        let sum = k.permute([0, 2, 3, 1]).matmul(v);
-        let o = q.permute([0, 2, 1, 3]).matmul(sum);
-        let o = match normalise {
-            true => {
-                let parts = o.split_with_sizes(vec![width - 1, 1], 3);
-                parts[0].clone() / guard_divisor(parts[1].clone())
-            }
-            false => o,
-        };
-        o.permute([0, 2, 1, 3])
-    };
-    match offsets {
-        None => one(q, k, v),
-        Some(offsets) => {
-            let pairs = offsets.windows(2).filter(|pair| pair[1] > pair[0]);
-            let piece = |x: &Tensor<4>, pair: &[usize]| x.clone().slice([0..1, pair[0]..pair[1]]);
-            let rows = pairs.map(|pair| one(piece(&q, pair), piece(&k, pair), piece(&v, pair)));
-            Tensor::cat(rows.collect(), 1)
-        }
-    }
-}
-
-/// Operations of [`both_ways`] over one sequence; `width` counts the normaliser's column.
-fn both_ways_flops(time: usize, heads: usize, features: usize, width: usize) -> u64 {
-    4 * (time * heads * features * width) as u64
 }

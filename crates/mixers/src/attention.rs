@@ -400,6 +400,7 @@ impl TokenMixer for Attention {
             causal: self.causal,
             window: self.window,
             alibi: self.slopes.clone(),
+            plans: None,
             scale: self.scale,
             q_offsets: context.offsets.clone(),
             k_offsets: context.offsets.clone(),

@@ -5,13 +5,16 @@
 //! blocks are a fixed function of (seed, head, query block, key block): those with the smallest hashes. Nothing is stored,
 //! and a longer sequence keeps most choices of a shorter one.
 
+use std::ops::Range;
+
 use anyformer_ops::Tensor;
+use anyformer_ops::attention::Plan;
 use serde::{Deserialize, Serialize};
 
-use crate::block_sparse::Plan;
+use crate::block_sparse::Plans;
 use crate::card::{Card, ConfigError, Direction, Knob, TokenEntry, head_dim, read, resolve};
 use crate::mixer::{Context, Cost, RunError, State, TokenMixer};
-use crate::parts::{Projections, each_sequence};
+use crate::parts::Projections;
 
 /// Knobs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -90,6 +93,7 @@ pub static ENTRY: TokenEntry = TokenEntry {
         }
         Ok(Box::new(Bigbird {
             projections: Projections::new(builder, dim, config.heads, config.bias),
+            plans: Plans::default(),
             head_dim,
             config,
         }))
@@ -107,6 +111,7 @@ fn hash(seed: u32, head: usize, query: usize, key: usize) -> u64 {
 
 struct Bigbird {
     projections: Projections,
+    plans: Plans,
     head_dim: usize,
     config: BigbirdConfig,
 }
@@ -120,16 +125,21 @@ impl Bigbird {
             seed,
             ..
         } = self.config;
-        Plan::new(block, heads, time, |head, query, blocks| {
+        let blocks = time.div_ceil(block);
+        let keys = |head: usize, queries: Range<usize>| {
+            let query = queries.start / block;
             if query == 0 || query + 1 == blocks {
-                return (0..blocks).collect();
+                return vec![0..time];
             }
             let fixed = |key: &usize| *key == 0 || key + 1 == blocks || query.abs_diff(*key) <= 1;
             let (mut list, mut others): (Vec<usize>, Vec<usize>) = (0..blocks).partition(fixed);
             others.sort_by_key(|key| hash(seed, head, query, *key));
             list.extend(others.into_iter().take(random));
-            list
-        })
+            list.sort_unstable();
+            let tokens = |key: usize| key * block..time.min((key + 1) * block);
+            list.into_iter().map(tokens).collect()
+        };
+        Plan::new(time, heads, block, keys, |_, _, _| true)
     }
 }
 
@@ -140,16 +150,18 @@ impl TokenMixer for Bigbird {
         context: &Context,
         state: Option<&State>,
     ) -> Result<(Tensor<3>, Option<State>), RunError> {
-        each_sequence(CARD.name, x, context, state, |x| {
-            let plan = self.plan(x.dims()[1]);
-            let o = plan.attend(self.projections.split(&x), |_, _| true);
-            Ok(self.projections.join(o))
-        })
+        if state.is_some() {
+            return Err(RunError::CannotStream(CARD.name));
+        }
+        let parts = self.projections.split(&x);
+        let o = self.plans.attend(parts, context, |time| self.plan(time));
+        Ok((self.projections.join(o), None))
     }
 
     fn cost(&self, time: usize) -> Cost {
         let mut cost = self.projections.cost(time);
-        cost.flops += self.plan(time).flops(self.head_dim);
+        let plan = self.plans.of(time, || self.plan(time));
+        cost.flops += plan.flops(self.config.heads, self.head_dim, self.head_dim);
         cost
     }
 }

@@ -5,11 +5,13 @@
 //! `[relu(x) sin, relu(x) cos]` of the position make it linear in time. M is the knob `max_time`, the same in training and
 //! decoding. State: `kv [sequences, heads, 2 head_dim, head_dim]` and `z [sequences, heads, 2 head_dim]`.
 
+use std::sync::Arc;
+
 use anyformer_ops::Tensor;
-use anyformer_ops::activation::relu;
+use anyformer_ops::feature_attention::FeatureMap;
 use serde::{Deserialize, Serialize};
 
-use crate::additive;
+use crate::additive::{self, Additive};
 use crate::card::{Card, ConfigError, Direction, Knob, TokenEntry, head_dim, read, resolve};
 use crate::mixer::{Context, Cost, RunError, State, TokenMixer};
 use crate::parts::Projections;
@@ -97,15 +99,8 @@ struct Cosformer {
 }
 
 impl Cosformer {
-    /// `[relu(x) sin, relu(x) cos]` of each token's angle, `[batch, time, heads, 2 head_dim]`.
-    fn features(x: Tensor<4>, [sin, cos]: &[Tensor<4>; 2]) -> Tensor<4> {
-        let x = relu(x);
-        Tensor::cat(vec![x.clone() * sin.clone(), x * cos.clone()], 3)
-    }
-
-    /// `sin` and `cos` of `pi position / (2 M)` for every token, `[batch, time, 1, 1]`.
-    fn angles(&self, like: &Tensor<4>, positions: &[usize]) -> Result<[Tensor<4>; 2], RunError> {
-        let [batch, time, _, _] = like.dims();
+    /// `[relu(x) sin, relu(x) cos]` of each token's angle `pi position / (2 M)`.
+    fn map(&self, positions: &[usize]) -> Result<FeatureMap, RunError> {
         let longest = positions.iter().max().map_or(0, |last| last + 1);
         if longest > self.config.max_time {
             return Err(RunError::TooLong {
@@ -117,10 +112,12 @@ impl Cosformer {
         let step = std::f64::consts::FRAC_PI_2 / self.config.max_time as f64;
         let table = |of: fn(f64) -> f64| {
             let values = positions.iter().map(|at| of(step * *at as f64) as f32);
-            let values: Vec<f32> = values.collect();
-            Tensor::<1>::from_data(values.as_slice(), &like.device()).reshape([batch, time, 1, 1])
+            Arc::new(values.collect())
         };
-        Ok([table(f64::sin), table(f64::cos)])
+        Ok(FeatureMap::Turned {
+            sin: table(f64::sin),
+            cos: table(f64::cos),
+        })
     }
 }
 
@@ -131,18 +128,19 @@ impl TokenMixer for Cosformer {
         context: &Context,
         state: Option<&State>,
     ) -> Result<(Tensor<3>, Option<State>), RunError> {
+        let refusal = "bidirectional cosformer";
         if state.is_some() && !self.config.causal {
-            return Err(RunError::CannotStream("bidirectional cosformer"));
+            return Err(RunError::CannotStream(refusal));
         }
         let [batch, time, _] = x.dims();
-        let [q, k, v] = self.projections.split(&x);
-        let angles = self.angles(&q, &context.positions(batch, time, state))?;
-        let (q, k) = (Self::features(q, &angles), Self::features(k, &angles));
-        if !self.config.causal {
-            let o = additive::both_ways(q, k, v, true, context.packed());
-            return Ok((self.projections.join(o), None));
-        }
-        let (o, next) = additive::causal([q, k, v], 1.0, true, context, state);
+        let additive = Additive {
+            map: self.map(&context.positions(batch, time, state))?,
+            scale: 1.0,
+            normalise: true,
+            causal: self.config.causal,
+        };
+        let parts = self.projections.split(&x);
+        let (o, next) = additive.attend(parts, context, state, refusal)?;
         Ok((self.projections.join(o), next))
     }
 

@@ -6,11 +6,11 @@
 //! `kv [sequences, heads, head_dim, head_dim]` and `z [sequences, heads, head_dim]`. Without `causal` the sums run over
 //! the whole sequence.
 
-use anyformer_ops::activation::relu;
+use anyformer_ops::feature_attention;
 use anyformer_ops::{Linear, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::additive;
+use crate::additive::{self, Additive};
 use crate::card::{Card, Direction, Knob, TokenEntry, head_dim, read, resolve};
 use crate::mixer::{Context, Cost, RunError, State, TokenMixer};
 use crate::parts::{join_heads, split_heads};
@@ -112,14 +112,17 @@ struct LinearAttention {
 }
 
 impl LinearAttention {
-    fn features(&self, x: Tensor<3>) -> Tensor<4> {
-        let x = match self.config.feature_map {
-            // elu(x) + 1 = max(x, 0) + exp(min(x, 0)).
-            FeatureMap::Elu => relu(x.clone()) + x.clamp_max(0.0).exp(),
-            FeatureMap::Relu => relu(x),
-            FeatureMap::Identity => x,
-        };
-        split_heads(x, self.config.heads)
+    fn additive(&self) -> Additive {
+        Additive {
+            map: match self.config.feature_map {
+                FeatureMap::Elu => feature_attention::FeatureMap::Elu,
+                FeatureMap::Relu => feature_attention::FeatureMap::Relu { add: 0.0 },
+                FeatureMap::Identity => feature_attention::FeatureMap::Identity,
+            },
+            scale: ((self.dim / self.config.heads) as f32).powf(-0.5),
+            normalise: self.config.normalise,
+            causal: self.config.causal,
+        }
     }
 
     fn value_dim(&self) -> usize {
@@ -134,20 +137,10 @@ impl TokenMixer for LinearAttention {
         context: &Context,
         state: Option<&State>,
     ) -> Result<(Tensor<3>, Option<State>), RunError> {
-        let dim = self.dim;
-        let q = self.features(self.q_proj.forward(x.clone()));
-        let k = self.features(self.k_proj.forward(x.clone()));
-        let v = split_heads(self.v_proj.forward(x), self.config.heads);
-        if !self.config.causal {
-            if state.is_some() {
-                return Err(RunError::CannotStream("bidirectional linear attention"));
-            }
-            let o = additive::both_ways(q, k, v, self.config.normalise, context.packed());
-            return Ok((self.o_proj.forward(join_heads(o)), None));
-        }
-        let scale = ((dim / self.config.heads) as f32).powf(-0.5);
-        let normalise = self.config.normalise;
-        let (o, next) = additive::causal([q, k, v], scale, normalise, context, state);
+        let parts = [&self.q_proj, &self.k_proj, &self.v_proj];
+        let parts = parts.map(|linear| split_heads(linear.forward(x.clone()), self.config.heads));
+        let refusal = "bidirectional linear attention";
+        let (o, next) = self.additive().attend(parts, context, state, refusal)?;
         Ok((self.o_proj.forward(join_heads(o)), next))
     }
 

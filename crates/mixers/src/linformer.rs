@@ -2,14 +2,17 @@
 //!
 //! Wang et al. (2020), arXiv 2006.04768: `K' = Eᵀ K`, `V' = Fᵀ V` with E, F `[max_time, k]`, `o = softmax(q K'ᵀ / sqrt(d)) V'`. A
 //! shorter sequence uses the first rows of E and F. The projection mixes the future in: not causal, no state.
+//!
+//! `Eᵀ (X W)` is computed as `(Eᵀ X) W`: keys and values of the whole length are never made.
 
-use anyformer_ops::activation::softmax;
-use anyformer_ops::{Init, Linear, Param, Tensor, meter};
+use anyformer_ops::attention::{AttentionOptions, attention_flops, flash_attention};
+use anyformer_ops::linear::across_rows;
+use anyformer_ops::{Init, Linear, Param, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::card::{Card, ConfigError, Direction, Knob, TokenEntry, head_dim, read, resolve};
 use crate::mixer::{Context, Cost, RunError, State, TokenMixer};
-use crate::parts::{each_sequence, split_heads};
+use crate::parts::{each_sequence, join_heads, linear_cost, split_heads};
 
 /// Knobs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -132,32 +135,29 @@ impl Linformer {
                 got: time,
             });
         }
-        meter::add(self.mixing_flops(time) * batch as u64);
+        // [batch, k, dim] of the tokens, then the layer over them.
         let project = |linear: &Linear, table: &Param| {
-            let rows = table.tensor::<2>().slice([0..time]).transpose();
-            let rows = rows.unsqueeze::<3>().expand([batch, k, time]);
-            let x = rows.matmul(linear.forward(x.clone()));
-            split_heads(x, self.width / self.head_dim)
-                .swap_dims(1, 2)
-                .expand([batch, heads, k, self.head_dim])
+            let table = table.tensor::<2>();
+            let table = match time == max_time {
+                true => table,
+                false => table.slice([0..time]),
+            };
+            let rows = (0..batch).map(|row| {
+                let x = x.clone().narrow(0, row, 1).reshape([time, dim]);
+                across_rows(table.clone(), x).unsqueeze::<3>()
+            });
+            let few = Tensor::cat(rows.collect(), 0);
+            split_heads(linear.forward(few), self.width / self.head_dim)
         };
         let keys = project(&self.k_proj, &self.proj_k);
         let values = match (&self.v_proj, &self.proj_v) {
             (Some(linear), Some(table)) => project(linear, table),
             _ => keys.clone(),
         };
-        let q = split_heads(self.q_proj.forward(x.clone()), heads).swap_dims(1, 2);
-        let scores = q.matmul(keys.swap_dims(2, 3));
-        let weights = softmax(scores.mul_scalar((self.head_dim as f32).powf(-0.5)));
-        let o = weights.matmul(values).swap_dims(1, 2);
-        Ok(self.o_proj.forward(o.reshape([batch, time, dim])))
-    }
-
-    fn mixing_flops(&self, time: usize) -> u64 {
-        let projections = if self.config.share_kv { 1 } else { 2 };
-        let (k, heads) = (self.config.k, self.config.heads);
-        let per_token = 2 * projections * k * self.width + 4 * k * heads * self.head_dim;
-        (time * per_token) as u64
+        debug_assert_eq!(keys.dims()[1], k);
+        let q = split_heads(self.q_proj.forward(x.clone()), heads);
+        let o = flash_attention(q, keys, values, &AttentionOptions::default());
+        Ok(self.o_proj.forward(join_heads(o)))
     }
 }
 
@@ -172,23 +172,19 @@ impl TokenMixer for Linformer {
     }
 
     fn cost(&self, time: usize) -> Cost {
-        let linear = [
-            Some(&self.q_proj),
-            Some(&self.k_proj),
-            self.v_proj.as_ref(),
-            Some(&self.o_proj),
-        ];
-        let weights: usize = linear
-            .iter()
-            .flatten()
-            .map(|part| part.weight.count())
-            .sum();
-        let tables = self.proj_k.count() + self.proj_v.as_ref().map_or(0, Param::count);
-        let bias = self.o_proj.weight.shape()[0];
-        Cost {
-            params: (weights + tables + bias) as u64,
-            flops: 2 * (weights * time) as u64 + self.mixing_flops(time),
+        let (k, heads) = (self.config.k, self.config.heads);
+        let few = match &self.v_proj {
+            Some(v_proj) => linear_cost(&[&self.k_proj, v_proj], k),
+            None => linear_cost(&[&self.k_proj], k),
+        };
+        let tables = 1 + usize::from(self.proj_v.is_some());
+        let dim = self.q_proj.weight.shape()[1];
+        let attention = attention_flops(&[0, time], &[0, k], heads, self.head_dim, false, None);
+        let own = Cost {
+            params: (tables * self.proj_k.count()) as u64,
+            flops: 2 * (tables * time * k * dim) as u64 + attention,
             state_bytes: 0,
-        }
+        };
+        linear_cost(&[&self.q_proj, &self.o_proj], time) + few + own
     }
 }

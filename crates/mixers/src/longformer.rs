@@ -4,16 +4,20 @@
 //! a global token attends to all tokens through projections of its own (`q_global`, `k_global`, `v_global`). Global are the
 //! first `globals` tokens of a sequence (a class token, a question).
 
-use anyformer_ops::attention::{AttentionOptions, attention_flops, flash_attention};
+use std::ops::Range;
+use std::sync::Arc;
+
+use anyformer_ops::attention::{AttentionOptions, Plan, attention_flops, flash_attention};
+use anyformer_ops::lengths::cumulative;
 use anyformer_ops::{Linear, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::block_sparse::Plan;
+use crate::block_sparse::Plans;
 use crate::card::{Card, ConfigError, Direction, Knob, TokenEntry, head_dim, read, resolve};
 use crate::mixer::{Context, Cost, RunError, State, TokenMixer};
-use crate::parts::{Projections, each_sequence, linear_cost, split_heads};
+use crate::parts::{Projections, indices, linear_cost, split_heads};
 
-/// Most tokens of a block.
+/// Queries that share a list of keys.
 const BLOCK: usize = 64;
 
 /// Knobs.
@@ -88,6 +92,7 @@ pub static ENTRY: TokenEntry = TokenEntry {
         Ok(Box::new(Longformer {
             projections: Projections::new(builder, dim, config.heads, config.bias),
             global: (config.globals > 0).then(|| ["q_global", "k_global", "v_global"].map(global)),
+            plans: Plans::default(),
             head_dim,
             config,
         }))
@@ -96,6 +101,7 @@ pub static ENTRY: TokenEntry = TokenEntry {
 
 struct Longformer {
     projections: Projections,
+    plans: Plans,
     global: Option<[Linear; 3]>,
     head_dim: usize,
     config: LongformerConfig,
@@ -104,55 +110,46 @@ struct Longformer {
 impl Longformer {
     fn plan(&self, time: usize) -> Plan {
         let LongformerConfig {
-            heads,
-            window,
-            globals,
-            ..
+            window, globals, ..
         } = self.config;
-        let block = window.min(BLOCK);
-        Plan::new(block, heads, time, |_, query, blocks| {
-            let first = (query * block).saturating_sub(window) / block;
-            let last = ((query + 1) * block - 1 + window) / block;
-            let near = first..(last + 1).min(blocks);
-            let global = 0..globals.div_ceil(block).min(first);
-            global.chain(near).collect()
-        })
+        let keys = |_: usize, queries: Range<usize>| {
+            let near = queries.start.saturating_sub(window)..time.min(queries.end + window);
+            // Last, so that the keys of the window lie together in their tiles.
+            vec![near.clone(), 0..globals.min(near.start)]
+        };
+        let sees = |_: usize, i: usize, j: usize| j < globals || i.abs_diff(j) <= window;
+        Plan::new(time, 1, BLOCK, keys, sees)
     }
 
-    /// One dense batch `[batch, time, dim]`.
-    fn dense(&self, x: Tensor<3>) -> Tensor<3> {
-        let [batch, time, _] = x.dims();
-        let LongformerConfig {
-            heads,
-            window,
-            globals,
-            ..
-        } = self.config;
-        let parts = self.projections.split(&x);
-        let sees = |i: usize, j: usize| j < globals || i.abs_diff(j) <= window;
-        let mut o = self.plan(time).attend(parts, sees);
-        if let Some([q, k, v]) = &self.global {
-            let globals = globals.min(time);
-            let project = |linear: &Linear, x: Tensor<3>| split_heads(linear.forward(x), heads);
-            let all = flash_attention(
-                project(q, x.clone().narrow(1, 0, globals)),
-                project(k, x.clone()),
-                project(v, x),
-                &AttentionOptions::default(),
-            );
-            // Local results of the global rows are multiplied by zero, so that every parameter keeps a gradient.
-            let local: Vec<f32> = (0..time)
-                .map(|i| f32::from(u8::from(i >= globals)))
-                .collect();
-            let local = Tensor::<1>::from_data(local.as_slice(), &o.device());
-            let rest = Tensor::zeros([batch, time - globals, heads, self.head_dim], &o.device());
-            let all = match time > globals {
-                true => Tensor::cat(vec![all, rest], 1),
-                false => all,
-            };
-            o = o * local.reshape([1, time, 1, 1]) + all;
-        }
-        self.projections.join(o)
+    /// Outputs of the global tokens, those of all sequences end to end: `[1, count, heads, head_dim]`.
+    fn global(
+        &self,
+        x: &Tensor<3>,
+        [q, k, v]: &[Linear; 3],
+        offsets: &Arc<Vec<usize>>,
+    ) -> Tensor<4> {
+        let [batch, time, dim] = x.dims();
+        let heads = self.config.heads;
+        let project = |linear: &Linear, x: Tensor<3>| split_heads(linear.forward(x), heads);
+        let x = x.clone().reshape([1, batch * time, dim]);
+        let counts = offsets
+            .windows(2)
+            .map(|ends| self.config.globals.min(ends[1] - ends[0]));
+        let counts: Vec<usize> = counts.collect();
+        let places = offsets.iter().zip(&counts);
+        let places = places.flat_map(|(from, count)| *from..from + count);
+        let rows = x.clone().select(1, indices(places, &x.device()));
+        let options = AttentionOptions {
+            q_offsets: Some(Arc::new(cumulative(counts.iter().copied()))),
+            k_offsets: Some(offsets.clone()),
+            ..AttentionOptions::default()
+        };
+        flash_attention(
+            project(q, rows),
+            project(k, x.clone()),
+            project(v, x),
+            &options,
+        )
     }
 }
 
@@ -163,14 +160,45 @@ impl TokenMixer for Longformer {
         context: &Context,
         state: Option<&State>,
     ) -> Result<(Tensor<3>, Option<State>), RunError> {
-        each_sequence(CARD.name, x, context, state, |x| Ok(self.dense(x)))
+        if state.is_some() {
+            return Err(RunError::CannotStream(CARD.name));
+        }
+        let [batch, time, _] = x.dims();
+        let parts = self.projections.split(&x);
+        let mut o = self.plans.attend(parts, context, |time| self.plan(time));
+        if let Some(layers) = &self.global {
+            let offsets = context.sequences(batch, time);
+            let all = self.global(&x, layers, &offsets);
+            let [_, _, heads, head_dim] = o.dims();
+            let local = o.reshape([1, batch * time, heads, head_dim]);
+            let (mut pieces, mut taken) = (Vec::new(), 0);
+            for ends in offsets.windows(2) {
+                let globals = self.config.globals.min(ends[1] - ends[0]);
+                let rest = ends[0] + globals..ends[1];
+                if globals > 0 {
+                    pieces.push(all.clone().narrow(1, taken, globals));
+                    taken += globals;
+                }
+                if !rest.is_empty() {
+                    pieces.push(local.clone().narrow(1, rest.start, rest.len()));
+                }
+            }
+            let mut joined = Tensor::cat(pieces, 1);
+            if taken == batch * time {
+                // No local result counts; every parameter keeps a gradient.
+                joined = joined + local.mul_scalar(0.0);
+            }
+            o = joined.reshape([batch, time, heads, head_dim]);
+        }
+        Ok((self.projections.join(o), None))
     }
 
     fn cost(&self, time: usize) -> Cost {
         let heads = self.config.heads;
         let globals = self.config.globals.min(time);
         let mut cost = self.projections.cost(time);
-        cost.flops += self.plan(time).flops(self.head_dim);
+        let plan = self.plans.of(time, || self.plan(time));
+        cost.flops += plan.flops(heads, self.head_dim, self.head_dim);
         if let Some([q, k, v]) = &self.global {
             let rows = [0, globals];
             cost = cost + linear_cost(&[q], globals) + linear_cost(&[k, v], time);

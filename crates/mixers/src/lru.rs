@@ -2,19 +2,18 @@
 //!
 //! Orvieto et al. (2023), arXiv 2303.06349: `h_t = lambda h_{t-1} + gamma (B u_t)`, `y_t = Re(C h_t) + D u_t`, with
 //! `lambda = exp(-exp(nu) + i exp(theta))` `[state]` and gamma that normalises; then GELU, a linear layer to twice the width
-//! and a gated linear unit, as in the block of the paper. Computed in chunks, states going on between them.
+//! and a gated linear unit, as in the block of the paper.
 
-use anyformer_ops::activation::{gelu, sigmoid};
-use anyformer_ops::{Init, Linear, Param, Tensor, meter};
+use anyformer_ops::activation::{gelu, glu};
+use anyformer_ops::diagonal::{diagonal_flops, diagonal_recurrence};
+use anyformer_ops::linear::{Precision, linear};
+use anyformer_ops::{Init, Linear, Param, Tensor};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::card::{Card, ConfigError, Direction, Knob, TokenEntry, read, resolve};
 use crate::mixer::{Context, Cost, RunError, State, TokenMixer};
-use crate::parts::{indices, linear_cost, row_by_row};
-
-/// Tokens of a chunk.
-const CHUNK: usize = 32;
+use crate::parts::linear_cost;
 
 /// Knobs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -144,110 +143,15 @@ struct Lru {
     state: usize,
 }
 
-type Complex = [Tensor<3>; 2];
-
 impl Lru {
-    /// States after every token from inputs `[state, rows, time]` in chunks of `chunk`, and the last, from `[state, rows, 1]`.
-    fn chunks(&self, v: Complex, chunk: usize, from: Complex) -> (Complex, Complex) {
-        let [state, rows, time] = v[0].dims();
-        let count = time / chunk;
-        meter::add(self.chunk_flops(chunk) * (count * rows) as u64);
-        let device = v[0].device();
-        let steps: Vec<f32> = (0..=chunk).map(|step| step as f32).collect();
-        let steps = Tensor::<1>::from_data(steps.as_slice(), &device).reshape([1, chunk + 1]);
-        let column = |param: &Param| param.tensor::<1>().exp().reshape([state, 1]);
-        let size = (column(&self.nu).neg() * steps.clone()).exp();
-        let angle = column(&self.theta) * steps;
-        let powers = [size.clone() * angle.clone().cos(), size * angle.sin()];
-        // The power of the distance from column to row, zero above the diagonal.
-        let places = indices(
-            (0..chunk * chunk).map(|at| {
-                let (row, column) = (at / chunk, at % chunk);
-                if row >= column { row - column } else { chunk }
-            }),
-            &device,
-        );
-        let none = Tensor::zeros([state, 1], &device);
-        let triangle = powers.clone().map(|power| {
-            Tensor::cat(vec![power.narrow(1, 0, chunk), none.clone()], 1)
-                .select(1, places.clone())
-                .reshape([state, chunk, chunk])
-        });
-        let v = v.map(|part| part.reshape([state, rows * count, chunk]).swap_dims(1, 2));
-        let times = |at: usize, part: usize| triangle[at].clone().matmul(v[part].clone());
-        let wide = |x: Tensor<3>| x.reshape([state, chunk, rows, count]);
-        let inner = [
-            wide(times(0, 0) - times(1, 1)),
-            wide(times(0, 1) + times(1, 0)),
-        ];
-        let later = powers.map(|power| power.narrow(1, 1, chunk).reshape([state, chunk, 1]));
-        let mut held = from.map(|part| part.reshape([state, 1, rows]));
-        let mut all: [Vec<Tensor<4>>; 2] = [Vec::new(), Vec::new()];
-        for at in 0..count {
-            let [real, imag] = held;
-            let gone = [
-                later[0].clone() * real.clone() - later[1].clone() * imag.clone(),
-                later[0].clone() * imag + later[1].clone() * real,
-            ];
-            let now = [0, 1].map(|part| {
-                let own = inner[part].clone().narrow(3, at, 1);
-                own.reshape([state, chunk, rows]) + gone[part].clone()
-            });
-            held = now.clone().map(|part| part.narrow(1, chunk - 1, 1));
-            for (all, part) in all.iter_mut().zip(now) {
-                all.push(part.reshape([state, chunk, rows, 1]));
-            }
-        }
-        let joined = all.map(|parts| {
-            let all = Tensor::cat(parts, 3);
-            all.permute([0, 2, 3, 1]).reshape([state, rows, time])
-        });
-        (joined, held.map(|part| part.reshape([state, rows, 1])))
-    }
-
-    /// Rows of one length, `[rows, time, dim]`, from a state `[rows, state, 2]`.
-    fn run(&self, x: Tensor<3>, from: Option<Tensor<3>>) -> (Tensor<3>, Tensor<3>) {
-        let [rows, time, dim] = x.dims();
-        let state = self.state;
-        meter::add(8 * (rows * time * dim * state) as u64);
-        let flat = x.clone().reshape([rows * time, dim]);
-        let gamma = self.gamma.tensor::<1>().exp().reshape([state, 1]);
-        let v = self.b.each_ref().map(|b| {
-            let weight = b.tensor::<2>() * gamma.clone();
-            weight
-                .matmul(flat.clone().transpose())
-                .reshape([state, rows, time])
-        });
-        let mut held = match from {
-            Some(from) => [0, 1].map(|part| from.clone().narrow(2, part, 1).permute([1, 0, 2])),
-            None => [(); 2].map(|()| Tensor::zeros([state, rows, 1], &x.device())),
-        };
-        let whole = time / CHUNK * CHUNK;
-        let mut parts: [Vec<Tensor<3>>; 2] = [Vec::new(), Vec::new()];
-        for (start, length, chunk) in [(0, whole, CHUNK), (whole, time - whole, time - whole)] {
-            if length > 0 {
-                let piece = v.clone().map(|part| part.narrow(2, start, length));
-                let (h, next) = self.chunks(piece, chunk, held);
-                held = next;
-                for (parts, part) in parts.iter_mut().zip(h) {
-                    parts.push(part);
-                }
-            }
-        }
-        let h = parts.map(|parts| Tensor::cat(parts, 2).reshape([state, rows * time]));
-        let [real, imag] = h;
-        let [c_real, c_imag] = self.c.each_ref().map(|c| c.tensor::<2>());
-        let y = c_real.matmul(real) - c_imag.matmul(imag);
-        let y = y.transpose().reshape([rows, time, dim])
-            + x * self.d.tensor::<1>().reshape([1, 1, dim]);
-        let both = self.output.forward(gelu(y));
-        let [a, b] = [0, dim].map(|start| both.clone().narrow(2, start, dim));
-        let held = held.map(|part| part.permute([1, 0, 2])).to_vec();
-        (a * sigmoid(b), Tensor::cat(held, 2))
-    }
-
-    fn chunk_flops(&self, chunk: usize) -> u64 {
-        8 * (self.state * chunk * chunk) as u64
+    /// `exp(-exp(nu) + i exp(theta))`, `[2, state]`.
+    fn lambda(&self) -> Tensor<2> {
+        let row = |param: &Param| param.tensor::<1>().exp().reshape([1, self.state]);
+        let (size, angle) = (row(&self.nu).neg().exp(), row(&self.theta));
+        Tensor::cat(
+            vec![size.clone() * angle.clone().cos(), size * angle.sin()],
+            0,
+        )
     }
 }
 
@@ -258,22 +162,42 @@ impl TokenMixer for Lru {
         context: &Context,
         state: Option<&State>,
     ) -> Result<(Tensor<3>, Option<State>), RunError> {
-        let held = state.map(|state| state.get::<3>("h"));
-        let times = context.times_after(x.dims()[0], x.dims()[1], state);
-        let (y, end) = row_by_row(x, context, held, |x, state| self.run(x, state));
-        let next = context.keep_state.then(|| State::new(times).with("h", end));
+        let [batch, time, dim] = x.dims();
+        let (size, rows) = (self.state, batch * time);
+        let flat = x.clone().reshape([rows, dim]);
+        // Real parts, then imaginary ones.
+        let gamma = self.gamma.tensor::<1>().exp().reshape([size, 1]);
+        let wide = self.b.each_ref().map(|b| b.tensor::<2>() * gamma.clone());
+        let v = linear(flat, Tensor::cat(wide.to_vec(), 0), None, Precision::F32);
+        // The state is kept as [sequences, state, 2].
+        let before = state.map(|state| {
+            let held = state.get::<3>("h").swap_dims(1, 2);
+            let sequences = held.dims()[0];
+            held.reshape([sequences, 2 * size])
+        });
+        let v = v.reshape([batch, time, 2 * size]);
+        let offsets = context.offsets.as_ref();
+        let (h, last) = diagonal_recurrence(v, self.lambda(), before, offsets);
+        let [c_real, c_imag] = self.c.each_ref().map(|c| c.tensor::<2>());
+        let tall = Tensor::cat(vec![c_real, c_imag.neg()], 1);
+        let y = linear(h.reshape([rows, 2 * size]), tall, None, Precision::F32);
+        let y = y.reshape([batch, time, dim]) + x * self.d.tensor::<1>().reshape([1, 1, dim]);
+        let y = glu(self.output.forward(gelu(y)));
+        let next = context.keep_state.then(|| {
+            let sequences = last.dims()[0];
+            let last = last.reshape([sequences, 2, size]).swap_dims(1, 2);
+            State::new(context.times_after(batch, time, state)).with("h", last)
+        });
         Ok((y, next))
     }
 
     fn cost(&self, time: usize) -> Cost {
         let own = [&self.nu, &self.theta, &self.gamma, &self.d];
         let own = own.into_iter().chain(&self.b).chain(&self.c);
-        let chunks =
-            (time / CHUNK) as u64 * self.chunk_flops(CHUNK) + self.chunk_flops(time % CHUNK);
         linear_cost(&[&self.output], time)
             + Cost {
                 params: own.map(|param| param.count() as u64).sum(),
-                flops: 8 * (time * self.dim * self.state) as u64 + chunks,
+                flops: 8 * (time * self.dim * self.state) as u64 + diagonal_flops(time, self.state),
                 state_bytes: 8 * self.state as u64,
             }
     }

@@ -6,8 +6,13 @@
 //! `Z <- Z (13 I - A Z (15 I - A Z (7 I - A Z))) / 4` from `Aᵀ / max column sum`. The means see the whole sequence: not
 //! causal, no state.
 
+use std::sync::Arc;
+
 use anyformer_ops::activation::softmax;
-use anyformer_ops::conv::{MAX_WIDTH, causal_conv1d, conv_flops};
+use anyformer_ops::attention::{AttentionOptions, attention_flops, flash_attention};
+use anyformer_ops::conv::{conv_around, conv_flops};
+use anyformer_ops::inverse::{inverse_flops, iterative_inverse};
+use anyformer_ops::pool::segment_means;
 use anyformer_ops::{Init, Param, Tensor, meter};
 use serde::{Deserialize, Serialize};
 
@@ -118,113 +123,70 @@ struct Nystromformer {
     config: NystromformerConfig,
 }
 
-/// Means over `count` segments of `[batch, heads, time, width]`; the first `time % count` are one token longer.
-fn segment_means(x: Tensor<4>, count: usize) -> Tensor<4> {
-    let [batch, heads, time, width] = x.dims();
+/// Where each of `count` segments of each of `batch` sequences begins; the first `time % count` are one token longer.
+fn segments(batch: usize, time: usize, count: usize) -> Vec<usize> {
     let (short, longer) = (time / count, time % count);
-    let means = |x: Tensor<4>, count: usize, length: usize| {
-        let x: Tensor<5> = x.reshape([batch, heads, count, length, width]);
-        x.mean_dim(3).reshape([batch, heads, count, width])
-    };
-    let split = longer * (short + 1);
-    let mut parts = Vec::new();
-    if longer > 0 {
-        parts.push(means(x.clone().narrow(2, 0, split), longer, short + 1));
-    }
-    parts.push(means(
-        x.narrow(2, split, time - split),
-        count - longer,
-        short,
-    ));
-    Tensor::cat(parts, 2)
-}
-
-/// The pseudo-inverse of row-stochastic matrices `[batch, heads, m, m]` after `steps` steps.
-fn pseudo_inverse(a: Tensor<4>, steps: usize) -> Tensor<4> {
-    let m = a.dims()[2];
-    let identity = |factor: f32| {
-        Tensor::<2>::eye(m, &a.device())
-            .mul_scalar(factor)
-            .unsqueeze()
-    };
-    let largest = a.clone().sum_dim(2).max_dim(3);
-    let mut z = a.clone().swap_dims(2, 3) / largest;
-    for _ in 0..steps {
-        let az = a.clone().matmul(z.clone());
-        let inner = identity(7.0) - az.clone();
-        let inner = identity(15.0) - az.clone().matmul(inner);
-        let inner = identity(13.0) - az.matmul(inner);
-        z = z.matmul(inner).mul_scalar(0.25);
-    }
-    z
+    let start = |at: usize| at % count * short + (at % count).min(longer) + at / count * time;
+    (0..=batch * count).map(start).collect()
 }
 
 impl Nystromformer {
     /// One dense batch `[batch, time, dim]`.
     fn dense(&self, x: Tensor<3>) -> Tensor<3> {
-        let [batch, time, _] = x.dims();
-        let m = self.config.landmarks;
-        meter::add(self.mixing_flops(time) * batch as u64);
+        let [batch, time, dim] = x.dims();
+        let (m, heads) = (self.config.landmarks, self.config.heads);
         let [q, k, values] = self.projections.split(&x);
-        let scale = (self.head_dim as f32).powf(-0.25);
-        let q = q.swap_dims(1, 2).mul_scalar(scale);
-        let k = k.swap_dims(1, 2).mul_scalar(scale);
-        let v = values.clone().swap_dims(1, 2);
-        let weights = |q: Tensor<4>, k: Tensor<4>| softmax(q.matmul(k.swap_dims(2, 3)));
-        let o = match time <= m {
-            true => weights(q, k).matmul(v),
+        let attend = |q: Tensor<4>, k: Tensor<4>, v: Tensor<4>| {
+            flash_attention(q, k, v, &AttentionOptions::default())
+        };
+        let mut o = match time <= m {
+            true => attend(q, k, values.clone()),
             false => {
-                let (few_q, few_k) = (segment_means(q.clone(), m), segment_means(k.clone(), m));
-                let inverse = pseudo_inverse(
-                    weights(few_q.clone(), few_k.clone()),
-                    self.config.iterations,
-                );
-                let gathered = weights(few_q, k).matmul(v);
-                weights(q, few_k).matmul(inverse.matmul(gathered))
+                let bounds = Arc::new(segments(batch, time, m));
+                let few = |x: &Tensor<4>| {
+                    let means = segment_means(join_heads(x.clone()), bounds.clone());
+                    split_heads(means.reshape([batch, m, dim]), heads)
+                };
+                let (few_q, few_k) = (few(&q), few(&k));
+                let gathered = attend(few_q.clone(), k, values.clone());
+                // [batch * heads, m, ..]
+                let flat =
+                    |x: Tensor<4>| x.swap_dims(1, 2).reshape([batch * heads, m, self.head_dim]);
+                meter::add((batch * self.landmark_flops()) as u64);
+                let scale = (self.head_dim as f32).powf(-0.5);
+                let scores = flat(few_q).matmul(flat(few_k.clone()).swap_dims(1, 2));
+                let inverse =
+                    iterative_inverse(softmax(scores.mul_scalar(scale)), self.config.iterations);
+                let seen = inverse
+                    .matmul(flat(gathered))
+                    .reshape([batch, heads, m, self.head_dim]);
+                attend(q, few_k, seen.swap_dims(1, 2))
             }
         };
-        let mut o = o.swap_dims(1, 2);
         if let Some(conv) = &self.conv {
-            o = o + self.convolve(values, conv);
+            let around = conv_around(join_heads(values), conv.tensor::<2>(), None);
+            o = o + split_heads(around, heads);
         }
         self.projections.join(o)
     }
 
-    /// Taps of the convolution in runs that the kernel takes: where each starts and how many it has.
-    fn runs(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
-        let taps = self.config.conv;
-        let starts = (0..taps).step_by(MAX_WIDTH);
-        starts.map(move |start| (start, MAX_WIDTH.min(taps - start)))
-    }
-
-    /// The convolution around each token: causal convolutions of the padded values, a run of taps each.
-    fn convolve(&self, values: Tensor<4>, weight: &Param) -> Tensor<4> {
-        let [batch, time, heads, head_dim] = values.dims();
-        let taps = self.config.conv;
-        let weight: Tensor<3> = weight.tensor::<2>().unsqueeze_dim(1);
-        let weight = weight
-            .expand([heads, head_dim, taps])
-            .reshape([self.dim, taps]);
-        let border = Tensor::zeros([batch, taps / 2, self.dim], &values.device());
-        let padded = Tensor::cat(vec![border.clone(), join_heads(values), border], 1);
-        let parts = self.runs().map(|(start, width)| {
-            let piece = padded.clone().narrow(1, start, time + width - 1);
-            let weight = weight.clone().narrow(1, start, width);
-            let (y, _) = causal_conv1d(piece, weight, None, false, None, None);
-            y.narrow(1, width - 1, time)
-        });
-        let none = Tensor::zeros([batch, time, self.dim], &padded.device());
-        split_heads(parts.fold(none, |sum, part| sum + part), heads)
+    /// Operations of the landmarks' scores and of the product with their inverse.
+    fn landmark_flops(&self) -> usize {
+        4 * self.config.landmarks * self.config.landmarks * self.dim
     }
 
     /// Operations beside those of layers and the convolution.
     fn mixing_flops(&self, time: usize) -> u64 {
-        let m = self.config.landmarks;
+        let (m, heads) = (self.config.landmarks, self.config.heads);
+        let attend = |queries: usize, keys: usize| {
+            let (queries, keys) = ([0, queries], [0, keys]);
+            attention_flops(&queries, &keys, heads, self.head_dim, false, None)
+        };
         if time <= m {
-            return 4 * (time * time * self.dim) as u64;
+            return attend(time, time);
         }
-        let inverse = 8 * self.config.iterations * self.config.heads * m * m * m;
-        ((8 * time * m + 4 * m * m) * self.dim + inverse) as u64
+        let inverse = heads as u64 * inverse_flops(m, self.config.iterations);
+        attend(m, time) + attend(time, m) + self.landmark_flops() as u64 + inverse
     }
 }
 
@@ -241,10 +203,7 @@ impl TokenMixer for Nystromformer {
     fn cost(&self, time: usize) -> Cost {
         let conv = Cost {
             params: self.conv.as_ref().map_or(0, Param::count) as u64,
-            flops: self
-                .runs()
-                .map(|(_, width)| conv_flops(time + width - 1, self.dim, width))
-                .sum(),
+            flops: conv_flops(time, self.dim, self.config.conv),
             state_bytes: 0,
         };
         let mixing = Cost {

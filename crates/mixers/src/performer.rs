@@ -7,16 +7,19 @@
 //! bidirectional form; in the causal form it is zero, since a maximum over positions would look ahead. It cancels in the
 //! quotient except through eps. State: `kv [sequences, heads, features, head_dim]` and `z [sequences, heads, features]`.
 
-use anyformer_ops::activation::relu;
+use anyformer_ops::feature_attention::FeatureMap;
 use anyformer_ops::param::normal;
-use anyformer_ops::{Init, Linear, Param, Tensor, meter};
+use anyformer_ops::{Init, Linear, Param, Tensor};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::additive;
+use crate::additive::{self, Additive};
 use crate::card::{Card, ConfigError, Direction, Knob, TokenEntry, head_dim, read, resolve};
 use crate::mixer::{Context, Cost, RunError, State, TokenMixer};
 use crate::parts::{join_heads, split_heads};
+
+/// Added to each feature of the ReLU kernels.
+const RELU_EPS: f32 = 1e-3;
 
 /// The kernel that the features estimate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -173,56 +176,20 @@ struct Performer {
 }
 
 impl Performer {
-    /// `[batch, time, heads, features]` of heads, with what is subtracted from the exponents chosen by `stabiliser`.
-    fn features(
-        &self,
-        x: Tensor<4>,
-        stabiliser: impl Fn(Tensor<4>) -> Option<Tensor<4>>,
-    ) -> Tensor<4> {
-        let [batch, time, heads, head_dim] = x.dims();
-        let rows = batch * time * heads;
+    fn map(&self) -> FeatureMap {
         let Some(projection) = &self.projection else {
-            return relu(x).add_scalar(1e-3);
+            return FeatureMap::Relu { add: RELU_EPS };
         };
-        meter::add(2 * (rows * head_dim * self.features) as u64);
-        let project = |x: Tensor<4>| {
-            x.reshape([rows, head_dim])
-                .matmul(projection.tensor::<2>().transpose())
-                .reshape([batch, time, heads, self.features])
-        };
+        let rows = projection.tensor::<2>();
         match self.config.kernel {
-            Kernel::Relu | Kernel::LraCompat => relu(project(x)).add_scalar(1e-3),
-            Kernel::Softmax => {
-                let x = x.mul_scalar((head_dim as f32).powf(-0.25));
-                let projected = project(x.clone());
-                let half = x.powi_scalar(2).sum_dim(3).mul_scalar(0.5);
-                let mut exponent = projected.clone() - half;
-                if let Some(most) = stabiliser(projected.detach()) {
-                    exponent = exponent - most;
-                }
-                let factor = (self.features as f32).powf(-0.5);
-                exponent
-                    .exp()
-                    .add_scalar(self.config.eps as f32)
-                    .mul_scalar(factor)
-            }
-        }
-    }
-
-    /// The largest exponent of each sequence and head, repeated over its tokens.
-    fn over_sequence(x: Tensor<4>, offsets: Option<&[usize]>) -> Tensor<4> {
-        let [batch, time, heads, _] = x.dims();
-        let most = x.max_dim(3);
-        match offsets {
-            None => most.max_dim(1).expand([batch, time, heads, 1]),
-            Some(offsets) => {
-                let pairs = offsets.windows(2).filter(|pair| pair[1] > pair[0]);
-                let rows = pairs.map(|pair| {
-                    let piece = most.clone().slice([0..1, pair[0]..pair[1]]);
-                    piece.max_dim(1).expand([1, pair[1] - pair[0], heads, 1])
-                });
-                Tensor::cat(rows.collect(), 1)
-            }
+            Kernel::Relu | Kernel::LraCompat => FeatureMap::RandomRelu {
+                rows,
+                add: RELU_EPS,
+            },
+            Kernel::Softmax => FeatureMap::RandomExp {
+                rows,
+                eps: self.config.eps as f32,
+            },
         }
     }
 }
@@ -234,22 +201,16 @@ impl TokenMixer for Performer {
         context: &Context,
         state: Option<&State>,
     ) -> Result<(Tensor<3>, Option<State>), RunError> {
-        let heads = self.config.heads;
-        let project = |linear: &Linear| split_heads(linear.forward(x.clone()), heads);
-        let q = self.features(project(&self.q_proj), |x| Some(x.max_dim(3)));
-        let keys = project(&self.k_proj);
-        let v = project(&self.v_proj);
-        let offsets = context.packed();
-        if !self.config.causal {
-            if state.is_some() {
-                return Err(RunError::CannotStream("bidirectional performer"));
-            }
-            let k = self.features(keys, |x| Some(Self::over_sequence(x, offsets)));
-            let o = additive::both_ways(q, k, v, true, offsets);
-            return Ok((self.o_proj.forward(join_heads(o)), None));
-        }
-        let k = self.features(keys, |_| None);
-        let (o, next) = additive::causal([q, k, v], 1.0, true, context, state);
+        let parts = [&self.q_proj, &self.k_proj, &self.v_proj];
+        let parts = parts.map(|linear| split_heads(linear.forward(x.clone()), self.config.heads));
+        let additive = Additive {
+            map: self.map(),
+            scale: 1.0,
+            normalise: true,
+            causal: self.config.causal,
+        };
+        let refusal = "bidirectional performer";
+        let (o, next) = additive.attend(parts, context, state, refusal)?;
         Ok((self.o_proj.forward(join_heads(o)), next))
     }
 

@@ -4,13 +4,16 @@
 //! - strided: `i - l <= j <= i`, or `(i - j) mod l = 0`;
 //! - fixed: `j div l = i div l`, or `j mod l >= l - c`: the last c tokens of every stretch carry it on.
 
+use std::ops::Range;
+
 use anyformer_ops::Tensor;
+use anyformer_ops::attention::Plan;
 use serde::{Deserialize, Serialize};
 
-use crate::block_sparse::Plan;
+use crate::block_sparse::Plans;
 use crate::card::{Card, ConfigError, Direction, Knob, TokenEntry, head_dim, read, resolve};
 use crate::mixer::{Context, Cost, RunError, State, TokenMixer};
-use crate::parts::{Projections, each_sequence};
+use crate::parts::Projections;
 
 /// Which far tokens are seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +25,11 @@ pub enum Pattern {
     #[default]
     Fixed,
 }
+
+/// Queries that share a list of keys in the fixed pattern.
+const FIXED_BLOCK: usize = 64;
+/// In the strided one, whose far keys differ from query to query: each query pays for those of its block.
+const STRIDED_BLOCK: usize = 16;
 
 /// Knobs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -59,7 +67,7 @@ static CARD: Card = Card {
     direction: Direction::Causal,
     streams: false,
     state: "none",
-    notes: "About time^1.5 at a stride near the root. Both sets of a pattern are merged in every head. Blocks of tokens are computed whole and masked, so the strided pattern costs several times its pairs. Decoding would need a cache of all keys; it is not offered.",
+    notes: "About time^1.5 at a stride near the root. Both sets of a pattern are merged in every head. Keys are gathered for 16 (strided) or 64 (fixed) queries at a time and masked, so the strided pattern costs several times its pairs. Decoding would need a cache of all keys; it is not offered.",
     knobs: &[
         Knob {
             name: "heads",
@@ -103,6 +111,7 @@ pub static ENTRY: TokenEntry = TokenEntry {
         }
         Ok(Box::new(Sparse {
             projections: Projections::new(builder, dim, config.heads, config.bias),
+            plans: Plans::default(),
             head_dim,
             config,
         }))
@@ -111,6 +120,7 @@ pub static ENTRY: TokenEntry = TokenEntry {
 
 struct Sparse {
     projections: Projections,
+    plans: Plans,
     head_dim: usize,
     config: SparseConfig,
 }
@@ -127,26 +137,49 @@ impl Sparse {
 
     fn plan(&self, time: usize) -> Plan {
         let (l, c) = (self.config.stride, self.config.summary);
-        match self.config.pattern {
-            // A block lies in one stretch, and in its summary or outside.
-            Pattern::Fixed => Plan::new(c, self.config.heads, time, |_, query, _| {
-                let seen = |key: &usize| self.sees(query * c, key * c) || *key == query;
-                (0..=query).filter(seen).collect()
-            }),
-            Pattern::Strided => {
-                let block = l.div_ceil(8);
-                Plan::new(block, self.config.heads, time, |_, query, _| {
-                    // Distances between two blocks are `apart - block + 1 ..= apart + block - 1`.
-                    let seen = |key: &usize| {
-                        let apart = (query - key) * block;
-                        let (least, most) = ((apart + 1).saturating_sub(block), apart + block - 1);
-                        least <= l || most / l * l >= least
-                    };
-                    (0..=query).filter(seen).collect()
-                })
+        let block = match self.config.pattern {
+            Pattern::Fixed => FIXED_BLOCK,
+            Pattern::Strided => STRIDED_BLOCK,
+        };
+        let keys = |_: usize, queries: Range<usize>| {
+            let Range { start, end } = queries;
+            let mut list = Vec::new();
+            match self.config.pattern {
+                Pattern::Fixed => {
+                    let stretch = start / l;
+                    list.extend(
+                        (0..stretch).map(|stretch| (stretch + 1) * l - c..(stretch + 1) * l),
+                    );
+                    list.push(stretch * l..end);
+                }
+                Pattern::Strided => {
+                    // Each multiple of the stride sees the block moved back by it, down to those that touch the neighbours.
+                    let near = start.saturating_sub(l);
+                    let far = (2..=end / l).rev().map(|times| {
+                        let back = times * l;
+                        start.saturating_sub(back)..near.min(end.saturating_sub(back))
+                    });
+                    list.extend(far);
+                    list.push(near..end);
+                }
             }
+            list.retain(|keys: &Range<usize>| keys.start < keys.end);
+            apart(list)
+        };
+        Plan::new(time, 1, block, keys, |_, i, j| self.sees(i, j))
+    }
+}
+
+/// Ranges in order of their starts, those that overlap made one.
+fn apart(ranges: Vec<Range<usize>>) -> Vec<Range<usize>> {
+    let mut joined: Vec<Range<usize>> = Vec::new();
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => joined.push(range),
         }
     }
+    joined
 }
 
 impl TokenMixer for Sparse {
@@ -156,16 +189,18 @@ impl TokenMixer for Sparse {
         context: &Context,
         state: Option<&State>,
     ) -> Result<(Tensor<3>, Option<State>), RunError> {
-        each_sequence(CARD.name, x, context, state, |x| {
-            let plan = self.plan(x.dims()[1]);
-            let o = plan.attend(self.projections.split(&x), |i, j| self.sees(i, j));
-            Ok(self.projections.join(o))
-        })
+        if state.is_some() {
+            return Err(RunError::CannotStream(CARD.name));
+        }
+        let parts = self.projections.split(&x);
+        let o = self.plans.attend(parts, context, |time| self.plan(time));
+        Ok((self.projections.join(o), None))
     }
 
     fn cost(&self, time: usize) -> Cost {
         let mut cost = self.projections.cost(time);
-        cost.flops += self.plan(time).flops(self.head_dim);
+        let plan = self.plans.of(time, || self.plan(time));
+        cost.flops += plan.flops(self.config.heads, self.head_dim, self.head_dim);
         cost
     }
 }

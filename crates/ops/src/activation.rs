@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use anyformer_kernels::activation::Activation;
+use anyformer_kernels::glu as halves;
 use anyformer_kernels::softmax as kernel;
 use burn::tensor::{Tensor, activation as composed};
 
@@ -170,6 +171,44 @@ pub fn mul_silu<const D: usize>(x: Tensor<D>, gate: Tensor<D>) -> Tensor<D> {
 }
 
 #[derive(Debug)]
+struct Halves;
+
+impl Kernel for Halves {
+    fn forward(&self, inputs: &[View], _save: bool) -> Forward {
+        let x = inputs[0];
+        let (last, mut shape) = (x.shape.len() - 1, x.shape.to_vec());
+        shape[last] /= 2;
+        // SAFETY: the kernel writes every value.
+        let y = unsafe { filled(x.data.len() / 2, |y| halves::glu(shape[last], x.data, y)) };
+        output(&shape, y)
+    }
+
+    fn backward(
+        &self,
+        inputs: &[View],
+        _saved: &[View],
+        grads: &[Option<View>],
+    ) -> Vec<Option<Array>> {
+        let (x, dy) = (inputs[0], only(grads));
+        let dim = dy.shape[dy.shape.len() - 1];
+        let fill = |dx: &mut [f32]| halves::glu_backward(dim, x.data, dy.data, dx);
+        // SAFETY: the kernel writes every value.
+        let dx = unsafe { filled(x.data.len(), fill) };
+        vec![Some(Array::new(x.shape, dx))]
+    }
+}
+
+/// The first half of the last dimension times the sigmoid of the second (Dauphin et al., 2017).
+pub fn glu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    let dim = x.dims()[D - 1] / 2;
+    assert!(dim > 0 && x.dims()[D - 1] == 2 * dim, "glu: an odd width");
+    if on_cpu(&x) {
+        return single(Halves, [erase(x)]);
+    }
+    x.clone().narrow(D - 1, 0, dim) * composed::sigmoid(x.narrow(D - 1, dim, dim))
+}
+
+#[derive(Debug)]
 struct Softmax;
 
 impl Kernel for Softmax {
@@ -275,6 +314,13 @@ mod tests {
             mul_silu(v[1].clone(), v[0].clone())
         });
         assert_eq!(unit, gate);
+    }
+
+    #[test]
+    fn units_over_halves_agree_with_composed() {
+        agree("glu", 3e-6, &[spread(6, 84)], |v| {
+            glu(v[0].clone().reshape([2, 3, 14])).reshape([42])
+        });
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyformer_kernels::attention as kernel;
+pub use anyformer_kernels::attention::Plan;
 use anyformer_kernels::attention::{Attention, Mask, Output, Rows};
 use burn::tensor::{Bool, Tensor, TensorData};
 
@@ -23,6 +24,9 @@ pub struct AttentionOptions {
     pub alibi: Option<Arc<Vec<f32>>>,
     /// Factor of the dot products; `1/sqrt(head_dim)` when absent.
     pub scale: Option<f32>,
+    /// One for each sequence, in place of the mask: lists of the keys that each block of queries looks at. As many queries as
+    /// keys, a key head for each query head, no biases.
+    pub plans: Option<Arc<Vec<Arc<Plan>>>>,
     /// Cumulative query counts of packed sequences; the batch is 1 then.
     pub q_offsets: Option<Arc<Vec<usize>>>,
     /// Cumulative key counts of packed sequences; the batch is 1 then.
@@ -133,6 +137,7 @@ struct Flash {
     q_offsets: Arc<Vec<usize>>,
     k_offsets: Arc<Vec<usize>>,
     mask: Mask,
+    plans: Option<Arc<Vec<Arc<Plan>>>>,
     alibi: Option<Arc<Vec<f32>>>,
     scale: f32,
     heads: usize,
@@ -153,6 +158,7 @@ impl Flash {
                 causal: options.causal,
                 window: options.window,
             },
+            plans: options.plans.clone(),
             alibi: options.alibi.clone(),
             scale: options.scale.unwrap_or((head_dim as f32).powf(-0.5)),
             heads,
@@ -162,6 +168,10 @@ impl Flash {
 
     /// Operations of a forward pass.
     fn work(&self, head_dim: usize, value_dim: usize) -> u64 {
+        if let Some(plans) = &self.plans {
+            let once = |plan: &Arc<Plan>| plan.flops(self.heads, head_dim, value_dim);
+            return plans.iter().map(once).sum();
+        }
         let (q, k) = (&self.q_offsets, &self.k_offsets);
         kernel::flops(q, k, self.heads, head_dim, value_dim, self.mask)
     }
@@ -178,6 +188,7 @@ impl Flash {
             head_dim: inputs[0].shape[3],
             value_dim: inputs[2].shape[3],
             mask: self.mask,
+            plans: self.plans.as_ref().map(|plans| plans.as_slice()),
             alibi: self.alibi.as_ref().map(|slopes| slopes.as_slice()),
             scale: self.scale,
         }
@@ -194,7 +205,7 @@ impl Flash {
         let (q, k, v) = (rows(q), rows(k), rows(v));
         let pairs = self.q_offsets.windows(2).zip(self.k_offsets.windows(2));
         let mut outputs = Vec::new();
-        for (queries, keys) in pairs {
+        for (row, (queries, keys)) in pairs.enumerate() {
             let (count, held) = (queries[1] - queries[0], keys[1] - keys[0]);
             if count == 0 {
                 continue;
@@ -214,7 +225,12 @@ impl Flash {
             };
             let q = q.clone().slice([queries[0]..queries[1]]).swap_dims(0, 1);
             let mut scores = q.matmul(spread(&k).swap_dims(1, 2)).mul_scalar(self.scale);
-            let (distance, forbidden, empty) = self.geometry(count, held);
+            let (distance, forbidden, seen) = match &self.plans {
+                Some(plans) => listed(&plans[row], heads),
+                None => self.geometry(count, held),
+            };
+            // One for all heads, or one for each.
+            let masks = seen.len() / count;
             let device = scores.device();
             if let Some(slopes) = &self.alibi {
                 let distance = Tensor::<1>::from_data(distance.as_slice(), &device);
@@ -222,10 +238,11 @@ impl Flash {
                 let bias = slopes.reshape([heads, 1, 1]) * distance.reshape([1, count, held]);
                 scores = scores - bias;
             }
-            let forbidden = TensorData::new(forbidden, [1, count, held]);
+            let forbidden = TensorData::new(forbidden, [masks, count, held]);
             let forbidden = Tensor::<3, Bool>::from_data(forbidden, &device);
             let scores = scores.mask_fill(forbidden.expand([heads, count, held]), -1e30);
-            let seen = Tensor::<1>::from_data(empty.as_slice(), &device).reshape([1, count, 1]);
+            let seen = Tensor::<1>::from_data(seen.as_slice(), &device);
+            let seen = seen.reshape([masks, count, 1]);
             outputs.push((softmax(scores).matmul(spread(&v)) * seen).swap_dims(0, 1));
         }
         match outputs.is_empty() {
@@ -256,6 +273,20 @@ impl Flash {
         }
         (distances, forbidden, seen)
     }
+}
+
+/// What [`Flash::geometry`] gives, of a plan: without distances, for every head.
+fn listed(plan: &Plan, heads: usize) -> (Vec<f32>, Vec<bool>, Vec<f32>) {
+    let time = plan.time();
+    let mut forbidden = vec![true; heads * time * time];
+    let mut seen = vec![0.0; heads * time];
+    for head in 0..heads {
+        plan.pairs(head, |query, key| {
+            forbidden[(head * time + query) * time + key] = false;
+            seen[head * time + query] = 1.0;
+        });
+    }
+    (Vec::new(), forbidden, seen)
 }
 
 impl Kernel for Flash {
@@ -328,6 +359,7 @@ mod tests {
                         causal,
                         window,
                         alibi: alibi.clone(),
+                        plans: None,
                         scale: None,
                         q_offsets: Some(Arc::new(q_offsets.clone())),
                         k_offsets: Some(Arc::new(k_offsets.clone())),
@@ -346,5 +378,35 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn listed_keys_equal_the_matrix_form() {
+        let (time, heads, head_dim) = (20, 2, 4);
+        let offsets = Arc::new(vec![0, 0, 3, 20]);
+        let inputs = [1, 2, 3].map(|seed| values(seed, time * heads * head_dim));
+        // Every other key for one head, a window for the other; the first query sees nothing.
+        let sees = |head: usize, query: usize, key: usize| {
+            query > 0
+                && match head {
+                    0 => key.is_multiple_of(2),
+                    _ => query.abs_diff(key) <= 2,
+                }
+        };
+        let plan = |ends: &[usize]| {
+            let time = ends[1] - ends[0];
+            Arc::new(Plan::new(time, heads, 8, |_, _| vec![0..time], sees))
+        };
+        let options = AttentionOptions {
+            plans: Some(Arc::new(offsets.windows(2).map(plan).collect())),
+            q_offsets: Some(offsets.clone()),
+            k_offsets: Some(offsets.clone()),
+            ..AttentionOptions::default()
+        };
+        agree("listed", 1e-4, &inputs, |x| {
+            let shape = [1, time, heads, head_dim];
+            let [q, k, v] = [0, 1, 2].map(|at: usize| x[at].clone().reshape(shape));
+            flash_attention(q, k, v, &options).reshape([time * heads * head_dim])
+        });
     }
 }

@@ -1,11 +1,11 @@
-//! Causal depthwise convolution over time as an op; see [`anyformer_kernels::conv`].
+//! Depthwise convolutions over time as ops, causal and around each token; see [`anyformer_kernels::conv`].
 
 use std::sync::Arc;
 
 use anyformer_kernels::conv as kernel;
 use burn::tensor::Tensor;
 
-use crate::activation::silu;
+use crate::activation::{only, output, silu, single};
 use crate::adapter::{
     Array, Erased, Forward, Kernel, View, apply, erase, on_cpu, or_zeros, sequences,
 };
@@ -171,6 +171,87 @@ fn composed(
     (y.reshape([batch, time, channels]), states)
 }
 
+/// `y[t, c] = sum_j weight[group of c, j] x[t - width / 2 + j, c]` for x `[batch, time, channels]` and weight `[groups, width]` of
+/// odd width, zeros around each sequence; `offsets` are cumulative lengths of packed ones (the batch is 1 then).
+pub fn conv_around(
+    x: Tensor<3>,
+    weight: Tensor<2>,
+    offsets: Option<&Arc<Vec<usize>>>,
+) -> Tensor<3> {
+    let [batch, time, channels] = x.dims();
+    let width = weight.dims()[1];
+    let offsets = sequences(offsets, batch, time);
+    meter::add(conv_flops(batch * time, channels, width));
+    if on_cpu(&x) {
+        return single(Around { offsets }, [erase(x), erase(weight)]);
+    }
+    let groups = weight.dims()[0];
+    let weight = weight
+        .unsqueeze_dim::<3>(1)
+        .expand([groups, channels / groups, width])
+        .reshape([channels, width]);
+    let x = x.reshape([batch * time, channels]);
+    let border = Tensor::zeros([width / 2, channels], &x.device());
+    let mut rows = Vec::new();
+    for pair in offsets.windows(2).filter(|pair| pair[1] > pair[0]) {
+        let own = x.clone().slice([pair[0]..pair[1]]);
+        let seen = match width {
+            1 => own,
+            _ => Tensor::cat(vec![border.clone(), own, border.clone()], 0),
+        };
+        let count = pair[1] - pair[0];
+        let tap = |j: usize| {
+            seen.clone().narrow(0, j, count) * weight.clone().narrow(1, j, 1).transpose()
+        };
+        rows.push((1..width).fold(tap(0), |sum, j| sum + tap(j)));
+    }
+    match rows.is_empty() {
+        true => x.reshape([batch, time, channels]),
+        false => Tensor::cat(rows, 0).reshape([batch, time, channels]),
+    }
+}
+
+#[derive(Debug)]
+struct Around {
+    offsets: Arc<Vec<usize>>,
+}
+
+impl Around {
+    fn arguments<'a>(&'a self, inputs: &[View<'a>]) -> kernel::Around<'a> {
+        kernel::Around {
+            x: inputs[0].data,
+            weight: inputs[1].data,
+            offsets: &self.offsets,
+            channels: inputs[0].shape[2],
+            groups: inputs[1].shape[0],
+        }
+    }
+}
+
+impl Kernel for Around {
+    fn flops(&self, inputs: &[View]) -> [u64; 2] {
+        let once = 2 * (inputs[0].data.len() * inputs[1].shape[1]) as u64;
+        [once, 2 * once]
+    }
+
+    fn forward(&self, inputs: &[View], _save: bool) -> Forward {
+        output(inputs[0].shape, self.arguments(inputs).forward())
+    }
+
+    fn backward(
+        &self,
+        inputs: &[View],
+        _saved: &[View],
+        grads: &[Option<View>],
+    ) -> Vec<Option<Array>> {
+        let (dx, dweight) = self.arguments(inputs).backward(only(grads).data);
+        vec![
+            Some(Array::new(inputs[0].shape, dx)),
+            Some(Array::new(inputs[1].shape, dweight)),
+        ]
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -201,6 +282,20 @@ mod tests {
                     );
                     let y = y.reshape([total * channels]);
                     Tensor::cat(vec![y, last.reshape([3 * channels * (width - 1)])], 0)
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn convolutions_around_a_token_agree_with_composed() {
+        for (groups, width) in [(2, 1), (2, 5), (6, 3)] {
+            let inputs = [values(1, 8 * 6), values(2, groups * width)];
+            for offsets in [None, Some(Arc::new(vec![0, 3, 3, 8]))] {
+                agree("around", 1e-5, &inputs, |x| {
+                    let x0 = x[0].clone().reshape([1, 8, 6]);
+                    let weight = x[1].clone().reshape([groups, width]);
+                    conv_around(x0, weight, offsets.as_ref()).reshape([48])
                 });
             }
         }

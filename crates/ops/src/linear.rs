@@ -1,4 +1,4 @@
-//! The linear layer `y = x Wᵀ + b`.
+//! The linear layer `y = x Wᵀ + b`, and `aᵀ b` of two tall matrices.
 
 use anyformer_kernels::gemm::Matrix;
 pub use anyformer_kernels::matmul::Precision;
@@ -96,6 +96,56 @@ pub fn linear(
     match bias {
         Some(bias) => y + bias.unsqueeze::<2>(),
         None => y,
+    }
+}
+
+/// Inputs: `a [rows, m]` and `b [rows, n]`.
+#[derive(Debug)]
+struct Across;
+
+impl Kernel for Across {
+    fn flops(&self, inputs: &[View]) -> [u64; 2] {
+        let once = 2 * (inputs[0].data.len() * inputs[1].shape[1]) as u64;
+        [once, 2 * once]
+    }
+
+    fn forward(&self, inputs: &[View], _save: bool) -> Forward {
+        let (a, b) = (inputs[0], inputs[1]);
+        let (rows, m, n) = (a.shape[0], a.shape[1], b.shape[1]);
+        let (left, right) = (
+            Matrix::rows(a.data, m).transposed(),
+            Matrix::rows(b.data, n),
+        );
+        output(
+            &[m, n],
+            product(Precision::F32, [m, rows, n], left, right, None),
+        )
+    }
+
+    fn backward(
+        &self,
+        inputs: &[View],
+        _saved: &[View],
+        grads: &[Option<View>],
+    ) -> Vec<Option<Array>> {
+        let (a, b, dy) = (inputs[0], inputs[1], only(grads).data);
+        let (rows, m, n) = (a.shape[0], a.shape[1], b.shape[1]);
+        let dy = Matrix::rows(dy, n);
+        let product = |shape: [usize; 3], left: Matrix, right: Matrix| {
+            product(Precision::F32, shape, left, right, None)
+        };
+        let da = product([rows, n, m], Matrix::rows(b.data, n), dy.transposed());
+        let db = product([rows, m, n], Matrix::rows(a.data, m), dy);
+        vec![Some(Array::new(a.shape, da)), Some(Array::new(b.shape, db))]
+    }
+}
+
+/// `aᵀ b` for `a [rows, m]` and `b [rows, n]`: sums over rows, as of a sequence's tokens, without a copy turned over.
+pub fn across_rows(a: Tensor<2>, b: Tensor<2>) -> Tensor<2> {
+    meter::add(2 * (a.dims()[0] * a.dims()[1] * b.dims()[1]) as u64);
+    match on_cpu(&b) {
+        true => single(Across, [erase(a), erase(b)]),
+        false => a.transpose().matmul(b),
     }
 }
 
@@ -208,6 +258,20 @@ mod tests {
                 close("bf16", brief, exact, 0.02);
             }
             assert_ne!(exact[0], brief[0]);
+        }
+    }
+
+    #[test]
+    fn products_across_rows_agree_with_the_composed_form() {
+        for (rows, m, n) in [(1, 1, 1), (9, 4, 7), (70, 33, 5)] {
+            let inputs = [values(1, rows * m), values(2, rows * n)];
+            agree("across rows", 1e-5, &inputs, |x| {
+                let (a, b) = (
+                    x[0].clone().reshape([rows, m]),
+                    x[1].clone().reshape([rows, n]),
+                );
+                across_rows(a, b).reshape([m * n])
+            });
         }
     }
 }

@@ -1,8 +1,10 @@
-//! Average pooling as a token mixer (PoolFormer): the mean of a token's neighbourhood minus the token.
+//! Averages: pooling as a token mixer (PoolFormer), the mean of a token's neighbourhood minus the token, and means of segments.
 
 use std::sync::Arc;
 
-use anyformer_kernels::pool::{Pass, pool_grid, pool_time};
+use anyformer_kernels::pool::{
+    Pass, pool_grid, pool_time, segment_means as means, segment_means_backward,
+};
 use burn::tensor::{Tensor, TensorData};
 
 use crate::activation::{only, output, single};
@@ -96,6 +98,55 @@ pub fn pool2d(x: Tensor<4>) -> Tensor<4> {
     sum / (rows * columns) - x
 }
 
+/// Means of the rows `bounds[i]..bounds[i + 1]` of the `batch * time` rows of x `[batch, time, channels]`: `[1, segments,
+/// channels]`. Bounds begin with zero, end with the number of rows and leave no segment empty.
+pub fn segment_means(x: Tensor<3>, bounds: Arc<Vec<usize>>) -> Tensor<3> {
+    let [batch, time, channels] = x.dims();
+    assert_eq!(
+        bounds.last(),
+        Some(&(batch * time)),
+        "segment means: bounds"
+    );
+    assert!(
+        bounds.windows(2).all(|rows| rows[0] < rows[1]),
+        "segment means: an empty segment"
+    );
+    if on_cpu(&x) {
+        return single(Segments(bounds), [erase(x)]);
+    }
+    let x = x.reshape([batch * time, channels]);
+    let means = bounds
+        .windows(2)
+        .map(|rows| x.clone().slice([rows[0]..rows[1]]).mean_dim(0))
+        .collect();
+    Tensor::cat(means, 0).unsqueeze()
+}
+
+#[derive(Debug)]
+struct Segments(Arc<Vec<usize>>);
+
+impl Kernel for Segments {
+    fn forward(&self, inputs: &[View], _save: bool) -> Forward {
+        let (x, channels) = (inputs[0], inputs[0].shape[2]);
+        let segments = self.0.len() - 1;
+        let mut y = vec![0.0; segments * channels];
+        means(channels, &self.0, x.data, &mut y);
+        output(&[1, segments, channels], y)
+    }
+
+    fn backward(
+        &self,
+        inputs: &[View],
+        _saved: &[View],
+        grads: &[Option<View>],
+    ) -> Vec<Option<Array>> {
+        let (x, dy) = (inputs[0], only(grads));
+        let mut dx = vec![0.0; x.data.len()];
+        segment_means_backward(x.shape[2], &self.0, dy.data, &mut dx);
+        vec![Some(Array::new(x.shape, dx))]
+    }
+}
+
 /// Sums of three neighbours along `dim`.
 fn window_sum(x: Tensor<4>, dim: usize) -> Tensor<4> {
     let mut shape = x.dims();
@@ -137,5 +188,13 @@ mod tests {
             pool2d(v[0].clone().reshape([1, 3, 4, 1])).reshape([12])
         })[0];
         assert!(flat.iter().all(|v| v.abs() < 1e-6));
+    }
+
+    #[test]
+    fn segment_means_agree_with_composed() {
+        let bounds = Arc::new(vec![0, 1, 5, 12]);
+        agree("segment means", 1e-6, &[values(1, 36)], |v| {
+            segment_means(v[0].clone().reshape([2, 6, 3]), bounds.clone()).reshape([9])
+        });
     }
 }

@@ -3,9 +3,11 @@
 //! With `delta_i = do_i . o_i`: `dv_j = sum_i p_ij do_i`, `ds_ij = p_ij (do_i . v_j - delta_i)`,
 //! `dq_i = scale sum_j ds_ij k_j`, `dk_j = scale sum_i ds_ij q_i`.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
-use super::block::{Block, gather, gather_transposed, soften_back};
+use super::block::{Block, Tile, gather, gather_transposed, soften_back};
 use super::{Attention, Group, KEYS, ROWS};
 use crate::disjoint::Disjoint;
 use crate::gemm::{Matrix, product};
@@ -73,8 +75,23 @@ fn run(
     let mut turned = zeros(ROWS, head_dim);
     let block = attention.wide_block();
     let mut wide = (zeros(1, block), zeros(1, block));
-    for first in (0..rows).step_by(ROWS) {
-        let block = Block::new(attention, group, first, ROWS.min(rows - first));
+    let blocks: Vec<(usize, usize)> = match attention.plan(group) {
+        Some(plan) => {
+            let blocks = plan.blocks(group.kv_head).iter();
+            blocks.map(|block| (block.first, block.rows)).collect()
+        }
+        None => {
+            let firsts = (0..rows).step_by(ROWS);
+            firsts
+                .map(|first| (first, ROWS.min(rows - first)))
+                .collect()
+        }
+    };
+    // Gradients of the keys and values of a tile that do not lie together.
+    let gathered = if attention.plans.is_some() { KEYS } else { 0 };
+    let (mut dk_tile, mut dv_tile) = (zeros(gathered, head_dim), zeros(gathered, value_dim));
+    for (first, count) in blocks {
+        let block = Block::new(attention, group, first, count);
         let width = block.width;
         if block.rows < ROWS {
             [&mut q, &mut q_rows, &mut g, &mut g_rows]
@@ -114,10 +131,11 @@ fn run(
             }
         }
         dq_here.fill(0.0);
-        for (from, to) in block.key_blocks() {
-            let keys = to - from;
-            let (k, k_stride) = attention.keys(group, (from, to), &mut wide.0);
-            let (v, v_stride) = attention.values(group, (from, to), &mut wide.1);
+        for tile in block.tiles(group.kv_head) {
+            let keys = tile.keys;
+            let pieces = attention.pieces(group, tile);
+            let (k, k_stride) = attention.keys(group, tile, &mut wide.0);
+            let (v, v_stride) = attention.values(group, tile, &mut wide.1);
             let (scores, dp) = (&mut scores[..keys * ROWS], &mut dp[..keys * ROWS]);
             let turned = |data| Matrix {
                 data,
@@ -149,7 +167,7 @@ fn run(
                 (1, ROWS),
                 false,
             );
-            soften_back(&block, from, scores, dp, &lse, &delta);
+            soften_back(&block, tile, scores, dp, &lse, &delta);
             let (p, ds) = (turned(scores), turned(dp));
             let k = Matrix {
                 data: k,
@@ -169,30 +187,14 @@ fn run(
                 data: &g_rows,
                 strides: (1, value_dim),
             };
-            let dv_here = &mut dv_here[from * value_dim..];
-            product(
-                [value_dim, width, keys],
-                1.0,
-                g,
-                p,
-                dv_here,
-                (1, value_dim),
-                true,
-            );
+            let shape = [value_dim, width, keys];
+            add_product(shape, g, p, tile, pieces, &mut dv_tile, &mut dv_here);
             let q = Matrix {
                 data: &q_rows,
                 strides: (1, head_dim),
             };
-            let dk_here = &mut dk_here[from * head_dim..];
-            product(
-                [head_dim, width, keys],
-                1.0,
-                q,
-                ds,
-                dk_here,
-                (1, head_dim),
-                true,
-            );
+            let shape = [head_dim, width, keys];
+            add_product(shape, q, ds, tile, pieces, &mut dk_tile, &mut dk_here);
         }
         transpose(
             [head_dim, block.rows],
@@ -214,6 +216,33 @@ fn run(
                 row,
             );
         }
+    }
+}
+
+/// Adds a product `[dim, keys]` to the rows of a tile's keys, by way of `scratch` where they lie in pieces.
+fn add_product(
+    [dim, inner, keys]: [usize; 3],
+    left: Matrix,
+    right: Matrix,
+    tile: Tile,
+    pieces: &[Range<usize>],
+    scratch: &mut [f32],
+    all: &mut [f32],
+) {
+    let shape = [dim, inner, keys];
+    if pieces.is_empty() {
+        let rows = &mut all[tile.from * dim..];
+        product(shape, 1.0, left, right, rows, (1, dim), true);
+        return;
+    }
+    product(shape, 1.0, left, right, scratch, (1, dim), false);
+    let mut at = 0;
+    for piece in pieces {
+        let (from, count) = (piece.start * dim, piece.len() * dim);
+        for (sum, value) in all[from..from + count].iter_mut().zip(&scratch[at..]) {
+            *sum += value;
+        }
+        at += count;
     }
 }
 

@@ -4,13 +4,35 @@
 #[cfg(target_arch = "x86_64")]
 mod wide;
 
+use super::plan::Plan;
 use super::{Attention, Group, KEYS, LANES, ROWS};
 use crate::math::exp;
 use crate::simd::dispatched;
 use crate::transpose::transpose;
 
+/// Keys that a block of rows reads at once.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tile {
+    /// The first key; of a listed tile whose keys do not lie together, without meaning.
+    pub(super) from: usize,
+    pub(super) keys: usize,
+    /// Its number, where a plan lists it.
+    pub(super) listed: Option<usize>,
+}
+
+impl Tile {
+    /// Keys `from..to`.
+    pub(super) fn range(from: usize, to: usize) -> Self {
+        Tile {
+            from,
+            keys: to - from,
+            listed: None,
+        }
+    }
+}
+
 /// Up to [`ROWS`] rows of a group: what the mask and the biases need to know about each.
-pub(super) struct Block {
+pub(super) struct Block<'a> {
     pub(super) first: usize,
     pub(super) rows: usize,
     /// `rows`, padded to whole lanes.
@@ -20,11 +42,13 @@ pub(super) struct Block {
     high: [i32; ROWS],
     position: [f32; ROWS],
     slope: Option<[f32; ROWS]>,
+    plan: Option<&'a Plan>,
 }
 
-impl Block {
-    pub(super) fn new(attention: &Attention, group: &Group, first: usize, rows: usize) -> Self {
+impl<'a> Block<'a> {
+    pub(super) fn new(attention: &Attention<'a>, group: &Group, first: usize, rows: usize) -> Self {
         let mut block = Block {
+            plan: attention.plan(group),
             first,
             rows,
             width: rows.next_multiple_of(LANES),
@@ -45,14 +69,25 @@ impl Block {
         block
     }
 
-    /// Blocks of keys `from..to` that some row may read.
-    pub(super) fn key_blocks(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+    /// The tiles of keys that some row may read.
+    pub(super) fn tiles(&self, head: usize) -> impl Iterator<Item = Tile> + use<'a> {
         // Later rows stand later: the first has the lowest bound, the last the highest.
         let (low, end) = (self.low[0] as usize, self.high[self.rows - 1] as usize);
         // Blocks begin where pages do.
-        (low / KEYS * KEYS..end)
-            .step_by(KEYS)
-            .map(move |from| (from, end.min(from + KEYS)))
+        let start = low / KEYS * KEYS;
+        let plan = self.plan;
+        let tiles = match plan {
+            Some(plan) => plan.tiles(head, self.first),
+            None => 0..end.saturating_sub(start).div_ceil(KEYS),
+        };
+        tiles.map(move |at| match plan {
+            Some(plan) => Tile {
+                from: plan.pieces(at)[0].start,
+                keys: plan.keys(at),
+                listed: Some(at),
+            },
+            None => Tile::range(start + at * KEYS, end.min(start + (at + 1) * KEYS)),
+        })
     }
 
     /// True when every row may read every key of `from..to`.
@@ -60,10 +95,16 @@ impl Block {
         self.low[self.rows - 1] as usize <= from && to <= self.high[0] as usize
     }
 
-    /// Adds biases to scores `[keys, ROWS]` of keys from `from` on and sets those that the mask forbids to -inf.
+    /// Adds biases to the scores `[keys, ROWS]` of a tile and sets those that the mask or the plan forbids to -inf.
     #[inline(always)]
-    fn adjust(&self, scores: &mut [f32], from: usize) {
-        let keys = scores.len() / ROWS;
+    fn adjust(&self, scores: &mut [f32], tile: Tile) {
+        if let (Some(plan), Some(at)) = (self.plan, tile.listed) {
+            if let Some(mask) = plan.mask(at) {
+                forbid(scores, mask);
+            }
+            return;
+        }
+        let Tile { from, keys, .. } = tile;
         if let Some(slope) = &self.slope {
             for (key, scores) in scores.chunks_exact_mut(ROWS).enumerate() {
                 let key = (from + key) as f32;
@@ -89,6 +130,21 @@ impl Block {
     }
 }
 
+/// Scores of pairs whose bit is not set become -inf.
+#[inline(always)]
+fn forbid(scores: &mut [f32], mask: &[u64]) {
+    for (scores, word) in scores.chunks_exact_mut(ROWS).zip(mask) {
+        for lane in (0..ROWS).step_by(LANES) {
+            let bits = (word >> lane) as u32;
+            let scores = &mut scores[lane..lane + LANES];
+            for l in 0..LANES {
+                let read = bits >> l & 1 == 1;
+                scores[l] = if read { scores[l] } else { f32::NEG_INFINITY };
+            }
+        }
+    }
+}
+
 /// Running softmax of a block of rows.
 pub(super) struct Running {
     pub(super) largest: [f32; ROWS],
@@ -104,16 +160,16 @@ impl Running {
     }
 }
 
-/// Scores `[keys, ROWS]` of keys from `from` on become `exp(score - largest)`; the sums and `o`, `[value_dim, ROWS]`, are
+/// Scores `[keys, ROWS]` of a tile become `exp(score - largest)`; the sums and `o`, `[value_dim, ROWS]`, are
 /// brought to the new largest scores.
 pub(super) fn soften(
     block: &Block,
-    from: usize,
+    tile: Tile,
     scores: &mut [f32],
     running: &mut Running,
     o: &mut [f32],
 ) {
-    adjust(block, from, scores);
+    adjust(block, tile, scores);
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx512f") {
         // SAFETY: rows are whole and the width is of a block; AVX-512 was detected.
@@ -123,17 +179,17 @@ pub(super) fn soften(
     portable_soften(block, scores, running, o);
 }
 
-/// Scores `[keys, ROWS]` of keys from `from` on become p, and gradients of p become gradients of the scores, `p (dp - delta)`.
+/// Scores `[keys, ROWS]` of a tile become p, and gradients of p become gradients of the scores, `p (dp - delta)`.
 pub(super) fn soften_back(
     block: &Block,
-    from: usize,
+    tile: Tile,
     scores: &mut [f32],
     dp: &mut [f32],
     lse: &[f32; ROWS],
     delta: &[f32; ROWS],
 ) {
     assert_eq!(scores.len(), dp.len(), "attention scores");
-    adjust(block, from, scores);
+    adjust(block, tile, scores);
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx512f") {
         // SAFETY: as above, and there are as many gradients as scores.
@@ -144,15 +200,15 @@ pub(super) fn soften_back(
 }
 
 dispatched! {
-    fn adjust<'a>(block: &'a Block, from: usize, scores: &'a mut [f32]) {
-        block.adjust(scores, from);
+    fn adjust<'a>(block: &'a Block<'a>, tile: Tile, scores: &'a mut [f32]) {
+        block.adjust(scores, tile);
     }
 }
 
 dispatched! {
     /// [`soften`] after biases and mask.
     fn portable_soften<'a>(
-        block: &'a Block,
+        block: &'a Block<'a>,
         scores: &'a mut [f32],
         running: &'a mut Running,
         o: &'a mut [f32],
@@ -201,7 +257,7 @@ dispatched! {
 dispatched! {
     /// [`soften_back`] after biases and mask.
     fn portable_soften_back<'a>(
-        block: &'a Block,
+        block: &'a Block<'a>,
         scores: &'a mut [f32],
         dp: &'a mut [f32],
         lse: &'a [f32; ROWS],
@@ -289,6 +345,7 @@ mod tests {
             return;
         }
         let block = Block {
+            plan: None,
             first: 0,
             rows: ROWS - 3,
             width: ROWS,

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::block::{Block, Running, gather_transposed, soften};
-use super::{Attention, Group, KEYS, ROWS, decode, flops};
+use super::{Attention, Group, KEYS, ROWS, decode};
 use crate::disjoint::Disjoint;
 use crate::gemm::{Matrix, product};
 use crate::transpose::transpose;
@@ -50,15 +50,7 @@ pub fn forward(attention: &Attention) -> Output {
         o: Disjoint::new(&mut o),
         lse: Disjoint::new(&mut lse),
     };
-    let work = flops(
-        attention.q_offsets,
-        attention.k_offsets,
-        attention.heads,
-        attention.head_dim,
-        attention.value_dim,
-        attention.mask,
-    );
-    let parallel = work >= PARALLEL_FLOPS;
+    let parallel = attention.flops() >= PARALLEL_FLOPS;
     let groups = attention.groups();
     let (mut few, mut tasks) = (Vec::new(), Vec::new());
     for sequence in groups.chunks_exact(attention.kv_heads) {
@@ -66,11 +58,16 @@ pub fn forward(attention: &Attention) -> Output {
         if rows == 0 {
             continue;
         }
-        if rows <= decode::ROWS {
+        if rows <= decode::ROWS && attention.plans.is_none() {
             few.push(sequence);
             continue;
         }
         for group in sequence {
+            if let Some(plan) = attention.plan(group) {
+                let blocks = plan.blocks(group.kv_head).iter();
+                tasks.extend(blocks.map(|block| (group, block.first, block.rows)));
+                continue;
+            }
             tasks.extend(
                 (0..rows)
                     .step_by(ROWS)
@@ -105,7 +102,7 @@ struct Scratch {
     o: Vec<f32>,
     /// `[ROWS, value_dim]`.
     turned: Vec<f32>,
-    /// Keys and values of a block, where they are held in bf16.
+    /// Keys and values of a tile, where they are held in bf16 or do not lie together.
     wide: (Vec<f32>, Vec<f32>),
 }
 
@@ -152,10 +149,10 @@ fn run(
     );
     o.fill(0.0);
     let mut running = Running::new();
-    for (from, to) in block.key_blocks() {
-        let keys = to - from;
-        let (k, k_stride) = attention.keys(group, (from, to), &mut wide.0);
-        let (v, v_stride) = attention.values(group, (from, to), &mut wide.1);
+    for tile in block.tiles(group.kv_head) {
+        let keys = tile.keys;
+        let (k, k_stride) = attention.keys(group, tile, &mut wide.0);
+        let (v, v_stride) = attention.values(group, tile, &mut wide.1);
         let scores = &mut scores[..keys * ROWS];
         let q = Matrix {
             data: q,
@@ -174,7 +171,7 @@ fn run(
             (1, ROWS),
             false,
         );
-        soften(&block, from, scores, &mut running, o);
+        soften(&block, tile, scores, &mut running, o);
         let p = Matrix {
             data: scores,
             strides: (1, ROWS),

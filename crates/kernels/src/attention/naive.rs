@@ -25,6 +25,8 @@ pub struct Naive {
     pub value_dim: usize,
     /// Which keys count.
     pub mask: Mask,
+    /// In place of the mask: whether a head's query reads a key, both counted within their sequence.
+    pub reads: Option<fn(usize, usize, usize) -> bool>,
     /// Slopes of linear biases.
     pub alibi: Option<Vec<f64>>,
     /// Factor of the dot products.
@@ -44,6 +46,12 @@ impl Naive {
                     for j in ks[0]..ks[1] {
                         let distance = position - (j - ks[0]) as i64;
                         let late = self.mask.causal && distance < 0;
+                        let unread = |reads: fn(usize, usize, usize) -> bool| {
+                            !reads(h, i - qs[0], j - ks[0])
+                        };
+                        if self.reads.is_some_and(unread) {
+                            continue;
+                        }
                         if late || self.mask.window.is_some_and(|w| distance.abs() >= w as i64) {
                             continue;
                         }

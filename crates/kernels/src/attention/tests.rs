@@ -28,6 +28,8 @@ struct Case {
     dims: [usize; 4],
     mask: Mask,
     alibi: Option<Vec<f32>>,
+    plans: Option<Vec<Arc<Plan>>>,
+    reads: Option<fn(usize, usize, usize) -> bool>,
 }
 
 const SCALE: f32 = 0.7;
@@ -54,6 +56,8 @@ impl Case {
             dims,
             mask,
             alibi: alibi.then(|| (0..heads).map(|h| 0.5 / (h + 1) as f32).collect()),
+            plans: None,
+            reads: None,
         }
     }
 
@@ -70,6 +74,7 @@ impl Case {
             head_dim,
             value_dim,
             mask: self.mask,
+            plans: self.plans.as_deref(),
             alibi: self.alibi.as_deref(),
             scale: SCALE,
         }
@@ -88,6 +93,7 @@ impl Case {
             head_dim,
             value_dim,
             mask: self.mask,
+            reads: self.reads,
             alibi: self.alibi.as_deref().map(wide),
             scale: SCALE as f64,
         }
@@ -180,6 +186,57 @@ fn outputs_and_gradients_equal_the_equation_at_every_length() {
         for (index, mask) in masks().enumerate() {
             let alibi = index % 2 == 1;
             Case::new(&[0, length], &[0, length], [2, 1, 5, 5], mask, alibi).check();
+        }
+    }
+}
+
+/// A window, a first key for all, every seventh key, and for the second head a far block too.
+fn scattered(head: usize, query: usize, key: usize) -> bool {
+    let far = head == 1 && key / 16 == (query / 16 + 3) % 5;
+    query.abs_diff(key) <= 4 || key == 0 || key.is_multiple_of(7) || far
+}
+
+/// Nothing at all for some queries.
+fn mostly_nothing(_head: usize, query: usize, key: usize) -> bool {
+    query.is_multiple_of(3) && key + 40 < query
+}
+
+#[test]
+fn listed_keys_equal_the_equation() {
+    let lengths = [0, 1, 1, 64, 150];
+    for (reads, heads) in [
+        (scattered as fn(usize, usize, usize) -> bool, 2),
+        (mostly_nothing, 1),
+    ] {
+        for block in [16, 64, 100] {
+            let mut case = Case::new(&lengths, &lengths, [2, 2, 8, 3], Mask::default(), false);
+            let plan = |time: usize| {
+                let list = |head: usize, queries: std::ops::Range<usize>| {
+                    let read = |key: usize| queries.clone().any(|query| reads(head, query, key));
+                    let keys = (0..time).filter(|key| read(*key));
+                    keys.map(|key| key..key + 1).collect()
+                };
+                Arc::new(Plan::new(time, heads, block, list, reads))
+            };
+            case.plans = Some(
+                lengths
+                    .windows(2)
+                    .map(|ends| plan(ends[1] - ends[0]))
+                    .collect(),
+            );
+            case.reads = Some(reads);
+            case.check();
+            let pairs = |time: usize| {
+                let all =
+                    (0..2 * time * time).map(|at| (at / time / time, at / time % time, at % time));
+                all.filter(|(head, query, key)| reads(*head, *query, *key))
+                    .count() as u64
+            };
+            let total: u64 = lengths
+                .windows(2)
+                .map(|ends| pairs(ends[1] - ends[0]))
+                .sum();
+            assert_eq!(case.fast().flops(), 2 * total * 11);
         }
     }
 }

@@ -1,0 +1,122 @@
+use super::*;
+use crate::testing::{assert_close, differences, rand_vec};
+
+/// Holds the outputs and every gradient against the equation.
+fn check(name: &str, attention: &FeatureAttention, tol: f32) {
+    let dy = rand_vec(9, attention.v.len());
+    let constants = naive::stabilisers(attention);
+    let inputs = [attention.q, attention.k, attention.v];
+    let (want, grads) = differences(&inputs, &dy, |x| {
+        naive::forward(attention, [x[0], x[1], x[2]], &constants)
+    });
+    let Output { o, saved } = forward(attention);
+    assert_close(&format!("{name} o"), &o, &want, tol);
+    let got = backward(attention, &o, &saved, &dy);
+    for (what, got, want) in [
+        ("dq", &got.q, &grads[0]),
+        ("dk", &got.k, &grads[1]),
+        ("dv", &got.v, &grads[2]),
+    ] {
+        assert_close(&format!("{name} {what}"), got, want, tol);
+    }
+}
+
+#[test]
+fn every_map_matches_the_equation() {
+    let offsets = [0, 3, 3, 8, 9];
+    let (heads, dim, value_dim, total) = (2, 5, 3, 9);
+    let (q, k) = (
+        rand_vec(1, total * heads * dim),
+        rand_vec(2, total * heads * dim),
+    );
+    let v = rand_vec(3, total * heads * value_dim);
+    let rows: Vec<f32> = rand_vec(4, 7 * dim).iter().map(|x| 2.0 * x).collect();
+    let (sin, cos): (Vec<f32>, Vec<f32>) =
+        (0..total).map(|at| (0.15 * at as f32).sin_cos()).unzip();
+    let maps = [
+        Map::Elu,
+        Map::Relu { add: 1e-3 },
+        Map::Turned {
+            sin: &sin,
+            cos: &cos,
+        },
+        Map::RandomRelu {
+            rows: &rows,
+            add: 1e-3,
+        },
+        Map::RandomExp {
+            rows: &rows,
+            eps: 1e-2,
+        },
+        Map::Identity,
+    ];
+    for map in maps {
+        for normalise in [true, false] {
+            if normalise && matches!(map, Map::Identity) {
+                continue;
+            }
+            let attention = FeatureAttention {
+                q: &q,
+                k: &k,
+                v: &v,
+                offsets: &offsets,
+                heads,
+                dim,
+                value_dim,
+                map,
+                normalise,
+            };
+            check(&format!("{map:?} {normalise}"), &attention, 1e-4);
+        }
+    }
+}
+
+/// More than one block, and a last one that is not full.
+#[test]
+fn long_sequences_match_the_equation() {
+    let (heads, dim, value_dim, total) = (1, 3, 9, 70);
+    let (q, k) = (rand_vec(1, total * dim), rand_vec(2, total * dim));
+    let v = rand_vec(3, total * value_dim);
+    let rows: Vec<f32> = rand_vec(4, 4 * dim).iter().map(|x| 2.0 * x).collect();
+    for map in [
+        Map::Elu,
+        Map::RandomExp {
+            rows: &rows,
+            eps: 1e-4,
+        },
+    ] {
+        let attention = FeatureAttention {
+            q: &q,
+            k: &k,
+            v: &v,
+            offsets: &[0, 67, 70],
+            heads,
+            dim,
+            value_dim,
+            map,
+            normalise: true,
+        };
+        check(&format!("{map:?}"), &attention, 2e-4);
+    }
+}
+
+/// Queries that no feature of the keys reaches: a quotient of the smallest divisor, and no gradient through it.
+#[test]
+fn empty_divisors_are_guarded() {
+    let (q, k, v) = ([-1.0, 2.0], [-1.0, -3.0], [1.0, 2.0]);
+    let attention = FeatureAttention {
+        q: &q,
+        k: &k,
+        v: &v,
+        offsets: &[0, 2],
+        heads: 1,
+        dim: 1,
+        value_dim: 1,
+        map: Map::Relu { add: 0.0 },
+        normalise: true,
+    };
+    let Output { o, saved } = forward(&attention);
+    assert_eq!(o, [0.0, 0.0]);
+    let got = backward(&attention, &o, &saved, &[1.0, 1.0]);
+    assert!([got.q, got.k, got.v].iter().flatten().all(|x| *x == 0.0));
+}
