@@ -1,12 +1,12 @@
 //! A block of rows of one group, and the softmax of a block of scores.
 
-use super::{Attention, Group, KEYS, LANES, ROWS};
+use super::{Attention, Group, KEYS, LANES, OWN, ROWS};
 use crate::math::exp;
 use crate::simd::dispatched;
 use crate::transpose::transpose;
 
 /// Up to [`ROWS`] rows of a group: what the mask and the biases need to know about each.
-pub(super) struct Block {
+pub(super) struct Block<'a> {
     pub(super) first: usize,
     pub(super) rows: usize,
     /// `rows`, padded to whole lanes.
@@ -16,10 +16,35 @@ pub(super) struct Block {
     high: [i32; ROWS],
     position: [f32; ROWS],
     slope: Option<[f32; ROWS]>,
+    bias: Option<Biases<'a>>,
+    /// Numbers of the rows, and of the sequence's keys.
+    ids: Option<([u32; ROWS], &'a [u32])>,
 }
 
-impl Block {
-    pub(super) fn new(attention: &Attention, group: &Group, first: usize, rows: usize) -> Self {
+/// Biases by distance of the rows of a block.
+struct Biases<'a> {
+    table: &'a [f32],
+    /// Where the row's distances begin in the table.
+    start: [usize; ROWS],
+    /// The row's place in them for the first key.
+    place: [i32; ROWS],
+    /// The last place.
+    last: i32,
+}
+
+impl Biases<'_> {
+    /// The place in the table of row `l` and a key.
+    #[inline(always)]
+    fn at(&self, l: usize, key: usize) -> usize {
+        self.start[l] + (self.place[l] - key as i32).clamp(0, self.last) as usize
+    }
+}
+
+impl<'a> Block<'a> {
+    pub(super) fn new(attention: &Attention<'a>, group: &Group, first: usize, rows: usize) -> Self {
+        let distances = attention
+            .bias
+            .map_or(1, |bias| bias.table.len() / attention.heads);
         let mut block = Block {
             first,
             rows,
@@ -28,6 +53,16 @@ impl Block {
             high: [0; ROWS],
             position: [0.0; ROWS],
             slope: attention.alibi.map(|_| [0.0; ROWS]),
+            bias: attention.bias.map(|bias| Biases {
+                table: bias.table,
+                start: [0; ROWS],
+                place: [0; ROWS],
+                last: distances as i32 - 1,
+            }),
+            ids: attention.ids.map(|[_, keys]| {
+                let keys = &keys[group.first_key..group.first_key + group.keys];
+                ([0; ROWS], keys)
+            }),
         };
         for row in 0..rows {
             let position = attention.position(group, first + row);
@@ -36,6 +71,14 @@ impl Block {
             block.position[row] = position as f32;
             if let (Some(slope), Some(slopes)) = (&mut block.slope, attention.alibi) {
                 slope[row] = slopes[attention.row(group, first + row) % attention.heads];
+            }
+            if let (Some(held), Some(bias)) = (&mut block.bias, attention.bias) {
+                let head = attention.row(group, first + row) % attention.heads;
+                held.start[row] = head * distances;
+                held.place[row] = (position + bias.zero as isize) as i32;
+            }
+            if let (Some((rows, _)), Some([ids, _])) = (&mut block.ids, attention.ids) {
+                rows[row] = ids[group.first_query + (first + row) / attention.fold()];
             }
         }
         block
@@ -56,16 +99,52 @@ impl Block {
         self.low[self.rows - 1] as usize <= from && to <= self.high[0] as usize
     }
 
+    /// Scores of a query and a key of one number are given: no gradient goes through them.
+    #[inline(always)]
+    fn stop_own(&self, scores: &mut [f32], from: usize) {
+        let Some((rows, ids)) = &self.ids else { return };
+        for (id, scores) in ids[from..].iter().zip(scores.chunks_exact_mut(ROWS)) {
+            for l in 0..ROWS {
+                scores[l] = if rows[l] == *id { 0.0 } else { scores[l] };
+            }
+        }
+    }
+
+    /// Adds gradients `[keys, ROWS]` of the scores of keys from `from` on to that of the table of biases.
+    pub(super) fn add_biases(&self, scores: &[f32], from: usize, table: &mut [f32]) {
+        let Some(bias) = &self.bias else { return };
+        // Forbidden pairs have the gradient 0.
+        for (key, scores) in scores.chunks_exact(ROWS).enumerate() {
+            for (l, score) in scores.iter().enumerate().take(self.rows) {
+                table[bias.at(l, from + key)] += score;
+            }
+        }
+    }
+
     /// Adds biases to scores `[keys, ROWS]` of keys from `from` on and sets those that the mask forbids to -inf.
     #[inline(always)]
     fn adjust(&self, scores: &mut [f32], from: usize) {
         let keys = scores.len() / ROWS;
+        if let Some(bias) = &self.bias {
+            for (key, scores) in scores.chunks_exact_mut(ROWS).enumerate() {
+                for l in 0..ROWS {
+                    scores[l] += bias.table[bias.at(l, from + key)];
+                }
+            }
+        }
         if let Some(slope) = &self.slope {
             for (key, scores) in scores.chunks_exact_mut(ROWS).enumerate() {
                 let key = (from + key) as f32;
                 for l in 0..ROWS {
                     let distance = (self.position[l] - key).abs();
                     scores[l] = (-slope[l]).mul_add(distance, scores[l]);
+                }
+            }
+        }
+        if let Some((rows, ids)) = &self.ids {
+            for (id, scores) in ids[from..].iter().zip(scores.chunks_exact_mut(ROWS)) {
+                for l in 0..ROWS {
+                    scores[l] = if rows[l] == *id { OWN } else { scores[l] };
                 }
             }
         }
@@ -104,7 +183,7 @@ dispatched! {
     /// Scores `[keys, ROWS]` become `exp(score - largest)`; the sums and `o`, `[value_dim, ROWS]`, are brought to the
     /// new largest scores.
     pub(super) fn soften<'a>(
-        block: &'a Block,
+        block: &'a Block<'a>,
         from: usize,
         scores: &'a mut [f32],
         running: &'a mut Running,
@@ -155,7 +234,7 @@ dispatched! {
 dispatched! {
     /// Scores `[keys, ROWS]` become p, and gradients of p become gradients of the scores, `p (dp - delta)`.
     pub(super) fn soften_back<'a>(
-        block: &'a Block,
+        block: &'a Block<'a>,
         from: usize,
         scores: &'a mut [f32],
         dp: &'a mut [f32],
@@ -176,6 +255,7 @@ dispatched! {
                 dp.copy_from_slice(&dp_here);
             }
         }
+        block.stop_own(dp, from);
     }
 }
 

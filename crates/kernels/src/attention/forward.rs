@@ -53,9 +53,9 @@ pub fn forward(attention: &Attention) -> Output {
     let work = flops(
         attention.q_offsets,
         attention.k_offsets,
+        attention.starts,
         attention.heads,
-        attention.head_dim,
-        attention.value_dim,
+        [attention.head_dim, attention.value_dim],
         attention.mask,
     );
     let parallel = work >= PARALLEL_FLOPS;
@@ -66,7 +66,9 @@ pub fn forward(attention: &Attention) -> Output {
         if rows == 0 {
             continue;
         }
-        if rows <= decode::ROWS {
+        // The way of a few rows knows neither biases by distance nor numbers.
+        let plain = attention.bias.is_none() && attention.ids.is_none();
+        if rows <= decode::ROWS && plain {
             few.push(sequence);
             continue;
         }
