@@ -67,6 +67,32 @@ def rotary(name, c, time, family="llama", note=""):
            script="attention.py")
 
 
+def sinks(name, c, time):
+    """A cache that keeps the first tokens and the last: at each step its keys are turned by their places in it."""
+    from transformers.models.llama import modeling_llama as m
+    draw, first, window = Draw(name), c["sinks"], c["window"]
+    width, heads = c["head_dim"], c["query_heads"]
+    hub = transformers.LlamaConfig(hidden_size=c["dim"], num_attention_heads=heads, head_dim=width, max_position_embeddings=256,
+                                   rope_parameters={"rope_type": "default", "rope_theta": c["rope_base"]})
+
+    def run(module, p, i):
+        x = i["x"]
+        q, k, v = ((x @ p[f"{n}_proj.weight"].mT).unflatten(-1, (-1, width)).transpose(1, 2) for n in "qkv")
+        k, v = (s.repeat_interleave(heads // s.shape[1], 1) for s in (k, v))
+        out = []
+        for t in range(time):
+            kept = [j for j in range(t + 1) if j < first or j > t - window]
+            cos, sin = m.LlamaRotaryEmbedding(hub)(x, torch.arange(len(kept))[None])
+            turn = lambda s, cos, sin: m.apply_rotary_pos_emb(s, s, cos, sin)[0]
+            keys, query = turn(k[:, :, kept], cos, sin), turn(q[:, :, t:t + 1], cos[:, -1:], sin[:, -1:])
+            out.append((query @ keys.mT / width**0.5).softmax(-1) @ v[:, :, kept])
+        return torch.cat(out, 2).transpose(1, 2).flatten(2) @ p["o_proj.weight"].mT, {}
+
+    golden(name, "attention", c, parameters(draw, c), {"x": draw.normal(BATCH, time, c["dim"])}, run,
+           reference="torch loop over steps, transformers LlamaRotaryEmbedding", versions=VERSIONS,
+           note="positions are places in the cache, as StreamingLLM has them", script="attention.py")
+
+
 def bidirectional(name, c, time):
     draw = Draw(name)
 
@@ -137,6 +163,7 @@ if __name__ == "__main__":
     rotary("attention_bidirectional_rope", config(32, 4, causal=False), 37, note="Llama attention without a mask")
     rotary("local", config(32, 4, window=8), 37, family="mistral", note="query i sees keys i-7..i")
     rotary("local_gqa_long", config(32, 4, kv_heads=2, window=16), 130, family="mistral", note="query i sees keys i-15..i")
+    sinks("attention_sinks", config(32, 4, kv_heads=2, window=8, sinks=3), 37)
     bidirectional("attention_bidirectional", config(32, 4, causal=False, position="none", bias=True), 37)
     bidirectional("attention_bidirectional_nobias", config(32, 2, causal=False, position="none"), 37)
     alibi_mpt("attention_alibi", config(32, 4, position="alibi"), 37)

@@ -120,6 +120,90 @@ def sinkhorn(name, time, block, iterations=5, temperature=0.75, dim=32, heads=4)
            note="sinkhorn-transformer takes keys for values in its sorted part and adds noise, so it is not used", script="lra_more.py")
 
 
+def sinkhorn_causal(name, time, block, iterations=3, temperature=0.75, dim=32, heads=4):
+    """Block by block: what a block knows of the sorting is made from the rows up to its own."""
+    d = Draw(name)
+    p = projections(d, dim, bias=False)
+    width = dim // heads
+
+    def run(module, p, i):
+        q, k, v = (split(linear(p, f"{n}_proj", i["x"]), heads) for n in "qkv")
+        out, table = [], {}
+        for b in range(math.ceil(time / block)):
+            start, end = b * block, min(time, (b + 1) * block)
+            query = q[:, :, :start + 1].mean(2)
+            row = [(query * k[:, :, j * block:(j + 1) * block].mean(2)).sum(-1) / width**0.5 / temperature for j in range(b)]
+            keys, values = k[:, :, start:end], v[:, :, start:end]
+            if row:
+                row = torch.stack(row, -1)
+                # The history of the iterations, so that columns know their sums down to this row.
+                history = [row - row.logsumexp(-1, keepdim=True)]
+                for n in range(iterations):
+                    columns = []
+                    for j in range(b):
+                        above = [table[a][n][..., j] for a in range(j + 1, b)] + [history[n][..., j]]
+                        columns.append(history[n][..., j] - torch.stack(above, -1).logsumexp(-1))
+                    columns = torch.stack(columns, -1)
+                    history.append(columns - columns.logsumexp(-1, keepdim=True))
+                table[b] = history
+                weights = history[-1].exp()
+                mixed = lambda s: torch.einsum("bhj,bhjtd->bhtd", weights, s[:, :, :start].unflatten(2, (b, block)))
+                keys, values = torch.cat([mixed(k), keys], 2), torch.cat([mixed(v), values], 2)
+            for t in range(start, end):
+                seen = keys.shape[2] - (end - t - 1)
+                a = torch.einsum("bhd,bhjd->bhj", q[:, :, t], keys[:, :, :seen]) / width**0.5
+                out.append(torch.einsum("bhj,bhjd->bhd", a.softmax(-1), values[:, :, :seen]))
+        return linear(p, "o_proj", torch.stack(out, 2).transpose(1, 2).flatten(2)), {}
+
+    config = {"dim": dim, "heads": heads, "block": block, "iterations": iterations, "temperature": temperature, "causal": True}
+    golden(name, "sinkhorn", config, p, {"x": d.normal(BATCH, time, dim)}, run, reference=LOOP, versions={},
+           note="sinkhorn-transformer's causal form balances nothing, so it is not used", script="lra_more.py")
+
+
+def local_released(name, time, window, dim=32, heads=4):
+    """The reshape of the released code: [window, groups], attention over the first."""
+    d = Draw(name)
+    p = projections(d, dim, bias=False)
+
+    def run(module, p, i):
+        x = F.pad(i["x"], (0, 0, 0, window - time % window))
+        q, k, v = (linear(p, f"{n}_proj", x).unflatten(1, (window, -1)).unflatten(-1, (heads, -1)) for n in "qkv")
+        a = torch.einsum("bignd,bjgnd->bgnij", q, k) / (dim // heads) ** 0.5
+        o = torch.einsum("bgnij,bjgnd->bignd", a.softmax(-1), v)
+        return linear(p, "o_proj", o.flatten(1, 2).flatten(2)[:, :time]), {}
+
+    golden(name, "local", {"dim": dim, "heads": heads, "window": window, "lra_compat": True}, p, {"x": d.normal(BATCH, time, dim)}, run,
+           reference=DENSE, versions={}, note="zeros at the end take part, as the released mask pads with a true value", script="lra_more.py")
+
+
+def routing_causal(name, clusters, window, dim=32, heads=4):
+    """Tokens near their cluster's direction, as many in each: then the nearest of a cluster are its members."""
+    d = Draw(name)
+    p = {f"{n}_proj.weight": d.weight(dim, dim) for n in "qvo"}
+    time, width = clusters * window, dim // heads
+    means = F.normalize(d.normal(heads, clusters, width), dim=-1)
+    member = torch.stack([torch.from_numpy(d.rng.permutation(time) % clusters) for _ in range(BATCH * heads)]).view(BATCH, heads, time)
+    q = torch.stack([means[h][member[:, h]] for h in range(heads)], 2) * 2 + d.normal(BATCH, time, heads, width, std=0.15)
+    x = torch.linalg.solve(p["q_proj.weight"].double(), q.flatten(2).double().mT).mT.float()
+
+    def make():
+        module = KmeansAttention(clusters, window, heads, width, causal=True, shared_qk=True).eval()
+        module.kmeans.initted.fill_(True)
+        return module
+
+    def run(module, p, i):
+        module.kmeans.means.data = i["means"].to(i["x"].dtype)
+        q, v = (split(linear(p, f"{n}_proj", i["x"]), heads) for n in "qv")
+        nearest = torch.einsum("bhtd,hcd->bhtc", q, i["means"].to(q.dtype)).argmax(-1)
+        assert (nearest == member).all(), "the tokens are not where they were meant to be"
+        return linear(p, "o_proj", join(module(q, q, v)[0])), {}
+
+    golden(name, "routing", {"dim": dim, "heads": heads, "clusters": clusters, "causal": True}, p, {"x": x, "means": means}, run, make,
+           buffers=["means"], tolerance=3e-5, reference="routing-transformer KmeansAttention, torch linear around it",
+           versions={"routing-transformer": importlib.metadata.version("routing-transformer")},
+           note="clusters of one size, where its choice of the nearest tokens is that of the nearest clusters", script="lra_more.py")
+
+
 def routing(name, clusters, window, dim=32, heads=4):
     d = Draw(name)
     p = projections(d, dim, bias=False)
@@ -166,10 +250,13 @@ def reformer(name, time, chunk, buckets, hashes, dim=32, heads=4):
            script="lra_more.py")
 
 
-def combiner(name, pattern, time, segment, causal, dim=32, heads=4):
+def combiner(name, pattern, time, segment, causal, dim=32, heads=4, summary=None):
     """The dense matrix of effective weights, query by query: direct tokens and regions in one softmax."""
     d = Draw(name)
     p = projections(d, dim, bias=False)
+    if summary and "proj" in summary:
+        p |= {f"row_summary.{n}.weight": d.weight(dim, dim) for n in ("hidden", "key")}
+        p |= {"row_summary.norm.weight": d.gain(dim), "row_summary.norm.bias": d.bias(dim)}
 
     def run(module, p, i):
         q, k, v = (split(linear(p, f"{n}_proj", i["x"]), heads) for n in "qkv")
@@ -184,11 +271,20 @@ def combiner(name, pattern, time, segment, causal, dim=32, heads=4):
             """Key and inner distribution of tokens summed up by their maxima."""
             return k[:, :, places].amax(2), inner(q[:, :, places].amax(2), places)
 
+        blocks = [list(range(b, min(time, b + segment))) for b in range(0, time, segment)]
+        row_keys = k
+        if summary:
+            # Token by token, the attention of its whole row.
+            given = [torch.einsum("bhj,bhjd->bhd", inner(q[:, :, t], blocks[t // segment]), k if "wsum" in summary else v) for t in range(time)]
+            row_keys = torch.stack(given, 2)
+            if "proj" in summary:
+                hidden = i["x"] + linear(p, "row_summary.hidden", join(row_keys))
+                hidden = F.layer_norm(hidden, (dim,), p["row_summary.norm.weight"], p["row_summary.norm.bias"], 1e-5)
+                row_keys = split(linear(p, "row_summary.key", hidden), heads)
         rows = []
         for t in range(time):
             s, c = divmod(t, segment)
             own = [j for j in range(s * segment, min(time, (s + 1) * segment)) if j <= t or not causal]
-            blocks = [list(range(b, min(time, b + segment))) for b in range(0, time, segment)]
             if pattern == "fixed":
                 direct, regions = own, [region(b) for n, b in enumerate(blocks) if n < s or not causal]
             elif pattern == "logsparse":
@@ -202,7 +298,7 @@ def combiner(name, pattern, time, segment, causal, dim=32, heads=4):
                 direct, regions = own, []
                 for n, b in enumerate(blocks):
                     if (n < s if causal else True) and c < len(b):
-                        regions.append((k[:, :, b[c]], inner(q[:, :, b[c]], b)))
+                        regions.append((row_keys[:, :, b[c]], inner(q[:, :, b[c]], b)))
             else:
                 direct = own + [n * segment + c for n in range(s)]
                 regions = []
@@ -225,7 +321,8 @@ def combiner(name, pattern, time, segment, causal, dim=32, heads=4):
             assert w.triu(1).abs().max() == 0 and w.tril().masked_select(torch.ones(time, time).tril().bool()).min() > 0
         return linear(p, "o_proj", join(w @ v)), {}
 
-    golden(name, "combiner", {"dim": dim, "heads": heads, "pattern": pattern, "segment": segment, "causal": causal}, p,
+    config = {"dim": dim, "heads": heads, "pattern": pattern, "segment": segment, "causal": causal} | ({"row_summary": summary} if summary else {})
+    golden(name, "combiner", config, p,
            {"x": d.normal(BATCH, time, dim)}, run, reference=DENSE, versions={},
            note="every row of the matrix sums to one, and is above zero exactly where it may look", script="lra_more.py")
 
@@ -238,11 +335,16 @@ if __name__ == "__main__":
     segments("compressive", "compressive", 30, 4, 4, rate=2, slots=5)
     segments("compressive_conv", "compressive", 30, 6, 3, rate=3, slots=4, conv=True)
     sinkhorn("sinkhorn", 30, 6)
+    sinkhorn_causal("sinkhorn_causal", 28, 6)
+    local_released("local_released", 22, 5)
     routing("routing", 5, 7)
+    routing_causal("routing_causal", 4, 6)
     reformer("reformer", 36, 6, 4, 2)
     combiner("combiner_fixed", "fixed", 23, 5, True)
     combiner("combiner_fixed_bidirectional", "fixed", 23, 5, False)
     combiner("combiner_logsparse", "logsparse", 21, 5, True)
     combiner("combiner_axial", "axial", 23, 5, True)
     combiner("combiner_axial_bidirectional", "axial", 20, 5, False)
+    for summary in ("wsum", "proj", "wsum_proj"):
+        combiner(f"combiner_axial_{summary}", "axial", 23, 5, True, summary=summary)
     combiner("combiner_mixture", "mixture", 23, 5, True)

@@ -134,6 +134,7 @@ fn summary(root: &Path) -> Result<String, String> {
         ("checkpoints.md", "Checkpoints of other programs"),
         ("quantisation.md", "Weights of 8 and 4 bits"),
         ("serve.md", "Serving"),
+        ("memory.md", "Memory along the depth"),
         ("checklists.md", "Survey checklists"),
         ("adding.md", "Adding an architecture"),
         ("kernels.md", "Ops and kernels"),

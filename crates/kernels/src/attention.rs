@@ -8,7 +8,7 @@
 //! Shapes: q `[total_q, heads, head_dim]`, k `[total_k, kv_heads, head_dim]`, v `[total_k, kv_heads, value_dim]`,
 //! o `[total_q, heads, value_dim]`, lse `[total_q, heads]`. Query head `h` reads key head `h / (heads / kv_heads)`.
 //! Sequences are packed; the last query of a sequence stands at its last key, so that queries may follow a cache of
-//! keys.
+//! keys, unless it is said where the first one stands.
 //!
 //! Inside, the query heads of a key head are rows of one problem, and rows fill the lanes: scores are held transposed,
 //! `[keys, rows]`, so that softmax needs no sum across lanes and every product reads its operands as they lie.
@@ -140,6 +140,18 @@ impl<'a> Rows<'a> {
     }
 }
 
+/// The score of a query and a key of one number, see [`Attention::ids`].
+pub const OWN: f32 = -1e5;
+
+/// A number added to the score of each pair, by head and distance.
+#[derive(Clone, Copy, Debug)]
+pub struct Bias<'a> {
+    /// `[heads, distances]`.
+    pub table: &'a [f32],
+    /// Where the distance 0 stands; a query `d` after its key reads place `zero + d`, or the nearest that there is.
+    pub zero: usize,
+}
+
 /// The arguments.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention<'a> {
@@ -161,6 +173,8 @@ pub struct Attention<'a> {
     pub head_dim: usize,
     /// Features of values.
     pub value_dim: usize,
+    /// Where the first query of each sequence stands among its keys; without, the last stands at the last.
+    pub starts: Option<&'a [usize]>,
     /// Which keys count.
     pub mask: Mask,
     /// One for each sequence, in place of the mask: which keys count, where these are lists. As many queries as keys, as many
@@ -168,24 +182,45 @@ pub struct Attention<'a> {
     pub plans: Option<&'a [Arc<Plan>]>,
     /// Slopes of linear biases, one per query head (Press et al., arXiv 2108.12409).
     pub alibi: Option<&'a [f32]>,
+    /// Biases by distance.
+    pub bias: Option<Bias<'a>>,
+    /// Numbers of queries `[total_q]` and of keys `[total_k]`: a pair of equal numbers has the score [`OWN`], so that a query
+    /// reads a key of its own number only where it has no other.
+    pub ids: Option<[&'a [u32]; 2]>,
     /// Factor of the dot products, usually `1 / sqrt(head_dim)`.
     pub scale: f32,
 }
 
-/// Operations of a forward pass that skips what the mask forbids: two per multiply-add of the allowed pairs.
+/// Where query `query` of `queries` of a sequence stands among `keys` keys.
+fn position(
+    starts: Option<&[usize]>,
+    sequence: usize,
+    query: usize,
+    queries: usize,
+    keys: usize,
+) -> isize {
+    match starts {
+        Some(starts) => (starts[sequence] + query) as isize,
+        None => (keys + query) as isize - queries as isize,
+    }
+}
+
+/// Operations of a forward pass that skips what the mask forbids: two per multiply-add of the allowed pairs. `dims` are
+/// the features of keys and of values.
 pub fn flops(
     q_offsets: &[usize],
     k_offsets: &[usize],
+    starts: Option<&[usize]>,
     heads: usize,
-    head_dim: usize,
-    value_dim: usize,
+    [head_dim, value_dim]: [usize; 2],
     mask: Mask,
 ) -> u64 {
     let mut pairs = 0;
-    for (q, k) in q_offsets.windows(2).zip(k_offsets.windows(2)) {
+    let ends = q_offsets.windows(2).zip(k_offsets.windows(2));
+    for (sequence, (q, k)) in ends.enumerate() {
         let (queries, keys) = (q[1] - q[0], k[1] - k[0]);
         for t in 0..queries {
-            let (low, high) = mask.allowed((keys + t) as isize - queries as isize, keys);
+            let (low, high) = mask.allowed(position(starts, sequence, t, queries, keys), keys);
             pairs += (high - low) as u64;
         }
     }
@@ -236,7 +271,14 @@ impl<'a> Attention<'a> {
 
     /// Position among the keys of the sequence.
     fn position(&self, group: &Group, row: usize) -> isize {
-        (group.keys + row / self.fold()) as isize - group.queries as isize
+        let query = row / self.fold();
+        position(
+            self.starts,
+            group.sequence,
+            query,
+            group.queries,
+            group.keys,
+        )
     }
 
     /// Keys of a tile of a group, with their stride.
@@ -313,9 +355,9 @@ impl<'a> Attention<'a> {
             None => flops(
                 self.q_offsets,
                 self.k_offsets,
+                self.starts,
                 self.heads,
-                self.head_dim,
-                self.value_dim,
+                [self.head_dim, self.value_dim],
                 self.mask,
             ),
         }
@@ -358,11 +400,26 @@ impl<'a> Attention<'a> {
             self.alibi.is_none_or(|slopes| slopes.len() == self.heads),
             "attention alibi"
         );
+        assert!(
+            self.starts
+                .is_none_or(|starts| starts.len() + 1 == self.q_offsets.len()),
+            "attention starts"
+        );
+        if let Some(Bias { table, zero }) = self.bias {
+            let distances = table.len() / self.heads;
+            let whole = table.len() == distances * self.heads;
+            assert!(whole && zero < distances, "attention bias");
+        }
+        if let Some([q, k]) = self.ids {
+            let lengths = [queries, last(self.k_offsets)];
+            assert_eq!([q.len(), k.len()], lengths, "attention ids");
+        }
         let Some(plans) = self.plans else { return };
         let flat = matches!((self.k, self.v), (Rows::Flat(_), Rows::Flat(_)));
+        let plain = self.alibi.is_none() && self.bias.is_none() && self.ids.is_none();
         assert!(
-            flat && self.alibi.is_none() && self.heads == self.kv_heads,
-            "attention with a plan: flat keys, no biases, a key head for each query head"
+            flat && plain && self.heads == self.kv_heads,
+            "attention with a plan: flat keys, no biases or numbers, a key head for each query head"
         );
         assert!(
             self.q_offsets == self.k_offsets && plans.len() + 1 == self.q_offsets.len(),

@@ -8,10 +8,12 @@
 //! Shapes: q `[batch, time, query_heads, head_dim]`, k and v `[batch, time, kv_heads, head_dim]`; query head `i` reads
 //! key head `i / (query_heads / kv_heads)`. With fewer query heads than key heads (reverse SQA) the query heads are
 //! repeated as `q0 q1 … q0 q1 …`. The state is the cache of keys (rotated) and values, `[tokens, kv_heads, head_dim]`,
-//! sequences end to end; a window keeps the last `window - 1` of each.
+//! sequences end to end; a window keeps the last `window - 1` of each, and its sinks under names of their own.
 
+mod heads;
 mod knobs;
 mod paged;
+mod sinks;
 
 use std::sync::Arc;
 
@@ -29,34 +31,8 @@ use crate::parts::{HeadNorm, join_heads, linear_cost, split_heads};
 pub use crate::positions::Position;
 use crate::positions::{Scheme, Shape, XPOS_LIMIT, xpos};
 use crate::rotary::{RopeScaling, Rotary};
+pub use heads::Variant;
 pub use paged::Kept;
-
-/// Published choices of head counts, from `heads = H`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Variant {
-    /// As `query_heads` and `kv_heads` say.
-    #[default]
-    Explicit,
-    /// `H` query heads, `H` key heads.
-    Mha,
-    /// `H`, `H/4`.
-    Gqa,
-    /// `H`, 1.
-    Mqa,
-    /// `H/2`, `H/4`.
-    Sqa,
-    /// `H/2`, `H/2`.
-    SymmetricSqa,
-    /// `H/4`, `H/4`.
-    ExtremeSqa,
-    /// `H/4`, 1.
-    ExtremeSmqa,
-    /// `3H/4`, `H/4`.
-    LightSqa,
-    /// `H/4`, `H/2`: fewer query heads than key heads.
-    ReverseSqa,
-}
 
 /// Knobs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -76,6 +52,8 @@ pub struct AttentionConfig {
     pub causal: bool,
     /// Keys nearer than this many tokens, the token itself counted; 0 for all.
     pub window: usize,
+    /// First tokens that are seen beside the window, however long ago they were.
+    pub sinks: usize,
     /// How positions are known.
     pub position: Position,
     /// Base of the rotary frequencies.
@@ -114,6 +92,7 @@ impl Default for AttentionConfig {
             variant: Variant::Explicit,
             causal: true,
             window: 0,
+            sinks: 0,
             position: Position::Rope,
             rope_base: 10_000.0,
             rope_dim: 0,
@@ -170,6 +149,7 @@ pub(crate) struct Attention {
     head_dim: usize,
     causal: bool,
     window: Option<usize>,
+    sinks: usize,
     rotary: Option<Rotary>,
     decays: bool,
     scheme: Option<Scheme>,
@@ -196,34 +176,7 @@ impl Attention {
             0 => head_dim(card, dim, config.heads)?,
             given => given,
         };
-        let heads = config.heads;
-        let at_least_one = |count: usize| count.max(1);
-        let (query_heads, kv_heads) = match config.variant {
-            Variant::Explicit => {
-                let query = if config.query_heads == 0 {
-                    heads
-                } else {
-                    config.query_heads
-                };
-                (
-                    query,
-                    if config.kv_heads == 0 {
-                        query
-                    } else {
-                        config.kv_heads
-                    },
-                )
-            }
-            Variant::Mha => (heads, heads),
-            Variant::Gqa => (heads, at_least_one(heads / 4)),
-            Variant::Mqa => (heads, 1),
-            Variant::Sqa => (at_least_one(heads / 2), at_least_one(heads / 4)),
-            Variant::SymmetricSqa => (at_least_one(heads / 2), at_least_one(heads / 2)),
-            Variant::ExtremeSqa => (at_least_one(heads / 4), at_least_one(heads / 4)),
-            Variant::ExtremeSmqa => (at_least_one(heads / 4), 1),
-            Variant::LightSqa => (at_least_one(3 * heads / 4), at_least_one(heads / 4)),
-            Variant::ReverseSqa => (at_least_one(heads / 4), at_least_one(heads / 2)),
-        };
+        let (query_heads, kv_heads) = heads::counts(config);
         let (large, small) = (query_heads.max(kv_heads), query_heads.min(kv_heads));
         if small == 0 || large % small != 0 {
             return impossible(format!(
@@ -274,17 +227,21 @@ impl Attention {
             Ok(scheme) => scheme,
             Err(message) => return impossible(message),
         };
+        let plain = matches!(config.position, Position::Rope | Position::None);
+        if config.sinks > 0 && !(config.causal && config.window > 0 && plain) {
+            return impossible(
+                "sinks stand beside a window that looks back, with rotary positions or none: set window and causal = true"
+                    .into(),
+            );
+        }
         let qk_norm = config.qk_norm.then(|| {
             ["q_norm", "k_norm"]
                 .map(|name| HeadNorm::new(builder, name, head_dim, config.norm_eps as f32))
         });
         let cache = match config.cache {
             Kept::F32 => Element::F32,
-            Kept::Bf16 if config.window > 0 || scheme.is_some() => {
-                return impossible(
-                    "cache bf16 needs every token kept and no scheme of positions in the scores"
-                        .into(),
-                );
+            Kept::Bf16 if scheme.is_some() => {
+                return impossible("cache bf16 needs positions that are not in the scores".into());
             }
             Kept::Bf16 => Element::Bf16,
         };
@@ -300,6 +257,7 @@ impl Attention {
             head_dim,
             causal: config.causal,
             window: (config.window > 0).then_some(config.window),
+            sinks: config.sinks,
             rotary,
             decays,
             scheme,
@@ -328,8 +286,8 @@ impl Attention {
         self.query_heads.max(self.kv_heads)
     }
 
-    /// Tokens of a sequence that the cache keeps after `time` tokens; at least one, so that no tensor is empty.
-    fn kept(&self, time: usize) -> usize {
+    /// Tokens of a sequence that the cache keeps for the window after `time` tokens; at least one, so that no tensor is empty.
+    fn kept_of_window(&self, time: usize) -> usize {
         self.window
             .map_or(time, |window| time.min((window - 1).max(1)))
     }
@@ -379,8 +337,15 @@ impl TokenMixer for Attention {
         if let Some([q_norm, k_norm]) = &self.qk_norm {
             (q, k) = (q_norm.forward(q), k_norm.forward(k));
         }
+        // Queries as they stand to the sinks.
+        let mut far = (self.sinks > 0).then(|| q.clone());
         if let Some(rotary) = &self.rotary {
             let positions = context.positions(batch, time, state);
+            if let Some(far) = &mut far {
+                let places = self.sink_positions(&positions);
+                let sequences = context.sequences(batch, time);
+                [*far, _] = rotary.turn(far.clone(), k.clone(), &places, &sequences);
+            }
             [q, k] = rotary.turn(q, k, &positions, &context.sequences(batch, time));
             if self.decays {
                 if let Some(far) = positions.iter().find(|at| **at >= XPOS_LIMIT) {
@@ -394,7 +359,8 @@ impl TokenMixer for Attention {
             }
         }
         if self.query_heads < self.kv_heads {
-            q = q.repeat_dim(2, self.kv_heads / self.query_heads);
+            let repeated = |x: Tensor<4>| x.repeat_dim(2, self.kv_heads / self.query_heads);
+            (q, far) = (repeated(q), far.map(repeated));
         }
         let mut options = AttentionOptions {
             causal: self.causal,
@@ -404,13 +370,19 @@ impl TokenMixer for Attention {
             scale: self.scale,
             q_offsets: context.offsets.clone(),
             k_offsets: context.offsets.clone(),
+            ..AttentionOptions::default()
         };
+        if let Some(far) = far {
+            let all = [q, far, k, v];
+            let (y, next) = self.with_sinks(all, &options, context, state);
+            return Ok((self.o_proj.forward(join_heads(y)), next));
+        }
         let streams = self.causal && (context.keep_state || state.is_some());
         if !streams {
             let y = self.attend(q, k, v, &options);
             return Ok((self.o_proj.forward(join_heads(y)), None));
         }
-        if self.scheme.is_none() && self.window.is_none() && on_cpu(&q) && !is_tracked(&q) {
+        if self.scheme.is_none() && on_cpu(&q) && !is_tracked(&q) {
             let (y, next) = self.paged([q, k, v], options, context, state);
             return Ok((self.o_proj.forward(join_heads(y)), next));
         }
@@ -475,14 +447,18 @@ impl TokenMixer for Attention {
         let projections = [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj];
         let linear = linear_cost(&projections, time);
         let norms = self.qk_norm.iter().flatten().map(HeadNorm::count);
+        let sinks = time.min(self.sinks);
         let attention = attention_flops(
             &[0, time],
-            &[0, time],
+            &[0, time - sinks],
             self.heads(),
             self.head_dim,
             self.causal,
             self.window,
         );
+        // Each query sees the sinks that it does not stand before.
+        let to_sinks = sinks * (sinks + 1) / 2 + sinks * (time - sinks);
+        let attention = attention + (4 * to_sinks * self.heads() * self.head_dim) as u64;
         let cache = match self.causal {
             true => 2 * self.kept(time) * self.kv_heads * self.head_dim,
             false => 0,

@@ -9,13 +9,20 @@
 //! - mixture: the own row and column directly; other columns above, and earlier rows to the left and to the right, as
 //!   regions.
 
-use anyformer_ops::activation::softmax;
-use anyformer_ops::{Device, Tensor, meter};
+mod grid;
+
+use std::sync::Arc;
+
+use anyformer_ops::attention::{AttentionOptions, joined};
+use anyformer_ops::norm::layer_norm;
+use anyformer_ops::{Builder, Init, Linear, Param, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::card::{Card, ConfigError, Direction, Knob, TokenEntry, head_dim, read, resolve};
-use crate::mixer::{Context, Cost, RunError, State, TokenMixer};
-use crate::parts::{Projections, each_sequence, indices};
+use crate::groups::{Lines, Seen, Whole, WholeMixer, rows, take};
+use crate::mixer::Cost;
+use crate::parts::{Projections, join_heads, linear_cost, split_heads};
+use grid::{Grid, levels, logsparse};
 
 /// Which tokens are direct and which form regions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +39,21 @@ pub enum Pattern {
     Mixture,
 }
 
+/// What stands for an earlier row of the axial pattern in each column.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RowSummary {
+    /// The key of the row's token there.
+    #[default]
+    None,
+    /// The mean of the row's keys under that token's attention.
+    Wsum,
+    /// A layer over what that token's attention gave, the token itself added, a norm, and a layer to keys.
+    Proj,
+    /// The same over the mean of the keys.
+    WsumProj,
+}
+
 /// Knobs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default)]
@@ -44,6 +66,8 @@ pub struct CombinerConfig {
     pub segment: usize,
     /// Look back only; logsparse and mixture know no other way.
     pub causal: bool,
+    /// Of the axial pattern: what stands for a row in a column.
+    pub row_summary: RowSummary,
 }
 
 impl Default for CombinerConfig {
@@ -53,6 +77,7 @@ impl Default for CombinerConfig {
             pattern: Pattern::Fixed,
             segment: 32,
             causal: true,
+            row_summary: RowSummary::None,
         }
     }
 }
@@ -65,7 +90,7 @@ static CARD: Card = Card {
     direction: Direction::Either,
     streams: false,
     state: "none",
-    notes: "About time^1.5 at a segment near the root (fixed, axial, mixture), time log time (logsparse). The bidirectional fixed and axial forms see the own segment both directly and as a region, as released. Axial rows are keyed by the token in the same column without the released extra projection; mixture takes true running maxima (the TensorFlow code sums instead). The logsparse blocks hold for every length; the released code loses the past of the last token at lengths 2^n + 1. Decoding would need all keys; it is not offered.",
+    notes: "About time^1.5 at a segment near the root (fixed, axial, mixture), time log time (logsparse). The bidirectional fixed and axial forms see the own segment both directly and as a region, as released. Mixture takes true running maxima (the TensorFlow code sums instead). The logsparse blocks hold for every length; the released code loses the past of the last token at lengths 2^n + 1. Decoding would need all keys; it is not offered.",
     knobs: &[
         Knob {
             name: "heads",
@@ -82,6 +107,10 @@ static CARD: Card = Card {
         Knob {
             name: "causal",
             doc: "look back only; logsparse and mixture know no other way",
+        },
+        Knob {
+            name: "row_summary",
+            doc: "of the axial pattern, what stands for an earlier row in a column: none (the key of its token there), wsum (the keys under that token's attention), proj, wsum_proj (the released layer and norm over the attention's result, or over wsum)",
         },
     ],
     presets: &[],
@@ -106,16 +135,56 @@ pub static ENTRY: TokenEntry = TokenEntry {
                 "logsparse and mixture look back only; set causal = true or take fixed or axial",
             ));
         }
-        Ok(Box::new(Combiner {
+        if config.row_summary != RowSummary::None && config.pattern != Pattern::Axial {
+            return Err(impossible("row_summary is of the axial pattern"));
+        }
+        let projects = matches!(config.row_summary, RowSummary::Proj | RowSummary::WsumProj);
+        Ok(Box::new(WholeMixer(Combiner {
             projections: Projections::new(builder, dim, config.heads, false),
+            summary: projects.then(|| Summary::new(builder, dim)),
             head_dim,
             config,
-        }))
+        })))
     },
 };
 
+/// From what a row's attention gave to a key.
+struct Summary {
+    hidden: Linear,
+    weight: Param,
+    bias: Param,
+    key: Linear,
+}
+
+impl Summary {
+    fn new(builder: &Builder, dim: usize) -> Self {
+        let at = builder.at("row_summary");
+        let norm = at.at("norm");
+        Summary {
+            hidden: Linear::new(&at, "hidden", dim, dim, false),
+            weight: norm.param_no_decay("weight", &[dim], Init::Ones),
+            bias: norm.param_no_decay("bias", &[dim], Init::Zeros),
+            key: Linear::new(&at, "key", dim, dim, false),
+        }
+    }
+
+    /// `key(norm(x + hidden(given)))`, all `[1, tokens, dim]`.
+    fn forward(&self, x: &Tensor<3>, given: Tensor<3>) -> Tensor<3> {
+        let sum = x.clone() + self.hidden.forward(given);
+        let (weight, bias) = (self.weight.tensor::<1>(), self.bias.tensor::<1>());
+        self.key.forward(layer_norm(sum, weight, Some(bias), 1e-5))
+    }
+
+    fn cost(&self, time: usize) -> Cost {
+        let mut cost = linear_cost(&[&self.hidden, &self.key], time);
+        cost.params += (self.weight.count() + self.bias.count()) as u64;
+        cost
+    }
+}
+
 struct Combiner {
     projections: Projections,
+    summary: Option<Summary>,
     head_dim: usize,
     config: CombinerConfig,
 }
@@ -123,268 +192,246 @@ struct Combiner {
 /// Added to the logit of a pair that is not seen.
 const FORBIDDEN: f32 = -1e30;
 
-/// A mask of shape `[1, a, b, c]`, zero where `sees` holds.
-fn mask(
-    [a, b, c]: [usize; 3],
-    device: &Device,
-    sees: impl Fn(usize, usize, usize) -> bool,
-) -> Tensor<4> {
-    let free = |at: usize| sees(at / (b * c), at / c % b, at % c);
-    let values: Vec<f32> = (0..a * b * c)
-        .map(|at| if free(at) { 0.0 } else { FORBIDDEN })
-        .collect();
-    Tensor::<1>::from_data(values.as_slice(), device).reshape([1, a, b, c])
-}
-
-fn dots(q: Tensor<4>, k: Tensor<4>) -> Tensor<4> {
-    q.matmul(k.swap_dims(2, 3))
-}
-
-/// The maximum over the second-last dimension, which is kept.
-fn top(x: Tensor<4>) -> Tensor<4> {
-    x.max_dim(2)
-}
-
-/// The running maximum over the second-last dimension of what came strictly before; zeros where nothing did.
-fn running(x: Tensor<4>) -> Tensor<4> {
-    let [_, _, count, _] = x.dims();
-    let mut all = vec![x.clone().narrow(2, 0, 1).zeros_like()];
-    let mut held: Option<Tensor<4>> = None;
-    for at in 0..count - 1 {
-        let next = x.clone().narrow(2, at, 1);
-        let most = match held {
-            None => next,
-            Some(held) => held.max_pair(next),
-        };
-        all.push(most.clone());
-        held = Some(most);
-    }
-    Tensor::cat(all, 2)
-}
-
-/// Rows by columns of one head each, `[heads of the batch, rows, columns, head_dim]`.
-struct Grid {
-    q: Tensor<4>,
-    k: Tensor<4>,
-    v: Tensor<4>,
-    rows: usize,
+/// Heads of tokens, `[tokens * heads, head_dim]`, cut into rows of `columns`.
+struct Cut<'a> {
+    lines: Lines<'a>,
     columns: usize,
-    time: usize,
-    causal: bool,
+    q: Tensor<2>,
+    k: Tensor<2>,
+    v: Tensor<2>,
 }
 
-impl Grid {
-    fn mask(&self, shape: [usize; 3], sees: impl Fn(usize, usize, usize) -> bool) -> Tensor<4> {
-        mask(shape, &self.q.device(), sees)
+impl Cut<'_> {
+    /// Tokens of a row of a line.
+    fn tokens(&self, line: usize, row: usize) -> std::ops::Range<usize> {
+        row * self.columns..self.lines.time(line).min((row + 1) * self.columns)
     }
 
-    /// Whether a place holds a token.
-    fn real(&self, row: usize, column: usize) -> bool {
-        row * self.columns + column < self.time
+    fn rows_of(&self, line: usize) -> usize {
+        self.lines.time(line).div_ceil(self.columns)
     }
 
-    fn fixed(&self) -> Tensor<4> {
-        let (n, s) = (self.rows, self.columns);
-        let [heads, _, _, width] = self.q.dims();
+    /// Every row of every line.
+    fn each_row(&self) -> impl Iterator<Item = (usize, usize)> + use<'_> {
+        (0..self.lines.count()).flat_map(|line| (0..self.rows_of(line)).map(move |row| (line, row)))
+    }
+
+    /// The tokens of a column of a line from the first row to before the last of `rows`.
+    fn column(&self, line: usize, column: usize, rows: usize) -> impl Iterator<Item = usize> {
+        (0..rows).map(move |row| self.lines.row(line, row * self.columns + column))
+    }
+
+    /// The rows of a pass over all tokens, brought back to their order: `order[row]` is where it stands.
+    fn back(x: Tensor<2>, order: &[u32]) -> Tensor<2> {
+        let mut places = vec![0u32; order.len()];
+        for (place, row) in order.iter().enumerate() {
+            places[*row as usize] = place as u32;
+        }
+        take(&x, &Arc::new(places))
+    }
+
+    /// The own segment directly; each earlier one, or each, as a region: all in one softmax.
+    fn fixed(&self, causal: bool) -> Tensor<2> {
+        let (width, s, count) = (self.q.dims()[1], self.columns, self.lines.count());
+        let n = self.lines.longest().div_ceil(s);
         // Places without a token have the least of all keys and queries.
-        let empty = self.mask([n, s, 1], |row, column, _| self.real(row, column));
-        let (key, query) = (
-            top(self.k.clone() + empty.clone()),
-            top(self.q.clone() + empty.clone()),
+        let most = |x: &Tensor<2>| {
+            let padded = self.lines.padded(x, n * s, FORBIDDEN);
+            padded
+                .reshape([count * n, s, width])
+                .max_dim(1)
+                .reshape([count * n, width])
+        };
+        let mut inner = Seen::default();
+        for line in 0..count {
+            for row in 0..n {
+                inner.queries.push([line * n + row]);
+                let tokens = self.tokens(line, row.min(self.rows_of(line)));
+                inner
+                    .keys
+                    .push(tokens.map(|token| self.lines.row(line, token)));
+            }
+        }
+        let values = inner.attend(
+            [&most(&self.q), &self.k, &self.v],
+            AttentionOptions::default(),
         );
-        let inner = dots(query, self.k.clone()) + empty.reshape([1, n, 1, s]);
-        let value = softmax(inner)
-            .matmul(self.v.clone())
-            .reshape([heads, 1, n, width]);
-        let local = dots(self.q.clone(), self.k.clone())
-            + self.mask([n, s, s], |row, i, j| {
-                self.real(row, j) && (j <= i || !self.causal)
-            });
-        let flat = self.q.clone().reshape([heads, 1, n * s, width]);
-        let far = dots(flat, key.reshape([heads, 1, n, width])).reshape([heads, n, s, n])
-            + self.mask([n, 1, n], |row, _, other| other < row || !self.causal);
-        let weights = softmax(Tensor::cat(vec![local, far], 3));
-        let own = weights.clone().narrow(3, 0, s).matmul(self.v.clone());
-        let far = weights.narrow(3, s, n).reshape([heads, 1, n * s, n]);
-        own + far.matmul(value).reshape([heads, n, s, width])
-    }
-
-    /// `[heads, rows, columns, ..]` with rows and columns changed over.
-    fn turned(x: &Tensor<4>) -> Tensor<4> {
-        x.clone().swap_dims(1, 2)
-    }
-
-    fn axial(&self) -> Tensor<4> {
-        let (n, s) = (self.rows, self.columns);
-        let row = dots(self.q.clone(), self.k.clone());
-        let real = self.mask([n, 1, s], |row, _, j| self.real(row, j));
-        let whole = softmax(row.clone() + real).matmul(self.v.clone());
-        let local = row
-            + self.mask([n, s, s], |row, i, j| {
-                self.real(row, j) && (j <= i || !self.causal)
-            });
-        let column = dots(Self::turned(&self.q), Self::turned(&self.k));
-        let far = column
-            + self.mask([s, n, n], |column, row, other| match self.causal {
-                true => other < row,
-                false => self.real(other, column),
-            });
-        let weights = softmax(Tensor::cat(vec![local, Self::turned(&far)], 3));
-        let own = weights.clone().narrow(3, 0, s).matmul(self.v.clone());
-        let far = Self::turned(&weights.narrow(3, s, n)).matmul(Self::turned(&whole));
-        own + Self::turned(&far)
-    }
-
-    fn mixture(&self) -> Tensor<4> {
-        let (n, s) = (self.rows, self.columns);
-        let [q, k, v] = [&self.q, &self.k, &self.v].map(Self::turned);
-        // Columns above: [heads, columns, rows, ..] summed up to each row, seen from each row as [heads, rows, columns, ..].
-        let above = self.mask([1, n, n], |_, row, other| other < row);
-        let inner = softmax(dots(running(q.clone()), k.clone()) + above.clone());
-        let columns = Self::turned(&inner.matmul(v.clone()));
-        let column_keys = Self::turned(&running(k.clone()));
-        let others =
-            dots(self.q.clone(), column_keys) + self.mask([n, s, s], |row, i, j| row > 0 && i != j);
-        // Earlier rows, to the left and to the right of the own column.
-        let side = |backwards: bool| {
-            let flip = |x: &Tensor<4>| match backwards {
-                true => x.clone().flip([2]),
-                false => x.clone(),
+        let behind = count * n;
+        let keys = Tensor::cat(vec![most(&self.k), self.k.clone()], 0);
+        let values = Tensor::cat(vec![values, self.v.clone()], 0);
+        let mut seen = Seen::default();
+        for (line, row) in self.each_row() {
+            let tokens = || {
+                self.tokens(line, row)
+                    .map(|token| self.lines.row(line, token))
             };
-            let [q, k, v] = [&self.q, &self.k, &self.v].map(flip);
-            let before = self.mask([1, s, s], |_, i, j| j < i);
-            let values = softmax(dots(running(q), k.clone()) + before).matmul(v);
-            [flip(&running(k)), flip(&values)].map(|x| Self::turned(&x))
+            let far = if causal { row } else { self.rows_of(line) };
+            seen.queries.push(tokens());
+            let regions = (0..far).map(|row| line * n + row);
+            seen.keys
+                .push(regions.chain(tokens().map(|row| behind + row)));
+        }
+        let order = seen.queries.rows.clone();
+        let options = AttentionOptions {
+            causal,
+            ..AttentionOptions::default()
         };
-        let sides = [side(false), side(true)];
-        let last = [0, s - 1];
-        let far = [0, 1].map(|at| {
-            let seen = self.mask([s, n, n], |column, row, other| {
-                other < row && column != last[at]
-            });
-            Self::turned(&(dots(q.clone(), sides[at][0].clone()) + seen))
+        Self::back(seen.attend([&self.q, &keys, &values], options), &order)
+    }
+
+    /// Attention within each row: looking both ways, or back only, with the logarithms of the sums.
+    fn in_rows(&self, k: &Tensor<2>, v: &Tensor<2>, causal: bool) -> (Tensor<2>, Tensor<2>) {
+        let mut seen = Seen::default();
+        for (line, row) in self.each_row() {
+            let tokens = || {
+                self.tokens(line, row)
+                    .map(|token| self.lines.row(line, token))
+            };
+            seen.queries.push(tokens());
+            seen.keys.push(tokens());
+        }
+        self.summed(seen, k, v, causal)
+    }
+
+    /// Outputs and sums `[tokens * heads, 1]` in the order of the tokens.
+    fn summed(
+        &self,
+        seen: Seen,
+        k: &Tensor<2>,
+        v: &Tensor<2>,
+        causal: bool,
+    ) -> (Tensor<2>, Tensor<2>) {
+        let order = seen.queries.rows.clone();
+        let options = AttentionOptions {
+            causal,
+            ..AttentionOptions::default()
+        };
+        let (o, sums) = seen.attend_with_sums([&self.q, k, v], options);
+        let count = order.len();
+        (
+            Self::back(o, &order),
+            Self::back(sums.reshape([count, 1]), &order),
+        )
+    }
+
+    /// The own row directly; each earlier row, or each, by what `key` makes of its token in the same column: its own key,
+    /// the row's keys and values under its attention.
+    fn axial(
+        &self,
+        causal: bool,
+        key: impl FnOnce([Tensor<2>; 2]) -> Tensor<2>,
+        weighs_keys: bool,
+    ) -> Tensor<2> {
+        let (whole, _) = self.in_rows(&self.k, &self.v, false);
+        let given = match weighs_keys {
+            true => self.in_rows(&self.k, &self.k, false).0,
+            false => whole.clone(),
+        };
+        let keys = key([self.k.clone(), given]);
+        let mut seen = Seen::default();
+        for line in 0..self.lines.count() {
+            for column in 0..self.columns.min(self.lines.time(line)) {
+                let rows = (self.lines.time(line) - column).div_ceil(self.columns);
+                seen.queries.push(self.column(line, column, rows));
+                // Without its last row, so that each token sees the rows before its own.
+                let seen_rows = if causal { rows - 1 } else { rows };
+                seen.keys.push(self.column(line, column, seen_rows));
+            }
+        }
+        let near = self.in_rows(&self.k, &self.v, causal);
+        if seen.keys.rows.is_empty() {
+            // With one row nobody reads a summary: its gradient is zero, not absent.
+            return near.0 + keys.mean_dim(0) * 0.0;
+        }
+        let far = self.summed(seen, &keys, &whole, causal);
+        let [near, far] = [near, far].map(|(o, sums)| {
+            let [count, _] = sums.dims();
+            (o, sums.reshape([count]))
         });
-        let own = dots(self.q.clone(), self.k.clone()) + self.mask([1, s, s], |_, i, j| j <= i);
-        let up = Self::turned(&(dots(q, k) + above));
-        let [left, right] = far;
-        let weights = softmax(Tensor::cat(vec![own, up, others, left, right], 3));
-        let part = |start: usize, length: usize| weights.clone().narrow(3, start, length);
-        let across = |start: usize, values: Tensor<4>| {
-            Self::turned(&Self::turned(&part(start, n)).matmul(values))
-        };
-        let [[_, left], [_, right]] = sides;
-        part(0, s).matmul(self.v.clone())
-            + across(s, v)
-            + part(s + n, s).matmul(columns)
-            + across(2 * s + n, left)
-            + across(2 * s + 2 * n, right)
+        joined(vec![near, far])
     }
 }
 
-/// Levels of a sequence: blocks of 1, 2, 4 … tokens that end before its last token.
-fn levels(time: usize) -> usize {
-    (time - 1).checked_ilog2().map_or(0, |log| log as usize + 1)
-}
+impl Whole for Combiner {
+    fn name(&self) -> &'static str {
+        CARD.name
+    }
 
-/// The past as blocks of powers of two; all `[heads, time, head_dim]`.
-fn logsparse(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>) -> Tensor<3> {
-    let [heads, time, width] = q.dims();
-    let device = q.device();
-    let product = |a: Tensor<3>, b: Tensor<3>| (a * b).sum_dim(2);
-    let mut logits = vec![product(q.clone(), k.clone())];
-    let mut values = vec![v.clone()];
-    for level in 0..levels(time) {
-        let size = 1 << level;
-        let count = time / size;
-        let blocks = |x: &Tensor<3>| {
-            let whole = x.clone().narrow(1, 0, count * size);
-            whole.reshape([heads, count, size, width])
+    fn all(&self, x: Tensor<3>, offsets: &[usize]) -> Tensor<3> {
+        let CombinerConfig {
+            heads,
+            pattern,
+            segment,
+            causal,
+            row_summary,
+        } = self.config;
+        let (width, tokens) = (self.head_dim, x.dims()[1]);
+        let [q, k, v] = self.projections.split(&x).map(rows);
+        let lines = Lines { offsets, heads };
+        let columns = segment.min(lines.longest());
+        let cut = Cut {
+            lines,
+            columns,
+            q,
+            k,
+            v,
         };
-        let (keys, sums) = match level {
-            0 => (k.clone(), v.clone()),
-            _ => {
-                let inner = softmax(dots(top(blocks(&q)), blocks(&k)));
-                let flat = |x: Tensor<4>| x.reshape([heads, count, width]);
-                (flat(top(blocks(&k))), flat(inner.matmul(blocks(&v))))
+        let o = match pattern {
+            Pattern::Fixed => cut.fixed(causal),
+            Pattern::Axial => {
+                let key = |[own, given]: [Tensor<2>; 2]| match (&self.summary, row_summary) {
+                    (Some(summary), _) => {
+                        let given = given.reshape([1, tokens, heads, width]);
+                        rows(split_heads(summary.forward(&x, join_heads(given)), heads))
+                    }
+                    (None, RowSummary::Wsum) => given,
+                    (None, _) => own,
+                };
+                let weighs_keys = matches!(row_summary, RowSummary::Wsum | RowSummary::WsumProj);
+                cut.axial(causal, key, weighs_keys)
+            }
+            Pattern::Logsparse | Pattern::Mixture => {
+                let count = lines.longest().div_ceil(columns);
+                // Both look back only: nobody sees the places behind the last token.
+                let padded = |x: &Tensor<2>| lines.padded(x, count * columns, 0.0);
+                let q = padded(&cut.q).mul_scalar((width as f32).powf(-0.5));
+                let (k, v) = (padded(&cut.k), padded(&cut.v));
+                let o = match pattern {
+                    Pattern::Logsparse => logsparse(q, k, v),
+                    _ => {
+                        let shape = [lines.count(), count, columns, width];
+                        let [q, k, v] = [q, k, v].map(|x| x.reshape(shape));
+                        let grid = Grid {
+                            q,
+                            k,
+                            v,
+                            rows: count,
+                            columns,
+                        };
+                        grid.mixture()
+                            .reshape([lines.count(), count * columns, width])
+                    }
+                };
+                lines.rows(o)
             }
         };
-        let set = |token: usize| token >> level & 1 == 1;
-        let places = (0..time).map(|token| if set(token) { token / size - 1 } else { 0 });
-        let places = indices(places, &device);
-        let absent: Vec<f32> = (0..time)
-            .map(|token| if set(token) { 0.0 } else { FORBIDDEN })
-            .collect();
-        let absent = Tensor::<1>::from_data(absent.as_slice(), &device).reshape([1, time, 1]);
-        logits.push(product(q.clone(), keys.select(1, places.clone())) + absent);
-        values.push(sums.select(1, places));
-    }
-    let weights = softmax(Tensor::cat(logits, 2));
-    let none = v.zeros_like();
-    values
-        .into_iter()
-        .enumerate()
-        .fold(none, |sum, (at, value)| {
-            sum + weights.clone().narrow(2, at, 1) * value
-        })
-}
-
-impl Combiner {
-    /// Tokens of a row, and rows.
-    fn shape(&self, time: usize) -> (usize, usize) {
-        let columns = self.config.segment.min(time.max(1));
-        (columns, time.div_ceil(columns))
+        self.projections.join(o.reshape([1, tokens, heads, width]))
     }
 
-    /// One dense batch `[batch, time, dim]`.
-    fn dense(&self, x: Tensor<3>) -> Tensor<3> {
-        let [batch, time, _] = x.dims();
-        let (heads, width) = (batch * self.config.heads, self.head_dim);
-        meter::add(batch as u64 * self.mixing_flops(time));
-        let (device, scale) = (x.device(), (width as f32).powf(-0.5));
-        let [q, k, v] = self
-            .projections
-            .split(&x)
-            .map(|part| part.swap_dims(1, 2).reshape([heads, time, width]));
-        let q = q.mul_scalar(scale);
-        let (columns, rows) = self.shape(time);
-        let o = if self.config.pattern == Pattern::Logsparse {
-            logsparse(q, k, v)
-        } else {
-            let cut = |x: Tensor<3>| {
-                let missing = rows * columns - time;
-                let x = match missing {
-                    0 => x,
-                    _ => Tensor::cat(vec![x, Tensor::zeros([heads, missing, width], &device)], 1),
-                };
-                x.reshape([heads, rows, columns, width])
-            };
-            let grid = Grid {
-                q: cut(q),
-                k: cut(k),
-                v: cut(v),
-                rows,
-                columns,
-                time,
-                causal: self.config.causal,
-            };
-            let o = match self.config.pattern {
-                Pattern::Axial => grid.axial(),
-                Pattern::Mixture => grid.mixture(),
-                Pattern::Fixed | Pattern::Logsparse => grid.fixed(),
-            };
-            o.reshape([heads, rows * columns, width]).narrow(1, 0, time)
-        };
-        let o = o.reshape([batch, self.config.heads, time, width]);
-        self.projections.join(o.swap_dims(1, 2))
+    fn layers(&self, time: usize) -> Cost {
+        let cost = self.projections.cost(time);
+        match &self.summary {
+            Some(summary) => cost + summary.cost(time),
+            None => cost,
+        }
     }
 
-    /// Operations beside those of the projections.
     fn mixing_flops(&self, time: usize) -> u64 {
-        let (s, n) = self.shape(time);
+        let s = self.config.segment.min(time.max(1));
+        let n = time.div_ceil(s);
         let (row, column) = (n * s * s, s * n * n);
         let pairs = match self.config.pattern {
-            Pattern::Fixed => 2 * n * s + 2 * row + 2 * column,
-            Pattern::Axial => 3 * row + 2 * column,
+            Pattern::Fixed | Pattern::Axial => return self.counted_flops(time),
             Pattern::Mixture => 8 * row + 8 * column,
             Pattern::Logsparse => {
                 let inner = |level: usize| 2 * (time >> level << level);
@@ -394,21 +441,44 @@ impl Combiner {
         };
         2 * (self.config.heads * pairs * self.head_dim) as u64
     }
-}
 
-impl TokenMixer for Combiner {
-    fn forward(
-        &self,
-        x: Tensor<3>,
-        context: &Context,
-        state: Option<&State>,
-    ) -> Result<(Tensor<3>, Option<State>), RunError> {
-        each_sequence(CARD.name, x, context, state, |x| Ok(self.dense(x)))
-    }
-
-    fn cost(&self, time: usize) -> Cost {
-        let mut cost = self.projections.cost(time);
-        cost.flops += self.mixing_flops(time);
-        cost
+    fn counted_flops(&self, time: usize) -> u64 {
+        let CombinerConfig {
+            heads,
+            causal,
+            row_summary,
+            ..
+        } = self.config;
+        let s = self.config.segment.min(time.max(1));
+        let n = time.div_ceil(s);
+        let size = |row: usize| s.min(time - row * s);
+        let both: usize = (0..n).map(|row| size(row).pow(2)).sum();
+        let own = match causal {
+            true => (0..n).map(|row| size(row) * (size(row) + 1) / 2).sum(),
+            false => both,
+        };
+        let pairs: usize = match self.config.pattern {
+            Pattern::Fixed => {
+                let far = |row: usize| size(row) * if causal { row } else { n };
+                time + own + (0..n).map(far).sum::<usize>()
+            }
+            Pattern::Axial => {
+                let rows = |column: usize| (time - column).div_ceil(s);
+                let far = |rows: usize| {
+                    if causal {
+                        rows * (rows - 1) / 2
+                    } else {
+                        rows * rows
+                    }
+                };
+                let summaries = match row_summary {
+                    RowSummary::Wsum | RowSummary::WsumProj => 2,
+                    _ => 1,
+                };
+                summaries * both + own + (0..s).map(|column| far(rows(column))).sum::<usize>()
+            }
+            Pattern::Mixture | Pattern::Logsparse => 0,
+        };
+        (4 * heads * pairs * self.head_dim) as u64
     }
 }

@@ -11,6 +11,7 @@ pub mod parts;
 mod additive;
 mod block_sparse;
 mod gated;
+mod groups;
 mod short;
 
 pub mod attention;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use anyformer_ops::activation::softmax;
 use anyformer_ops::embedding::embedding;
+use anyformer_ops::recompute::decided;
 use anyformer_ops::{Linear, Tensor, tensor_values};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -161,7 +162,10 @@ impl Moe {
         let (count, k) = (self.experts.len(), self.top_k);
         let x = x.reshape([rows, dim]);
         let p = softmax(self.router.forward(x.clone()));
-        let chosen = largest(&tensor_values(p.clone()), count, k);
+        // Rounding may turn a choice, so it is made once where the block is run again.
+        let choose = || largest(&tensor_values(p.clone()), count, k);
+        let chosen = decided(|| choose().into_iter().map(|expert| expert as u32).collect());
+        let chosen: Vec<usize> = chosen.iter().map(|expert| *expert as usize).collect();
         let ids =
             |ids: Vec<usize>| Arc::new(ids.into_iter().map(|id| id as u32).collect::<Vec<_>>());
         // Each expert runs over its tokens; `places` says where the choices lie in what they give, end to end.

@@ -12,14 +12,14 @@
 //!   slower instead (leaky). `self_extend`, Jin et al. (2024), arXiv 2401.01325: beyond the window positions are `floor(i / g)`,
 //!   moved so that both parts meet. Both have a trained rotary model's weights and are meant for evaluation.
 //!
-//! The whole matrix of scores is made, sequence by sequence: memory grows with the square of the length, unlike that of the other
-//! positions.
+//! Biases of the distance alone are a table, and attention adds them block by block, in memory linear in the length. For `fire`,
+//! `rerope` and `self_extend` the whole matrix of scores is made, sequence by sequence: memory grows with its square.
 
 use std::sync::Arc;
 
 use anyformer_ops::activation::{relu, sigmoid, softmax};
 use anyformer_ops::adapter::sequences;
-use anyformer_ops::attention::{AttentionOptions, attention_flops};
+use anyformer_ops::attention::{AttentionOptions, attention_flops, biased_attention};
 use anyformer_ops::embedding::embedding;
 use anyformer_ops::{Builder, Device, Init, Linear, Param, Tensor, meter};
 use serde::{Deserialize, Serialize};
@@ -217,6 +217,14 @@ impl Scheme {
         let [_, held, kv_heads, _] = k.dims();
         let q_offsets = sequences(options.q_offsets.as_ref(), batch, time);
         let k_offsets = sequences(options.k_offsets.as_ref(), batch, held);
+        let scale = options.scale.unwrap_or((width as f32).powf(-0.5));
+        let ends = q_offsets.windows(2).zip(k_offsets.windows(2));
+        let longest = ends.fold([1, 1], |[queries, keys], (q, k)| {
+            [queries.max(q[1] - q[0]), keys.max(k[1] - k[0])]
+        });
+        if let Some(table) = self.by_distance(heads, longest, &q.device()) {
+            return biased_attention([q, k, v], table, longest[0] - 1, options);
+        }
         meter::add(attention_flops(
             &q_offsets,
             &k_offsets,
@@ -225,7 +233,6 @@ impl Scheme {
             options.causal,
             options.window,
         ));
-        let scale = options.scale.unwrap_or((width as f32).powf(-0.5));
         // [heads, places, width] of a sequence.
         let part = |x: &Tensor<4>, range: [usize; 2], count: usize| {
             let [batch, time, own, width] = x.dims();
@@ -244,11 +251,11 @@ impl Scheme {
             let [k, v] = [&k, &v].map(|x| part(x, [keys[0], keys[1]], heads / kv_heads));
             let (count, length) = (queries[1] - queries[0], keys[1] - keys[0]);
             let scores = match self {
-                Scheme::Far { .. } => self.far(own, k, count, length).mul_scalar(scale),
-                _ => {
+                Scheme::Fire { w1, w2, scales } => {
                     let products = own.matmul(k.swap_dims(1, 2)).mul_scalar(scale);
-                    products + self.bias(heads, count, length, &q.device())
+                    products + fire(w1, w2, scales, heads, count, length, &q.device())
                 }
+                _ => self.far(own, k, count, length).mul_scalar(scale),
             };
             let allowed = forbidden(count, length, options, &q.device());
             softmax(scores + allowed).matmul(v).swap_dims(0, 1)
@@ -257,14 +264,18 @@ impl Scheme {
         Tensor::cat(rows.collect(), 0).reshape([batch, time, heads, value_dim])
     }
 
-    /// `[heads, queries, keys]`, the last query at the last key.
-    fn bias(&self, heads: usize, queries: usize, keys: usize, device: &Device) -> Tensor<3> {
-        // A number for each distance from keys - 1 back to queries - 1 ahead, then spread over the pairs.
-        let distances: Vec<i64> = (1 - queries as i64..keys as i64).rev().collect();
+    /// A number for each head and distance, `[heads, distances]` from `1 - queries` (the key later) up to `keys - 1`; none
+    /// where it is not the distance alone that counts.
+    fn by_distance(
+        &self,
+        heads: usize,
+        [queries, keys]: [usize; 2],
+        device: &Device,
+    ) -> Option<Tensor<2>> {
+        let distances: Vec<i64> = (1 - queries as i64..keys as i64).collect();
+        let count = distances.len();
         let table = match self {
-            Scheme::Fire { w1, w2, scales } => {
-                return fire(w1, w2, scales, heads, queries, keys, device);
-            }
+            Scheme::Fire { .. } | Scheme::Far { .. } => return None,
             Scheme::T5 {
                 table,
                 both_ways,
@@ -274,15 +285,13 @@ impl Scheme {
                 let ids = distances
                     .iter()
                     .map(|at| bucket(*at, buckets, *both_ways, *distance) as u32);
-                let count = distances.len();
                 embedding(table.tensor::<2>(), Arc::new(ids.collect()), [1, count])
                     .reshape([count, heads])
             }
             Scheme::Kerple { r1, r2, power } => {
                 let far = |at: &i64| at.unsigned_abs() as f32;
                 let far: Vec<f32> = distances.iter().map(far).collect();
-                let far =
-                    Tensor::<1>::from_data(far.as_slice(), device).reshape([distances.len(), 1]);
+                let far = Tensor::<1>::from_data(far.as_slice(), device).reshape([count, 1]);
                 let row = |param: &Param| param.tensor::<1>().reshape([1, heads]);
                 let falls = match power {
                     false => (row(r2).exp() * far + 1.0).log(),
@@ -304,16 +313,10 @@ impl Scheme {
                 };
                 let products: Vec<f32> = distances.iter().map(product).collect();
                 let products = Tensor::<1>::from_data(products.as_slice(), device);
-                products.reshape([distances.len(), 1]) * factor.tensor::<1>().reshape([1, heads])
+                products.reshape([count, 1]) * factor.tensor::<1>().reshape([1, heads])
             }
-            Scheme::Far { .. } => return Tensor::zeros([heads, queries, keys], device),
         };
-        let ids = (0..queries * keys).map(|at| {
-            let (query, key) = (at / keys, at % keys);
-            // Distance keys - queries + query - key stands at that place from the end.
-            (queries - 1 - query + key) as u32
-        });
-        embedding(table, Arc::new(ids.collect()), [queries, keys]).permute([2, 0, 1])
+        Some(table.swap_dims(0, 1))
     }
 
     /// Rotary scores, near and far pairs apart: `[heads, queries, keys]`, without the scale.

@@ -5,14 +5,21 @@
 //! to their chunk and the one before, to themselves only if to nothing else. Several rounds with different R are weighted
 //! by their softmax normalisers.
 
+use std::sync::Arc;
+
 use anyformer_ops::activation::softmax;
+use anyformer_ops::attention::AttentionOptions;
 use anyformer_ops::norm::l2_normalise;
-use anyformer_ops::{Init, Linear, Param, Tensor, meter, tensor_values};
+use anyformer_ops::recompute::decided;
+use anyformer_ops::{Init, Linear, Param, Tensor, tensor_values};
 use serde::{Deserialize, Serialize};
 
-use crate::card::{Card, ConfigError, Direction, Knob, TokenEntry, head_dim, read, resolve};
-use crate::mixer::{Context, Cost, RunError, State, TokenMixer};
-use crate::parts::{each_sequence, indices, join_heads, linear_cost, split_heads};
+use crate::card::{
+    Card, ConfigError, Direction, Knob, Preset, TokenEntry, head_dim, read, resolve,
+};
+use crate::groups::{Groups, Seen, Whole, WholeMixer, rows, take};
+use crate::mixer::Cost;
+use crate::parts::{linear_cost, split_heads};
 
 /// Knobs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -51,7 +58,7 @@ static CARD: Card = Card {
     direction: Direction::Bidirectional,
     streams: false,
     state: "none",
-    notes: "Time grows as time log time. A sequence of one chunk gets plain attention with shared queries and keys. Places in neighbouring buckets that share a chunk see each other, as in transformers. The bucket of a later token moves earlier ones between chunks, so a causal mask would not make it causal; it has none. The paper's reversible layers and chunked feed-forward save memory, not results, and are not here. The code released with Long Range Arena leaves out the unit length and multiplies where it should divide by sqrt(head_dim): lra_compat.",
+    notes: "Time grows as time log time. A sequence of one chunk gets plain attention with shared queries and keys. Places in neighbouring buckets that share a chunk see each other, as in transformers. The bucket of a later token moves earlier ones between chunks, so a causal mask would not make it causal; it has none. The paper's reversible layers and chunked feed-forward are switches of the model: reversible = true, ff_chunks. The code released with Long Range Arena leaves out the unit length and multiplies where it should divide by sqrt(head_dim): lra_compat.",
     knobs: &[
         Knob {
             name: "heads",
@@ -74,7 +81,10 @@ static CARD: Card = Card {
             doc: "what the code released with Long Range Arena computes: keys as long as queries, scores times sqrt(head_dim), tokens see themselves, no output layer",
         },
     ],
-    presets: &[],
+    presets: &[Preset {
+        name: "reformer-lra",
+        model: r#"{"dim":256,"layers":4,"mixers":[{"name":"reformer","heads":4,"chunk":64,"buckets":64,"hashes":2}],"channel":{"name":"mlp","hidden":1024},"positions":"sinusoid","reversible":true,"ff_chunks":8,"reads":{"tokens":{"vocab":257}},"gives":{"class":{"classes":2}}}"#,
+    }],
 };
 
 /// The registered entry.
@@ -100,20 +110,16 @@ pub static ENTRY: TokenEntry = TokenEntry {
             });
         }
         let shape = [heads, head_dim, hashes, buckets / 2];
-        Ok(Box::new(Reformer {
+        Ok(Box::new(WholeMixer(Reformer {
             qk_proj: Linear::new(builder, "query_key", dim, dim, false),
             v_proj: Linear::new(builder, "value", dim, dim, false),
             o_proj: (!lra_compat).then(|| Linear::residual(builder, "o_proj", dim, dim, false)),
             rotations: builder.buffer("rotations", &shape, Init::Normal(1.0)),
             head_dim,
             config,
-        }))
+        })))
     },
 };
-
-/// The logit of a token with itself, and of a place past the end.
-const SELF: f32 = -1e5;
-const NOBODY: f32 = -1e9;
 
 struct Reformer {
     qk_proj: Linear,
@@ -125,172 +131,169 @@ struct Reformer {
     config: ReformerConfig,
 }
 
+/// Chunks of a sequence: tokens of one, and how many.
+fn chunks(chunk: usize, time: usize) -> (usize, usize) {
+    match time <= chunk {
+        true => (time, 1),
+        false => (chunk, time.div_ceil(chunk)),
+    }
+}
+
 impl Reformer {
-    /// Places of `[padded]` tokens sorted by bucket, then time, for each row and round; places past `time` come last.
-    fn sorted(&self, q: &Tensor<3>, time: usize, padded: usize) -> Vec<Vec<usize>> {
+    /// The bucket of every row `[tokens * heads]` in every round, `[rows, hashes]`: made once, because rounding may turn it.
+    fn buckets(&self, q: &Tensor<2>) -> Arc<Vec<u32>> {
         let ReformerConfig {
             heads,
             buckets,
             hashes,
             ..
         } = self.config;
-        let half = buckets / 2;
-        let rows = q.dims()[0];
-        let rotations = self.rotations.tensor::<4>();
-        let rotations = rotations.reshape([1, heads, self.head_dim, hashes * half]);
-        let q = q.clone().detach();
-        let q = q.reshape([rows / heads, heads, time, self.head_dim]);
-        let shape = [rows / heads, heads, self.head_dim, hashes * half];
-        let turned = tensor_values(q.matmul(rotations.expand(shape)));
-        let mut all = Vec::with_capacity(rows * hashes);
-        for row in 0..rows {
-            for hash in 0..hashes {
-                let bucket = |token: usize| {
-                    let at = (row * time + token) * hashes * half + hash * half;
-                    let values = &turned[at..at + half];
-                    let mut best = (0, f32::NEG_INFINITY);
-                    for (index, value) in values
-                        .iter()
-                        .copied()
-                        .chain(values.iter().map(|v| -v))
-                        .enumerate()
-                    {
-                        if value > best.1 {
-                            best = (index, value);
-                        }
-                    }
-                    best.0
-                };
-                let keys: Vec<usize> = (0..padded)
-                    .map(|token| if token < time { bucket(token) } else { buckets })
-                    .collect();
-                let mut order: Vec<usize> = (0..padded).collect();
-                order.sort_by_key(|token| keys[*token]);
-                all.push(order);
-            }
-        }
-        all
+        decided(|| {
+            let half = buckets / 2;
+            let (width, tokens) = (self.head_dim, q.dims()[0] / heads);
+            let rotations = self.rotations.tensor::<4>();
+            let rotations = rotations.reshape([heads, width, hashes * half]).detach();
+            let q = q.clone().detach().reshape([tokens, heads, width]);
+            let turned = tensor_values(q.swap_dims(0, 1).matmul(rotations));
+            let row = |row: usize| {
+                let at = (row % heads * tokens + row / heads) * hashes * half;
+                turned[at..at + hashes * half]
+                    .chunks_exact(half)
+                    .map(nearest)
+            };
+            (0..tokens * heads).flat_map(row).collect()
+        })
     }
 
-    /// One dense batch `[batch, time, dim]`.
-    fn dense(&self, x: Tensor<3>) -> Tensor<3> {
-        let [batch, time, _] = x.dims();
-        let (heads, width, hashes) = (self.config.heads, self.head_dim, self.config.hashes);
-        let device = x.device();
-        let rows = batch * heads;
-        meter::add(batch as u64 * self.mixing_flops(time));
-        let split = |linear: &Linear| {
-            split_heads(linear.forward(x.clone()), heads)
-                .swap_dims(1, 2)
-                .reshape([rows, time, width])
-        };
+    /// Pairs of a sequence that attention computes in one head, all rounds together.
+    fn pairs(&self, time: usize) -> usize {
+        match chunks(self.config.chunk, time) {
+            (_, 1) => time * time,
+            (chunk, count) => {
+                let size = |at: usize| chunk.min(time - at * chunk);
+                let before = |at: usize| size((at + count - 1) % count);
+                let round: usize = (0..count)
+                    .map(|at| size(at) * (size(at) + before(at)))
+                    .sum();
+                self.config.hashes * round
+            }
+        }
+    }
+}
+
+/// The place of the largest of `[x, -x]`, the first of equals.
+fn nearest(x: &[f32]) -> u32 {
+    let both = x.iter().copied().chain(x.iter().map(|x| -x));
+    let mut best = (0, f32::NEG_INFINITY);
+    for (at, value) in both.enumerate() {
+        if value > best.1 {
+            best = (at, value);
+        }
+    }
+    best.0 as u32
+}
+
+impl Whole for Reformer {
+    fn name(&self) -> &'static str {
+        CARD.name
+    }
+
+    fn all(&self, x: Tensor<3>, offsets: &[usize]) -> Tensor<3> {
+        let ReformerConfig {
+            heads,
+            hashes,
+            lra_compat: released,
+            ..
+        } = self.config;
+        let tokens = x.dims()[1];
+        let width = self.head_dim;
+        let split = |linear: &Linear| rows(split_heads(linear.forward(x.clone()), heads));
         let (q, v) = (split(&self.qk_proj), split(&self.v_proj));
         // Unit length; the small number is the reference's, in the same place.
-        let released = self.config.lra_compat;
         let k = match released {
-            true => q.clone().mul_scalar((width as f32).sqrt()),
+            true => q.clone(),
             false => l2_normalise(q.clone(), 1e-6 * width as f32),
         };
-        let (chunk, count, padded) = self.chunks(time);
-        let rounds = if count == 1 { 1 } else { hashes };
-        let orders = match count {
-            1 => vec![(0..time).collect(); rows],
-            _ => self.sorted(&q, time, padded),
-        };
-        let pad = |x: Tensor<3>| {
-            match padded > time {
-                true => Tensor::cat(
-                    vec![x, Tensor::zeros([rows, padded - time, width], &device)],
-                    1,
-                ),
-                false => x,
-            }
-            .reshape([rows * padded, width])
-        };
-        let (q, k, v) = (pad(q), pad(k), pad(v));
-        // All rounds' chunks of a row one after another; the first looks back at the last.
-        let chunks = rounds * count;
-        let span = if count == 1 { chunk } else { 2 * chunk };
-        let (mut own, mut seen, mut add, mut keep) =
-            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for row in 0..rows {
-            let line: Vec<usize> = orders[row * rounds..(row + 1) * rounds].concat();
-            for index in 0..chunks {
-                let mine = &line[index * chunk..(index + 1) * chunk];
-                let before = (index + chunks - 1) % chunks;
-                let before = match count {
-                    1 => &[][..],
-                    _ => &line[before * chunk..(before + 1) * chunk],
-                };
-                let theirs: Vec<usize> = before.iter().chain(mine).copied().collect();
-                for query in mine {
-                    for key in &theirs {
-                        let value = match (*key >= time, key == query) {
-                            (true, _) => NOBODY,
-                            (_, true) if !released => SELF,
-                            _ => 0.0,
-                        };
-                        add.push(value);
-                        keep.push(if value == 0.0 { 1.0f32 } else { 0.0 });
+        let mut seen = Seen::default();
+        // Where each row's result of each round stands among the queries.
+        let mut places = vec![0u32; tokens * heads * hashes];
+        let cut = |time: usize| chunks(self.config.chunk, time);
+        let sorts = offsets.windows(2).any(|ends| cut(ends[1] - ends[0]).1 > 1);
+        let buckets = sorts.then(|| self.buckets(&q));
+        for ends in offsets.windows(2) {
+            let time = ends[1] - ends[0];
+            let (chunk, count) = cut(time);
+            for head in 0..heads {
+                let row = |token: usize| (ends[0] + token) * heads + head;
+                let rounds = if count == 1 { 1 } else { hashes };
+                // All rounds' chunks one after another; the first looks back at the last.
+                let mut line: Vec<Vec<usize>> = Vec::with_capacity(rounds * count);
+                for round in 0..rounds {
+                    let mut order: Vec<usize> = (0..time).map(row).collect();
+                    if let (Some(buckets), true) = (&buckets, count > 1) {
+                        order.sort_by_key(|row| buckets[row * hashes + round]);
                     }
+                    for (place, row) in order.iter().enumerate() {
+                        let place = (seen.queries.rows.len() + round * time + place) as u32;
+                        // One round stands for all.
+                        let to = if count == 1 {
+                            0..hashes
+                        } else {
+                            round..round + 1
+                        };
+                        places[row * hashes..][to].fill(place);
+                    }
+                    line.extend(order.chunks(chunk).map(<[usize]>::to_vec));
                 }
-                own.extend(mine.iter().map(|token| row * padded + token));
-                seen.extend(theirs.iter().map(|token| row * padded + token));
+                for at in 0..line.len() {
+                    let before = match count {
+                        1 => &[][..],
+                        _ => &line[(at + line.len() - 1) % line.len()],
+                    };
+                    seen.queries.push(line[at].iter().copied());
+                    seen.keys.push(before.iter().chain(&line[at]).copied());
+                }
             }
         }
-        let gather = |x: Tensor<2>, places: &[usize], length: usize| {
-            x.select(0, indices(places.iter().copied(), &device))
-                .reshape([rows * chunks, length, width])
+        let ids = (!released).then(|| {
+            let tokens = |groups: &Groups| Arc::new(groups.rows.clone());
+            [tokens(&seen.queries), tokens(&seen.keys)]
+        });
+        let options = AttentionOptions {
+            scale: Some(match released {
+                true => (width as f32).sqrt(),
+                false => 1.0,
+            }),
+            ids,
+            ..AttentionOptions::default()
         };
-        let shaped = |values: &[f32]| {
-            Tensor::<1>::from_data(values, &device).reshape([rows * chunks, chunk, span])
-        };
-        let dots = gather(q, &own, chunk).matmul(gather(k, &seen, span).swap_dims(1, 2));
-        let dots = dots * shaped(&keep) + shaped(&add);
-        let top = dots.clone().detach().max_dim(2);
-        let sum = (dots.clone() - top.clone()).exp().sum_dim(2);
-        let normaliser = top + sum.log();
-        let o = softmax(dots).matmul(gather(v, &seen, span));
-        // Back to the order of time, a round after the other.
-        let mut back = vec![0; rows * rounds * padded];
-        for (round, order) in orders.iter().enumerate() {
-            for (place, token) in order.iter().enumerate() {
-                back[round * padded + token] = round * padded + place;
+        let (o, sums) = seen.attend_with_sums([&q, &k, &v], options);
+        let (rows, places) = (tokens * heads, Arc::new(places));
+        let o = take(&o, &places);
+        let o = match hashes {
+            1 => o,
+            _ => {
+                let count = sums.dims()[0];
+                let sums = take(&sums.reshape([count, 1]), &places).reshape([rows, hashes]);
+                let shares = softmax(sums).reshape([rows, hashes, 1]);
+                (o.reshape([rows, hashes, width]) * shares)
+                    .sum_dim(1)
+                    .reshape([rows, width])
             }
-        }
-        let back = indices(back.into_iter(), &device);
-        let total = rows * rounds * padded;
-        let o = o.reshape([total, width]).select(0, back.clone());
-        let o = o.reshape([rows, rounds, padded, width]);
-        let z = normaliser.reshape([total]).select(0, back);
-        let z = z.reshape([rows, rounds, padded]).swap_dims(1, 2);
-        let shares = softmax(z)
-            .swap_dims(1, 2)
-            .reshape([rows, rounds, padded, 1]);
-        let o = (o * shares)
-            .sum_dim(1)
-            .reshape([batch, heads, padded, width]);
-        let o = o.narrow(2, 0, time).swap_dims(1, 2);
-        let o = join_heads(o);
+        };
+        let o = o.reshape([1, tokens, heads * width]);
         match &self.o_proj {
             Some(o_proj) => o_proj.forward(o),
             None => o,
         }
     }
 
-    /// Tokens of a chunk, chunks, and tokens with padding.
-    fn chunks(&self, time: usize) -> (usize, usize, usize) {
-        let chunk = self.config.chunk;
-        match time <= chunk {
-            true => (time, 1, time),
-            false => {
-                let count = time.div_ceil(chunk);
-                (chunk, count, count * chunk)
-            }
-        }
+    fn layers(&self, time: usize) -> Cost {
+        let mut layers = vec![&self.qk_proj, &self.v_proj];
+        layers.extend(&self.o_proj);
+        linear_cost(&layers, time)
     }
 
-    /// Operations beside those of linear layers.
     fn mixing_flops(&self, time: usize) -> u64 {
         let ReformerConfig {
             heads,
@@ -298,30 +301,14 @@ impl Reformer {
             hashes,
             ..
         } = self.config;
-        let (chunk, count, padded) = self.chunks(time);
-        let per_head = match count {
-            1 => 4 * time * time,
-            _ => hashes * (time * buckets + 8 * padded * chunk),
+        let hashing = match chunks(self.config.chunk, time) {
+            (_, 1) => 0,
+            _ => hashes * time * buckets * self.head_dim * heads,
         };
-        (heads * per_head * self.head_dim) as u64
-    }
-}
-
-impl TokenMixer for Reformer {
-    fn forward(
-        &self,
-        x: Tensor<3>,
-        context: &Context,
-        state: Option<&State>,
-    ) -> Result<(Tensor<3>, Option<State>), RunError> {
-        each_sequence(CARD.name, x, context, state, |x| Ok(self.dense(x)))
+        hashing as u64 + self.counted_flops(time)
     }
 
-    fn cost(&self, time: usize) -> Cost {
-        let mut layers = vec![&self.qk_proj, &self.v_proj];
-        layers.extend(&self.o_proj);
-        let mut cost = linear_cost(&layers, time);
-        cost.flops += self.mixing_flops(time);
-        cost
+    fn counted_flops(&self, time: usize) -> u64 {
+        (4 * self.config.heads * self.pairs(time) * self.head_dim) as u64
     }
 }

@@ -3,14 +3,22 @@
 //! Roy et al. (2020), arXiv 2003.05997. Each head has `clusters` directions. A direction takes the `time / clusters` queries
 //! and as many keys that point most along it (a token may be in several clusters or in none); softmax attention runs inside
 //! each cluster, and a token's output is the mean over its clusters.
+//!
+//! The causal form: each token takes the direction along which its query points most, and attends to the tokens of the same
+//! direction before it (the paper's section 4.1); no later token changes that.
 
-use anyformer_ops::activation::softmax;
-use anyformer_ops::{Builder, Init, Param, Tensor, meter, tensor_values};
+use std::sync::Arc;
+
+use anyformer_ops::attention::AttentionOptions;
+use anyformer_ops::norm::l2_normalise;
+use anyformer_ops::recompute::decided;
+use anyformer_ops::{Builder, Init, Linear, Param, Tensor, meter, tensor_values};
 use serde::{Deserialize, Serialize};
 
 use crate::card::{Card, ConfigError, Direction, Knob, TokenEntry, head_dim, read, resolve};
-use crate::mixer::{Context, Cost, RunError, State, TokenMixer};
-use crate::parts::{Projections, each_sequence, indices};
+use crate::groups::{Seen, Whole, WholeMixer, mean_by, rows, take};
+use crate::mixer::Cost;
+use crate::parts::{linear_cost, split_heads};
 
 /// Knobs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -22,8 +30,12 @@ pub struct RoutingConfig {
     pub clusters: usize,
     /// Steps of k-means over the sequence's own queries and keys, from the seeded directions.
     pub iterations: usize,
-    /// Biases on all four projections.
+    /// Biases on all projections.
     pub bias: bool,
+    /// Look back only.
+    pub causal: bool,
+    /// In the causal form, tokens of its cluster that a token looks back at, itself counted; 0: all of them.
+    pub window: usize,
 }
 
 impl Default for RoutingConfig {
@@ -33,6 +45,8 @@ impl Default for RoutingConfig {
             clusters: 4,
             iterations: 1,
             bias: false,
+            causal: false,
+            window: 0,
         }
     }
 }
@@ -42,10 +56,10 @@ static CARD: Card = Card {
     title: "Routing Transformer",
     paper: "Roy, Saffar, Vaswani, Grangier: Efficient Content-Based Sparse Attention with Routing Transformers (TACL 2021), arXiv 2003.05997",
     equation: "cluster c = the time / clusters queries, and keys, with the largest q . mu_c / |q|\no_i = mean over the clusters of i of softmax_j(q_i . k_j / sqrt(head_dim)) v_j, j in the cluster",
-    direction: Direction::Bidirectional,
+    direction: Direction::Either,
     streams: false,
     state: "none",
-    notes: "About time^1.5 with clusters near the root of the length. A token in no cluster gets nothing. The directions are random unit vectors, moved by k-means steps over the sequence at hand; the paper moves them by a running mean over training, and adds a loss that pulls tokens to them, which are not here. Choosing the largest sees the whole sequence, so there is no honest causal form. The paper's heads of local attention are the mixer `local` in other layers.",
+    notes: "About time^1.5 with clusters near the root of the length. A token in no cluster gets nothing. The directions are random unit vectors, moved by k-means steps over the sequence at hand; the paper moves them by a running mean over training, and adds a loss that pulls tokens to them, which are not here. Clusters that choose their tokens see the whole sequence. The causal form follows the paper's definition instead of its released choice: a token belongs to the cluster that it points along most, keys are the queries at unit length, a token sees itself only where it has no other, and the directions stay as they are. Its cost is that of clusters of one size. The paper's heads of local attention are the mixer `local` in other layers.",
     knobs: &[
         Knob {
             name: "heads",
@@ -61,7 +75,15 @@ static CARD: Card = Card {
         },
         Knob {
             name: "bias",
-            doc: "biases on all four projections",
+            doc: "biases on all projections",
+        },
+        Knob {
+            name: "causal",
+            doc: "look back only: each token takes its nearest cluster and sees those there before it; keys are queries of unit length, and no k-means is run",
+        },
+        Knob {
+            name: "window",
+            doc: "with causal, tokens of its cluster that a token looks back at, itself counted; 0: all",
         },
     ],
     presets: &[],
@@ -74,19 +96,30 @@ pub static ENTRY: TokenEntry = TokenEntry {
     build: |dim, options, builder| {
         let config: RoutingConfig = read(&CARD, options)?;
         let head_dim = head_dim(&CARD, dim, config.heads)?;
-        if config.clusters == 0 {
-            return Err(ConfigError::Impossible {
+        let impossible = |message: &str| {
+            Err(ConfigError::Impossible {
                 mixer: CARD.name,
-                message: "clusters must be at least 1".into(),
-            });
+                message: message.into(),
+            })
+        };
+        if config.clusters == 0 {
+            return impossible("clusters must be at least 1");
         }
-        Ok(Box::new(Routing::new(dim, head_dim, config, builder)))
+        if !config.causal && config.window > 0 {
+            return impossible("window is of the causal form; set causal = true or window = 0");
+        }
+        let mixer = Routing::new(dim, head_dim, config, builder);
+        Ok(Box::new(WholeMixer(mixer)))
     },
 };
 
 struct Routing {
-    projections: Projections,
-    /// `[heads, clusters, head_dim]`, not trained.
+    q_proj: Linear,
+    /// Of queries that are not keys too.
+    k_proj: Option<Linear>,
+    v_proj: Linear,
+    o_proj: Linear,
+    /// `[heads, clusters, head_dim]`.
     means: Param,
     head_dim: usize,
     config: RoutingConfig,
@@ -104,6 +137,13 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
+/// The direction along which a token points most.
+fn nearest(token: &[f32], means: &[f32]) -> usize {
+    let along = means.chunks_exact(token.len()).map(|mean| dot(token, mean));
+    let best = along.enumerate().max_by(|a, b| a.1.total_cmp(&b.1));
+    best.map_or(0, |(cluster, _)| cluster)
+}
+
 impl Routing {
     fn new(dim: usize, head_dim: usize, config: RoutingConfig, builder: &Builder) -> Self {
         let directions = Init::With(Box::new(move |rng, count| {
@@ -114,30 +154,32 @@ impl Routing {
             values
         }));
         let shape = [config.heads, config.clusters, head_dim];
+        let linear = |name: &str| Linear::new(builder, name, dim, dim, config.bias);
         Routing {
-            projections: Projections::new(builder, dim, config.heads, config.bias),
+            q_proj: linear("q_proj"),
+            k_proj: (!config.causal).then(|| linear("k_proj")),
+            v_proj: linear("v_proj"),
+            o_proj: Linear::residual(builder, "o_proj", dim, dim, config.bias),
             means: builder.buffer("means", &shape, directions),
             head_dim,
             config,
         }
     }
 
-    /// Tokens of a cluster.
+    /// Tokens of a cluster, where it takes as many as any other.
     fn window(&self, time: usize) -> usize {
         time.div_ceil(self.config.clusters)
     }
 
     /// The tokens of every cluster of one head, `[clusters * window]`, from queries and keys `[time, head_dim]` of unit
     /// length.
-    fn members(&self, parts: [&[f32]; 2], means: &[f32]) -> [Vec<usize>; 2] {
+    fn members(&self, parts: [&[f32]; 2], means: &[f32]) -> [Vec<u32>; 2] {
         let (width, clusters) = (self.head_dim, self.config.clusters);
         let mut means = means.to_vec();
         for _ in 0..self.config.iterations {
             let mut sums = vec![0.0; means.len()];
             for token in parts.iter().flat_map(|part| part.chunks(width)) {
-                let along = |cluster: usize| dot(token, &means[cluster * width..][..width]);
-                let nearest = (0..clusters).max_by(|a, b| along(*a).total_cmp(&along(*b)));
-                let at = nearest.unwrap_or(0) * width;
+                let at = nearest(token, &means) * width;
                 let sum = &mut sums[at..at + width];
                 sum.iter_mut()
                     .zip(token)
@@ -156,101 +198,170 @@ impl Routing {
             let mut all = Vec::with_capacity(clusters * window);
             for mean in means.chunks(width) {
                 let along: Vec<f32> = part.chunks(width).map(|token| dot(token, mean)).collect();
-                let mut order: Vec<usize> = (0..along.len()).collect();
-                order.sort_by(|a, b| along[*b].total_cmp(&along[*a]));
+                let mut order: Vec<u32> = (0..along.len() as u32).collect();
+                order.sort_by(|a, b| along[*b as usize].total_cmp(&along[*a as usize]));
                 all.extend(&order[..window]);
             }
             all
         })
     }
 
-    /// One dense batch `[batch, time, dim]`.
-    fn dense(&self, x: Tensor<3>) -> Tensor<3> {
-        let [batch, time, _] = x.dims();
+    /// Unit rows of one head of one sequence, `[time, head_dim]`, out of `[tokens * heads, head_dim]`.
+    fn head(&self, values: &[f32], ends: &[usize], head: usize) -> Vec<f32> {
         let (heads, width) = (self.config.heads, self.head_dim);
-        let (clusters, window) = (self.config.clusters, self.window(time));
-        meter::add(batch as u64 * self.mixing_flops(time));
-        let device = x.device();
-        let rows = batch * heads;
-        let [q, k, v] = self
-            .projections
-            .split(&x)
-            .map(|part| part.swap_dims(1, 2).reshape([rows * time, width]));
-        let values = |x: &Tensor<2>| {
-            let mut values = tensor_values(x.clone());
-            unit(&mut values, width);
-            values
-        };
-        let (hosts_q, hosts_k) = (values(&q), values(&k));
-        let means = self.means.values();
-        let (mut queries, mut keys) = (Vec::new(), Vec::new());
-        for row in 0..rows {
-            let own = row * time * width..(row + 1) * time * width;
-            let head = row % heads;
-            let means = &means[head * clusters * width..][..clusters * width];
-            let [mine, theirs] = self.members([&hosts_q[own.clone()], &hosts_k[own]], means);
-            queries.extend(mine.into_iter().map(|token| row * time + token));
-            keys.extend(theirs.into_iter().map(|token| row * time + token));
-        }
-        let gather = |x: Tensor<2>, places: &[usize]| {
-            x.select(0, indices(places.iter().copied(), &device))
-                .reshape([rows * clusters, window, width])
-        };
-        let scale = (width as f32).powf(-0.5);
-        let logits = gather(q.mul_scalar(scale), &queries).matmul(gather(k, &keys).swap_dims(1, 2));
-        let o = softmax(logits).matmul(gather(v, &keys));
-        // The mean over a token's clusters: its places are gathered one rank at a time, a row of zeros where it has fewer.
-        let mut places: Vec<Vec<usize>> = vec![Vec::new(); rows * time];
-        for (place, token) in queries.iter().enumerate() {
-            places[*token].push(place);
-        }
-        let most = places.iter().map(Vec::len).max().unwrap_or(0);
-        let count = queries.len();
-        let flat = o.reshape([count, width]);
-        let flat = Tensor::cat(vec![flat, Tensor::zeros([1, width], &device)], 0);
-        let mut sum = Tensor::zeros([rows * time, width], &device);
-        for rank in 0..most {
-            let at = places
-                .iter()
-                .map(|places| places.get(rank).copied().unwrap_or(count));
-            sum = sum + flat.clone().select(0, indices(at, &device));
-        }
-        let shares: Vec<f32> = places
-            .iter()
-            .map(|places| 1.0 / (places.len() as f32 + 1e-5))
-            .collect();
-        let shares = Tensor::<1>::from_data(shares.as_slice(), &device).reshape([rows * time, 1]);
-        let o = (sum * shares).reshape([batch, heads, time, width]);
-        self.projections.join(o.swap_dims(1, 2))
+        let row = |token: usize| &values[(token * heads + head) * width..][..width];
+        (ends[0]..ends[1]).flat_map(row).copied().collect()
     }
 
-    /// Operations beside those of the projections: k-means, choosing, attention.
+    /// The clusters that take their tokens: in every head of every sequence the members of its queries, then of its keys.
+    fn choose(&self, q: &Tensor<2>, k: &Tensor<2>, offsets: &[usize]) -> Arc<Vec<u32>> {
+        decided(|| {
+            let width = self.head_dim;
+            let values = [q, k].map(|x| {
+                let mut values = tensor_values(x.clone());
+                unit(&mut values, width);
+                values
+            });
+            let means = self.means.values();
+            let lines = offsets.len() * self.config.heads - self.config.heads;
+            let line = |line: usize| {
+                let (sequence, head) = (line / self.config.heads, line % self.config.heads);
+                let ends = &offsets[sequence..sequence + 2];
+                let [q, k] = [0, 1].map(|part| self.head(&values[part], ends, head));
+                let size = self.config.clusters * width;
+                let [mut mine, theirs] = self.members([&q, &k], &means[head * size..][..size]);
+                mine.extend(theirs);
+                mine
+            };
+            let lines: Vec<Vec<u32>> = (0..lines).map(line).collect();
+            lines.concat()
+        })
+    }
+
+    /// Clusters take the tokens nearest to them; a token's result is the mean over its clusters.
+    fn taken(&self, [q, k, v]: [&Tensor<2>; 3], offsets: &[usize]) -> Tensor<2> {
+        let (heads, clusters) = (self.config.heads, self.config.clusters);
+        let chosen = self.choose(q, k, offsets);
+        let mut seen = Seen::default();
+        let mut rest = &chosen[..];
+        for ends in offsets.windows(2) {
+            let window = self.window(ends[1] - ends[0]);
+            for head in 0..heads {
+                let row = |token: &u32| (ends[0] + *token as usize) * heads + head;
+                let (now, later) = rest.split_at(2 * clusters * window);
+                let (queries, keys) = now.split_at(clusters * window);
+                rest = later;
+                for (queries, keys) in queries.chunks(window).zip(keys.chunks(window)) {
+                    seen.queries.push(queries.iter().map(row));
+                    seen.keys.push(keys.iter().map(row));
+                }
+            }
+        }
+        let to = seen.queries.rows.clone();
+        let o = seen.attend([q, k, v], AttentionOptions::default());
+        mean_by(o, to, q.dims()[0])
+    }
+
+    /// Every token takes the cluster nearest to it and looks back at the tokens there.
+    fn joined(&self, [q, k, v]: [&Tensor<2>; 3], offsets: &[usize]) -> Tensor<2> {
+        let (heads, clusters, width) = (self.config.heads, self.config.clusters, self.head_dim);
+        let means = self.means.values();
+        let chosen = decided(|| {
+            let values = tensor_values(q.clone());
+            let size = clusters * width;
+            let rows = values.chunks_exact(width).enumerate();
+            let nearest = rows
+                .map(|(row, token)| nearest(token, &means[row % heads * size..][..size]) as u32);
+            nearest.collect()
+        });
+        let mut seen = Seen::default();
+        let mut order = vec![0u32; q.dims()[0]];
+        for ends in offsets.windows(2) {
+            for head in 0..heads {
+                for cluster in 0..clusters as u32 {
+                    let rows = (ends[0]..ends[1]).map(|token| token * heads + head);
+                    let members: Vec<usize> = rows.filter(|row| chosen[*row] == cluster).collect();
+                    for (place, row) in members.iter().enumerate() {
+                        order[*row] = (seen.queries.rows.len() + place) as u32;
+                    }
+                    if !members.is_empty() {
+                        seen.queries.push(members.iter().copied());
+                        seen.keys.push(members);
+                    }
+                }
+            }
+        }
+        let tokens = Arc::new(seen.queries.rows.clone());
+        let options = AttentionOptions {
+            causal: true,
+            window: (self.config.window > 0).then_some(self.config.window),
+            ids: Some([tokens.clone(), tokens]),
+            ..AttentionOptions::default()
+        };
+        // What a cluster holds is not known before: the mixer says what it costs on average.
+        let o = meter::apart(|| seen.attend([q, k, v], options));
+        take(&o, &Arc::new(order))
+    }
+}
+
+impl Whole for Routing {
+    fn name(&self) -> &'static str {
+        CARD.name
+    }
+
+    fn all(&self, x: Tensor<3>, offsets: &[usize]) -> Tensor<3> {
+        let (heads, tokens) = (self.config.heads, x.dims()[1]);
+        let split = |linear: &Linear| rows(split_heads(linear.forward(x.clone()), heads));
+        let (q, v) = (split(&self.q_proj), split(&self.v_proj));
+        let o = match &self.k_proj {
+            Some(k_proj) => self.taken([&q, &split(k_proj), &v], offsets),
+            None => {
+                let k = l2_normalise(q.clone(), 1e-12);
+                self.joined([&q, &k, &v], offsets)
+            }
+        };
+        self.o_proj
+            .forward(o.reshape([1, tokens, heads * self.head_dim]))
+    }
+
+    fn layers(&self, time: usize) -> Cost {
+        let mut layers = vec![&self.q_proj, &self.v_proj, &self.o_proj];
+        layers.extend(&self.k_proj);
+        linear_cost(&layers, time)
+    }
+
+    /// Choosing and attention; where tokens choose, as if clusters were of one size.
     fn mixing_flops(&self, time: usize) -> u64 {
         let RoutingConfig {
             heads,
             clusters,
             iterations,
+            causal,
             ..
         } = self.config;
+        if causal {
+            let size = self.window(time);
+            let back = match self.config.window {
+                0 => size,
+                window => window.min(size),
+            };
+            let choosing = 2 * time * clusters * self.head_dim;
+            return (heads * (choosing + 4 * time * back * self.head_dim)) as u64;
+        }
         let choosing = 2 * 2 * time * clusters * self.head_dim * (iterations + 1);
-        let attention = 4 * clusters * self.window(time).pow(2) * self.head_dim;
-        (heads * (choosing + attention)) as u64
-    }
-}
-
-impl TokenMixer for Routing {
-    fn forward(
-        &self,
-        x: Tensor<3>,
-        context: &Context,
-        state: Option<&State>,
-    ) -> Result<(Tensor<3>, Option<State>), RunError> {
-        each_sequence(CARD.name, x, context, state, |x| Ok(self.dense(x)))
+        (heads * choosing) as u64 + self.counted_flops(time)
     }
 
-    fn cost(&self, time: usize) -> Cost {
-        let mut cost = self.projections.cost(time);
-        cost.flops += self.mixing_flops(time);
-        cost
+    fn counted_flops(&self, time: usize) -> u64 {
+        let RoutingConfig {
+            heads,
+            clusters,
+            causal,
+            ..
+        } = self.config;
+        match causal {
+            true => 0,
+            false => (4 * heads * clusters * self.window(time).pow(2) * self.head_dim) as u64,
+        }
     }
 }

@@ -3,14 +3,21 @@
 //! Tay et al. (2020), arXiv 2002.11296. With block means `q_i`, `k_j` of queries and keys, `R_ij = q_i . k_j / sqrt(head_dim)`
 //! becomes a doubly stochastic S by steps that take the log-sum-exp of each row, then of each column, off `R / temperature`.
 //! Block i attends in one softmax to its own tokens and to the sorted ones `sum_j S_ij block_j`.
+//!
+//! The causal form: `q_i` is the mean of the queries up to the first of block i, only blocks `j < i` are sorted, a column's sum runs down to
+//! row i only, rows are balanced last, and within its block a token looks back.
 
-use anyformer_ops::activation::softmax;
-use anyformer_ops::{Tensor, meter};
+use std::sync::Arc;
+
+use anyformer_ops::attention::AttentionOptions;
+use anyformer_ops::embedding::summed;
+use anyformer_ops::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::card::{Card, ConfigError, Direction, Knob, TokenEntry, head_dim, read, resolve};
-use crate::mixer::{Context, Cost, RunError, State, TokenMixer};
-use crate::parts::{Projections, each_sequence};
+use crate::groups::{Lines, Seen, Whole, WholeMixer, rows, take};
+use crate::mixer::Cost;
+use crate::parts::Projections;
 
 /// Knobs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -28,6 +35,8 @@ pub struct SinkhornConfig {
     pub bias: bool,
     /// SortCut: every token attends to the first so many sorted blocks only; 0: to its own block and its sorted one.
     pub cut: usize,
+    /// Look back only.
+    pub causal: bool,
     /// What the code released with Long Range Arena computes; see [`Sinkhorn::released`].
     pub lra_compat: bool,
 }
@@ -41,6 +50,7 @@ impl Default for SinkhornConfig {
             temperature: 0.75,
             bias: false,
             cut: 0,
+            causal: false,
             lra_compat: false,
         }
     }
@@ -51,10 +61,10 @@ static CARD: Card = Card {
     title: "Sinkhorn Transformer",
     paper: "Tay, Bahri, Yang, Metzler, Juan: Sparse Sinkhorn Attention (ICML 2020), arXiv 2002.11296",
     equation: "S = sinkhorn(mean(Q_i) . mean(K_j) / (sqrt(head_dim) temperature))\no = softmax(Q_i [K_i, sum_j S_ij K_j]^T / sqrt(head_dim)) [V_i, sum_j S_ij V_j]",
-    direction: Direction::Bidirectional,
+    direction: Direction::Either,
     streams: false,
     state: "none",
-    notes: "Linear in time for a fixed block, plus the square of the number of blocks. Blocks are scored by the product of their mean queries and keys, which needs no table of the length; the paper maps sums of inputs by a learned layer. No Gumbel noise: the same input gives the same output. The causal form is not here. The code released with Long Range Arena cuts strided blocks and sorts nothing (the sorted keys of all blocks are their sum): lra_compat.",
+    notes: "Linear in time for a fixed block, plus the square of the number of blocks. Blocks are scored by the product of their mean queries and keys, which needs no table of the length; the paper maps sums of inputs by a learned layer. No Gumbel noise: the same input gives the same output. The causal form keeps the paper's masks and sums columns only as far as the row at hand, because a column's whole sum would look ahead. The code released with Long Range Arena cuts strided blocks and sorts nothing (the sorted keys of all blocks are their sum): lra_compat.",
     knobs: &[
         Knob {
             name: "heads",
@@ -81,6 +91,10 @@ static CARD: Card = Card {
             doc: "SortCut: attend to the first so many sorted blocks only; 0: to one's own block and its sorted one",
         },
         Knob {
+            name: "causal",
+            doc: "look back only: blocks are sorted among those before them, columns balanced by their sums so far",
+        },
+        Knob {
             name: "lra_compat",
             doc: "what the code released with Long Range Arena computes: strided blocks, no sorting, two attentions added",
         },
@@ -101,11 +115,17 @@ pub static ENTRY: TokenEntry = TokenEntry {
                 message: "block must be at least 1 and temperature above 0".into(),
             });
         }
-        Ok(Box::new(Sinkhorn {
+        if config.causal && (config.cut > 0 || config.lra_compat) {
+            return Err(ConfigError::Impossible {
+                mixer: CARD.name,
+                message: "causal has neither cut nor lra_compat, which look at all blocks".into(),
+            });
+        }
+        Ok(Box::new(WholeMixer(Sinkhorn {
             projections: Projections::new(builder, dim, config.heads, config.bias),
             head_dim,
             config,
-        }))
+        })))
     },
 };
 
@@ -115,6 +135,9 @@ struct Sinkhorn {
     config: SinkhornConfig,
 }
 
+/// What is no block's: far below every score.
+const NOBODY: f32 = -1e9;
+
 /// Takes the log-sum-exp along `axis` off.
 fn normalise(x: Tensor<3>, axis: usize) -> Tensor<3> {
     let top = x.clone().detach().max_dim(axis);
@@ -122,150 +145,243 @@ fn normalise(x: Tensor<3>, axis: usize) -> Tensor<3> {
     x - top - sum.log()
 }
 
-impl Sinkhorn {
-    /// Tokens of a block, and blocks.
-    fn blocks(&self, time: usize) -> (usize, usize) {
-        let block = self.config.block.min(time.max(1));
-        (block, time.div_ceil(block))
+/// Takes off each entry the logarithm of the sum of exponentials of its column down to its own row: no later row plays a
+/// part. Entries are at most about 0, and a sum below 1e-30 counts as that.
+fn normalise_so_far(x: Tensor<3>, triangle: Tensor<3>) -> Tensor<3> {
+    let sums = triangle.matmul(x.clone().exp());
+    x - (sums + 1e-30).log()
+}
+
+/// Blocks of a sequence: tokens of one, and how many.
+fn blocks(block: usize, time: usize) -> (usize, usize) {
+    let block = block.min(time.max(1));
+    (block, time.div_ceil(block))
+}
+
+/// Blocks of several sequences, padded to one number of them.
+struct Layout<'a> {
+    lines: Lines<'a>,
+    block: usize,
+    /// The most blocks of a sequence.
+    count: usize,
+}
+
+impl Layout<'_> {
+    /// `[lines, blocks, block * width]` of rows `[tokens * heads, width]`, zeros behind the last token.
+    fn padded(&self, x: &Tensor<2>) -> Tensor<3> {
+        let (width, count) = (x.dims()[1], self.lines.count());
+        let padded = self.lines.padded(x, self.count * self.block, 0.0);
+        padded.reshape([count, self.count, self.block * width])
     }
 
-    /// One dense batch `[batch, time, dim]`.
-    fn dense(&self, x: Tensor<3>) -> Tensor<3> {
-        let [batch, time, _] = x.dims();
-        let (heads, width) = (self.config.heads, self.head_dim);
-        let (block, count) = self.blocks(time);
-        meter::add(batch as u64 * self.mixing_flops(time));
-        let device = x.device();
-        let rows = batch * heads;
-        let strided = self.config.lra_compat;
-        // [rows, blocks, block, head_dim]
-        let cut = |x: Tensor<4>| {
-            let mut x = x.swap_dims(1, 2);
-            if count * block > time {
-                let rest = Tensor::zeros([batch, heads, count * block - time, width], &device);
-                x = Tensor::cat(vec![x, rest], 2);
-            }
-            match strided {
-                true => x.reshape([rows, block, count, width]).swap_dims(1, 2),
-                false => x.reshape([rows, count, block, width]),
-            }
-        };
-        let [q, k, v] = self.projections.split(&x).map(cut);
-        let scale = (width as f32).powf(-0.5);
-        if strided {
-            let o = self.released(q.mul_scalar(scale), k, v, time);
-            let o = o
-                .swap_dims(1, 2)
-                .reshape([batch, heads, count * block, width]);
-            return self.projections.join(o.narrow(2, 0, time).swap_dims(1, 2));
-        }
-        let mean = |x: &Tensor<4>| x.clone().mean_dim(2).reshape([rows, count, width]);
-        let scores = mean(&q).matmul(mean(&k).swap_dims(1, 2));
-        let mut sorting = scores.mul_scalar(scale / self.config.temperature as f32);
-        for _ in 0..self.config.iterations {
-            sorting = normalise(normalise(sorting, 2), 1);
-        }
-        let sorting = sorting.exp();
-        let sorted = |x: &Tensor<4>| {
-            let flat = x.clone().reshape([rows, count, block * width]);
-            sorting
-                .clone()
-                .matmul(flat)
-                .reshape([rows, count, block, width])
-        };
-        if self.config.cut > 0 {
-            let kept = self.config.cut.min(count);
-            let first = |x: &Tensor<4>| {
-                sorted(x)
-                    .narrow(1, 0, kept)
-                    .reshape([rows, kept * block, width])
-            };
-            let q = q.mul_scalar(scale).reshape([rows, count * block, width]);
-            let o = softmax(q.matmul(first(&k).swap_dims(1, 2))).matmul(first(&v));
-            let o = o.reshape([batch, heads, count * block, width]);
-            return self.projections.join(o.narrow(2, 0, time).swap_dims(1, 2));
-        }
-        let keys = Tensor::cat(vec![k.clone(), sorted(&k)], 2);
-        let values = Tensor::cat(vec![v.clone(), sorted(&v)], 2);
-        let mut logits = q.mul_scalar(scale).matmul(keys.swap_dims(2, 3));
-        if count * block > time {
-            // Places past the end of the last block; the sorted ones are mixed from full blocks.
-            let masked = (0..count * 2 * block).map(|at| {
-                let (row, place) = (at / (2 * block), at % (2 * block));
-                if place < block && row * block + place >= time {
-                    -1e30
-                } else {
-                    0.0
-                }
-            });
-            let masked: Vec<f32> = masked.collect();
-            let masked = Tensor::<1>::from_data(masked.as_slice(), &device);
-            logits = logits + masked.reshape([1, count, 1, 2 * block]);
-        }
-        let o = softmax(logits).matmul(values);
-        let o = o
-            .reshape([batch, heads, count * block, width])
-            .narrow(2, 0, time);
-        self.projections.join(o.swap_dims(1, 2))
-    }
-
-    /// The released form over `[rows, blocks, block, head_dim]`, queries scaled. Block i holds the tokens t with t mod blocks = i;
-    /// what is called sorted is, by the released contraction, the sum of all blocks whatever the sorting: its weights add
-    /// up to one. The attention to the block and that to the sum are added.
-    fn released(&self, q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, time: usize) -> Tensor<4> {
-        let [rows, count, block, width] = q.dims();
-        let attend = |k: Tensor<4>, v: Tensor<4>, past: Option<Tensor<4>>| {
-            let logits = q.clone().matmul(k.swap_dims(2, 3));
-            let logits = match past {
-                Some(past) => logits + past,
-                None => logits,
-            };
-            softmax(logits).matmul(v)
-        };
-        let past = (count * block > time).then(|| {
-            let value = |at: usize| match at % block * count + at / block >= time {
-                true => -1e30,
-                false => 0.0,
-            };
-            let values: Vec<f32> = (0..count * block).map(value).collect();
-            Tensor::<1>::from_data(values.as_slice(), &q.device()).reshape([1, count, 1, block])
+    /// A number for each pair of blocks of each line: `value(blocks of the sequence, row, column)`.
+    fn each_pair(&self, device: &Device, value: impl Fn(usize, usize, usize) -> f32) -> Tensor<3> {
+        let value = &value;
+        let values = (0..self.lines.count()).flat_map(|line| {
+            let own = blocks(self.block, self.lines.time(line)).1;
+            (0..self.count * self.count).map(move |at| value(own, at / self.count, at % self.count))
         });
-        let all = |x: &Tensor<4>| x.clone().sum_dim(1).expand([rows, count, block, width]);
-        attend(k.clone(), v.clone(), past) + attend(all(&k), all(&v), None)
-    }
-
-    /// Operations beside those of the projections.
-    fn mixing_flops(&self, time: usize) -> u64 {
-        let (block, count) = self.blocks(time);
-        let heads = self.config.heads;
-        if self.config.lra_compat {
-            return (8 * heads * count * block * block * self.head_dim) as u64;
-        }
-        if self.config.cut > 0 {
-            let kept = self.config.cut.min(count);
-            let sorting = count * count * self.head_dim * (1 + 2 * block);
-            let mixing = 2 * count * block * kept * block * self.head_dim;
-            return 2 * (heads * (sorting + mixing)) as u64;
-        }
-        let per_head = count * count * self.head_dim * (1 + 2 * block)
-            + 4 * count * block * block * self.head_dim;
-        2 * (self.config.heads * per_head) as u64
+        let values: Vec<f32> = values.collect();
+        let lines = self.lines.count();
+        Tensor::<1>::from_data(values.as_slice(), device).reshape([lines, self.count, self.count])
     }
 }
 
-impl TokenMixer for Sinkhorn {
-    fn forward(
-        &self,
-        x: Tensor<3>,
-        context: &Context,
-        state: Option<&State>,
-    ) -> Result<(Tensor<3>, Option<State>), RunError> {
-        each_sequence(CARD.name, x, context, state, |x| Ok(self.dense(x)))
+impl Sinkhorn {
+    /// The sorting matrices `[lines, blocks, blocks]` from block means of the queries and keys.
+    fn sorting(&self, layout: &Layout, q: &Tensor<2>, k: &Tensor<2>) -> Tensor<3> {
+        let (width, device) = (self.head_dim, q.device());
+        let lines = layout.lines.count();
+        let (count, block) = (layout.count, layout.block);
+        let mean = |x: &Tensor<2>| {
+            let blocks = layout.padded(x).reshape([lines * count, block, width]);
+            blocks.mean_dim(1).reshape([lines, count, width])
+        };
+        let causal = self.config.causal;
+        let queries = match causal {
+            false => mean(q),
+            true => {
+                // The mean of all queries up to the first of the block.
+                let share = |row: usize| 1.0 / (row * block + 1) as f32;
+                let before = layout.each_pair(&device, |_, row, column| match column < row {
+                    true => block as f32 * share(row),
+                    false => 0.0,
+                });
+                let shares: Vec<f32> = (0..count).map(share).collect();
+                let shares = Tensor::<1>::from_data(shares.as_slice(), &device);
+                let first = layout.padded(q).narrow(2, 0, width);
+                before.matmul(mean(q)) + first * shares.reshape([1, count, 1])
+            }
+        };
+        let scale = (width as f32).powf(-0.5) / self.config.temperature as f32;
+        let scores = queries.matmul(mean(k).swap_dims(1, 2)).mul_scalar(scale);
+        let allowed = layout.each_pair(&device, |own, row, column| {
+            let there = row < own && column < own;
+            match there && (column < row || !causal) {
+                true => 0.0,
+                false => NOBODY,
+            }
+        });
+        let mut sorting = scores + allowed.clone();
+        let triangle = causal.then(|| {
+            layout.each_pair(
+                &device,
+                |_, row, column| if column <= row { 1.0 } else { 0.0 },
+            )
+        });
+        if causal {
+            // Nothing is above 0 from here on.
+            sorting = normalise(sorting, 2) + allowed.clone();
+        }
+        for _ in 0..self.config.iterations {
+            sorting = match &triangle {
+                None => normalise(normalise(sorting, 2) + allowed.clone(), 1) + allowed.clone(),
+                Some(triangle) => {
+                    let columns = normalise_so_far(sorting, triangle.clone()) + allowed.clone();
+                    normalise(columns, 2) + allowed.clone()
+                }
+            };
+        }
+        sorting.exp()
     }
 
-    fn cost(&self, time: usize) -> Cost {
-        let mut cost = self.projections.cost(time);
-        cost.flops += self.mixing_flops(time);
-        cost
+    /// What the released code computes. Block i holds the tokens t with t mod blocks = i; what is called sorted is, by the
+    /// released contraction, the sum of all blocks whatever the sorting: its weights add up to one. The attention to the
+    /// block and that to the sum are added.
+    fn released(&self, layout: &Layout, [q, k, v]: [&Tensor<2>; 3]) -> Tensor<2> {
+        let (mut own, mut all) = (Seen::default(), Seen::default());
+        let mut sums = vec![0u32; q.dims()[0]];
+        let mut order = vec![0u32; q.dims()[0]];
+        for line in 0..layout.lines.count() {
+            let time = layout.lines.time(line);
+            let (block, count) = blocks(layout.block, time);
+            let row = |token: usize| layout.lines.row(line, token);
+            for token in 0..time {
+                sums[row(token)] = (line * layout.block + token / count) as u32;
+            }
+            for first in 0..count {
+                let tokens = || (first..time).step_by(count).map(row);
+                for (place, row) in tokens().enumerate() {
+                    order[row] = (own.queries.rows.len() + place) as u32;
+                }
+                own.keys.push(tokens());
+                own.queries.push(tokens());
+                all.queries.push(tokens());
+                all.keys
+                    .push((0..block).map(|place| line * layout.block + place));
+            }
+        }
+        let rows = layout.lines.count() * layout.block;
+        let sums = Arc::new(sums);
+        let [all_k, all_v] = [k, v].map(|x| summed(x.clone(), sums.clone(), rows));
+        let options = AttentionOptions::default;
+        let o = own.attend([q, k, v], options()) + all.attend([q, &all_k, &all_v], options());
+        take(&o, &Arc::new(order))
+    }
+}
+
+impl Whole for Sinkhorn {
+    fn name(&self) -> &'static str {
+        CARD.name
+    }
+
+    fn all(&self, x: Tensor<3>, offsets: &[usize]) -> Tensor<3> {
+        let [q, k, v] = self.projections.split(&x).map(rows);
+        let (heads, width, tokens) = (self.config.heads, self.head_dim, x.dims()[1]);
+        let lines = Lines { offsets, heads };
+        let (block, count) = blocks(self.config.block, lines.longest());
+        let layout = Layout {
+            lines,
+            block,
+            count,
+        };
+        let o = if self.config.lra_compat {
+            self.released(&layout, [&q, &k, &v])
+        } else {
+            let sorting = self.sorting(&layout, &q, &k);
+            // Sorted rows come first, then the tokens' own.
+            let behind = lines.count() * count * block;
+            let sorted = |x: &Tensor<2>| {
+                let blocks = sorting.clone().matmul(layout.padded(x));
+                Tensor::cat(vec![blocks.reshape([behind, width]), x.clone()], 0)
+            };
+            let mut seen = Seen::default();
+            let mut order = vec![0u32; tokens * heads];
+            for line in 0..lines.count() {
+                let time = lines.time(line);
+                let (size, own) = blocks(block, time);
+                let row = |token: usize| lines.row(line, token);
+                let mixed =
+                    |at: usize| (line * count + at) * block..(line * count + at) * block + size;
+                for token in 0..time {
+                    order[row(token)] = (seen.queries.rows.len() + token) as u32;
+                }
+                if self.config.cut > 0 {
+                    seen.queries.push((0..time).map(row));
+                    seen.keys
+                        .push((0..self.config.cut.min(own)).flat_map(mixed));
+                    continue;
+                }
+                for at in 0..own {
+                    let tokens = || (at * size..time.min((at + 1) * size)).map(row);
+                    // The first block has none before it.
+                    let none = self.config.causal && at == 0;
+                    let mixed = if none { 0..0 } else { mixed(at) };
+                    seen.queries.push(tokens());
+                    seen.keys
+                        .push(mixed.chain(tokens().map(|row| behind + row)));
+                }
+            }
+            let options = AttentionOptions {
+                causal: self.config.causal,
+                ..AttentionOptions::default()
+            };
+            take(
+                &seen.attend([&q, &sorted(&k), &sorted(&v)], options),
+                &Arc::new(order),
+            )
+        };
+        self.projections.join(o.reshape([1, tokens, heads, width]))
+    }
+
+    fn layers(&self, time: usize) -> Cost {
+        self.projections.cost(time)
+    }
+
+    fn mixing_flops(&self, time: usize) -> u64 {
+        let (block, count) = blocks(self.config.block, time);
+        let sorting = match self.config.lra_compat {
+            true => 0,
+            false => 2 * count * count * self.head_dim * (1 + 2 * block),
+        };
+        (self.config.heads * sorting) as u64 + self.counted_flops(time)
+    }
+
+    fn counted_flops(&self, time: usize) -> u64 {
+        let SinkhornConfig {
+            heads,
+            causal,
+            cut,
+            lra_compat,
+            ..
+        } = self.config;
+        let (block, count) = blocks(self.config.block, time);
+        let pairs: usize = match (lra_compat, cut) {
+            (false, 1..) => time * cut.min(count) * block,
+            _ => (0..count)
+                .map(|at| {
+                    let own = match lra_compat {
+                        true => (time - at).div_ceil(count),
+                        false => block.min(time - at * block),
+                    };
+                    match causal {
+                        true if at == 0 => own * (own + 1) / 2,
+                        true => own * block + own * (own + 1) / 2,
+                        false => own * (block + own),
+                    }
+                })
+                .sum(),
+        };
+        (4 * heads * pairs * self.head_dim) as u64
     }
 }

@@ -1,9 +1,13 @@
 //! The one block: a token mixer and a channel mixer on a residual stream.
 
+use std::convert::Infallible;
+use std::sync::Arc;
+
 use anyformer_mixers::{
     ChannelMixer, Context, Cost, MixerSpec, RunError, State, TokenMixer, channel_mixer, token_mixer,
 };
 use anyformer_ops::norm::{layer_norm, rms_norm};
+use anyformer_ops::recompute::{Function, Given, recomputed};
 use anyformer_ops::{Builder, Init, Param, Tensor};
 
 use crate::config::{ModelConfig, ModelError, NormKind, Wiring};
@@ -48,15 +52,44 @@ impl Norm {
 
 struct Channel {
     norm: Norm,
-    mixer: Box<dyn ChannelMixer>,
+    mixer: Arc<dyn ChannelMixer>,
+    /// Parts of the tokens, one after the other; 0 and 1: all at once.
+    chunks: usize,
 }
 
 impl Channel {
     fn mix(&self, x: Tensor<3>, context: &Context) -> Tensor<3> {
+        // Where nothing is kept, parts of a few tokens would only take longer.
+        let [batch, time, _] = x.dims();
+        let kept = x.device().is_autodiff();
+        if self.chunks > 1 && (kept || batch * time >= 64 * self.chunks) {
+            return self.chunked(x);
+        }
         match &context.losses {
             Some(losses) => self.mixer.forward_with_losses(x, losses),
             None => self.mixer.forward(x),
         }
+    }
+
+    /// The mixer over one part of the tokens after the other, of which only the input is kept for the backward pass.
+    fn chunked(&self, x: Tensor<3>) -> Tensor<3> {
+        let [batch, time, dim] = x.dims();
+        let tokens = batch * time;
+        let size = tokens.div_ceil(self.chunks).max(1);
+        let mixer = self.mixer.clone();
+        let function: Function<Infallible> = Arc::new(move |x| {
+            let y = mixer.forward(x);
+            Ok(Given { y, loss: None })
+        });
+        let flat = x.reshape([1, tokens, dim]);
+        let chunks = (0..tokens).step_by(size).map(|from| {
+            let chunk = flat.clone().narrow(1, from, size.min(tokens - from));
+            match recomputed(chunk, &function) {
+                Ok(given) => given.y,
+                Err(never) => match never {},
+            }
+        });
+        Tensor::cat(chunks.collect(), 1).reshape([batch, time, dim])
     }
 }
 
@@ -82,13 +115,11 @@ impl Block {
             None
         } else {
             let spec = &config.channel;
+            let build = channel_mixer(&spec.name)?.build;
             Some(Channel {
                 norm: Norm::new(config, "norm2", builder),
-                mixer: (channel_mixer(&spec.name)?.build)(
-                    config.dim,
-                    &spec.options,
-                    &builder.at("channel"),
-                )?,
+                mixer: build(config.dim, &spec.options, &builder.at("channel"))?.into(),
+                chunks: config.ff_chunks,
             })
         };
         Ok(Block {
@@ -99,18 +130,48 @@ impl Block {
         })
     }
 
+    /// The token mixer, by a step where one token is read.
+    fn mix(
+        &self,
+        x: Tensor<3>,
+        context: &Context,
+        state: Option<&State>,
+    ) -> Result<(Tensor<3>, Option<State>), RunError> {
+        match (state, context.keep_state && x.dims()[1] == 1) {
+            (Some(state), true) if context.offsets.is_none() => {
+                self.mixer.step(x, state).map(|(y, state)| (y, Some(state)))
+            }
+            _ => self.mixer.forward(x, context, state),
+        }
+    }
+
+    /// What the token mixer adds to a stream, norm included.
+    pub(crate) fn token_part(
+        &self,
+        x: Tensor<3>,
+        context: &Context,
+        state: Option<&State>,
+    ) -> Result<(Tensor<3>, Option<State>), RunError> {
+        self.mix(self.norm.forward(x), context, state)
+    }
+
+    /// What the channel mixer adds to a stream, norm included; nothing where there is none.
+    pub(crate) fn channel_part(&self, x: Tensor<3>, context: &Context) -> Option<Tensor<3>> {
+        let channel = self.channel.as_ref()?;
+        Some(channel.mix(channel.norm.forward(x), context))
+    }
+
+    pub(crate) fn has_channel(&self) -> bool {
+        self.channel.is_some()
+    }
+
     pub(crate) fn forward(
         &self,
         x: Tensor<3>,
         context: &Context,
         state: Option<&State>,
     ) -> Result<(Tensor<3>, Option<State>), RunError> {
-        let mix = |x: Tensor<3>| match (state, context.keep_state && x.dims()[1] == 1) {
-            (Some(state), true) if context.offsets.is_none() => {
-                self.mixer.step(x, state).map(|(y, state)| (y, Some(state)))
-            }
-            _ => self.mixer.forward(x, context, state),
-        };
+        let mix = |x: Tensor<3>| self.mix(x, context, state);
         let (x, state) = match self.wiring {
             Wiring::PreNorm => {
                 let (y, state) = mix(self.norm.forward(x.clone()))?;

@@ -183,6 +183,12 @@ pub struct ModelConfig {
     pub exits: Vec<usize>,
     /// How sub-layers join the residual stream.
     pub wiring: Wiring,
+    /// Two residual streams instead of one, each changed by functions of the other, so that the backward pass takes layers
+    /// back instead of keeping their activations (Gomez et al., RevNet, arXiv 1707.04585; Reformer, arXiv 2001.04451).
+    pub reversible: bool,
+    /// Parts in which the channel mixer runs over the tokens, one after the other, each run again in the backward pass; 0
+    /// and 1: all at once. The result is the same.
+    pub ff_chunks: usize,
     /// The normalisation.
     pub norm: NormKind,
     /// Added to the variance.
@@ -227,6 +233,8 @@ impl Default for ModelConfig {
             share_layers: 0,
             exits: Vec::new(),
             wiring: Wiring::PreNorm,
+            reversible: false,
+            ff_chunks: 0,
             norm: NormKind::Rms,
             norm_eps: 1e-5,
             positions: Positions::None,
@@ -389,6 +397,22 @@ impl ModelConfig {
         }
     }
 
+    /// Refuses two streams and chunks where they would be another function.
+    fn check_memory(&self) -> Result<(), ModelError> {
+        let impossible = |message: &str| Err(ModelError::Impossible(message.into()));
+        if self.reversible && self.wiring == Wiring::PostNorm {
+            return impossible(
+                "reversible adds to streams that a norm after the sum would change; set wiring = \"pre_norm\" or \"parallel\"",
+            );
+        }
+        if self.ff_chunks > 1 && self.channel.name == "moe" {
+            return impossible(
+                "ff_chunks would balance the experts chunk by chunk; take another channel mixer or ff_chunks = 0",
+            );
+        }
+        Ok(())
+    }
+
     /// Refuses what cannot be built, before anything is allocated. The mixers check their own knobs when built.
     pub fn check(&self) -> Result<(), ModelError> {
         let impossible = |message: String| Err(ModelError::Impossible(message));
@@ -431,6 +455,7 @@ impl ModelConfig {
         }
         (channel_mixer(&self.channel.name)?.resolve)(&self.channel.options)?;
         self.check_sizes()?;
+        self.check_memory()?;
         match self.reads {
             Reads::Tokens { vocab: 0 } => impossible("vocab must be at least 1".into()),
             Reads::Patches {
@@ -471,34 +496,4 @@ impl ModelConfig {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn unknown_keys_name_the_nearest() {
-        let error = ModelConfig::from_json(&json!({"layrs": 3})).expect_err("unknown key");
-        assert!(error.to_string().contains("did you mean \"layers\""));
-        let error = ModelConfig::from_json(&json!({"channel": {"name": "swiglo"}}));
-        let error = error.expect_err("unknown mixer").to_string();
-        assert!(error.contains("did you mean \"swiglu\""), "{error}");
-    }
-
-    #[test]
-    fn shared_layers_and_narrow_embeddings_have_their_limits() {
-        for (config, part) in [
-            (json!({"share_layers": 1, "layers": 5000}), "5000 layers"),
-            (json!({"embed_dim": 8}), "tied = false"),
-            (
-                json!({"embed_dim": 8, "gives": {"class": {"classes": 2, "pool": "cls"}}}),
-                "pool = \"cls\"",
-            ),
-        ] {
-            let error = ModelConfig::from_json(&config).expect_err(part).to_string();
-            assert!(error.contains(part), "{error}");
-        }
-        let fits =
-            json!({"embed_dim": 8, "share_layers": 1, "gives": {"next_token": {"tied": false}}});
-        assert!(ModelConfig::from_json(&fits).is_ok());
-    }
-}
+mod tests;

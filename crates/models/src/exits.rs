@@ -59,6 +59,8 @@ pub(crate) type Leave<'a> =
 pub(crate) struct Watch<'a> {
     /// Layers that are left out, where true.
     pub(crate) skip: &'a [bool],
+    /// Whether blocks are run again in the backward pass, instead of being kept.
+    pub(crate) recompute: bool,
     /// Called at every exit.
     pub(crate) leave: Option<Leave<'a>>,
 }

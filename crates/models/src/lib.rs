@@ -5,6 +5,7 @@
 mod block;
 mod class_head;
 pub mod config;
+mod depth;
 mod embed;
 mod exits;
 mod head;

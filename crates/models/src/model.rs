@@ -9,6 +9,7 @@ use anyformer_ops::{Builder, Device, LinearInit, ParamStore, Tensor, device_is_c
 
 use crate::block::{Block, Norm};
 use crate::config::{ModelConfig, ModelError, Pool, Precision, Wiring};
+use crate::depth::{Depth, Passed};
 use crate::embed::Embed;
 use crate::exits::{Exit, Watch, confidence};
 use crate::head::Head;
@@ -57,6 +58,8 @@ pub struct Scored {
 pub struct Pass<'a> {
     /// Layers that are left out, where true; empty: none.
     pub skip: &'a [bool],
+    /// Whether only what goes into each block is kept for the backward pass, which runs the blocks again.
+    pub recompute: bool,
     /// Another model's scores of the same places.
     pub teacher: Option<Teacher<'a>>,
 }
@@ -92,7 +95,7 @@ pub struct Model {
     store: ParamStore,
     embed: Embed,
     /// Those with weights of their own; layer `i` is block `i % blocks.len()`.
-    blocks: Vec<Block>,
+    blocks: Vec<Arc<Block>>,
     exits: Vec<Exit>,
     norm: Option<Norm>,
     head: Head,
@@ -140,7 +143,7 @@ impl Model {
         };
         let embed = Embed::new(config, &builder);
         let blocks = (0..config.unique_layers())
-            .map(|layer| Block::new(config, layer, &inner.at("layers").at(layer)))
+            .map(|layer| Block::new(config, layer, &inner.at("layers").at(layer)).map(Arc::new))
             .collect::<Result<Vec<_>, _>>()?;
         let norm = (config.wiring != Wiring::PostNorm).then(|| Norm::new(config, "norm", &builder));
         let exits = Exit::all(config, embed.weight(), &builder)?;
@@ -183,16 +186,11 @@ impl Model {
             cost.flops += own.flops.saturating_mul(runs);
             cost.state_bytes += own.state_bytes.saturating_mul(runs);
         }
-        let norms: usize = self.blocks.iter().map(Block::norm_params).sum();
+        let norms: usize = self.blocks.iter().map(|block| block.norm_params()).sum();
         cost.params += (norms + self.norm.as_ref().map_or(0, Norm::count)) as u64;
         cost.params += self.exits.iter().map(Exit::params).sum::<u64>();
         let cost = cost + self.embed.cost(read);
         self.head.cost(cost, time)
-    }
-
-    /// The block of a layer; layers that share their weights share it.
-    fn block(&self, layer: usize) -> &Block {
-        &self.blocks[layer % self.blocks.len()]
     }
 
     /// Hidden vectors after the last norm: `[batch, time, dim]`, or `[1, total, dim]` when packed.
@@ -206,26 +204,24 @@ impl Model {
     ) -> Result<(Tensor<3>, Option<ModelState>), ModelError> {
         let [batch, time, _] = x.dims();
         let times = state.map(|state| State::new(state.times.clone()));
-        let mut x = self.embed.finish(x, types, context, times.as_ref())?;
-        let mut states = Vec::new();
-        let layers = self.config.layers;
-        for layer in 0..layers {
-            if watch.skip.get(layer) != Some(&true) {
-                let held = state.map(|state| &state.layers[layer]);
-                let (y, next) = self.block(layer).forward(x, context, held)?;
-                x = y;
-                states.extend(next);
-            }
-            if let Some(leave) = &mut watch.leave
-                && let Some(exit) = self.exits.iter().find(|exit| exit.after == layer + 1)
-                && leave(exit, &x, &context.sequences(batch, time))?
-            {
-                return Ok((x, None));
-            }
+        let x = self.embed.finish(x, types, context, times.as_ref())?;
+        let depth = Depth {
+            config: &self.config,
+            blocks: &self.blocks,
+            exits: &self.exits,
+        };
+        let Passed {
+            mut x,
+            states,
+            left,
+        } = depth.run(x, context, state, watch)?;
+        if left {
+            return Ok((x, None));
         }
         if let Some(norm) = &self.norm {
             x = norm.forward(x);
         }
+        let layers = self.config.layers;
         let next = (context.keep_state && states.len() == layers).then(|| ModelState {
             times: context.times_after(batch, time, times.as_ref()),
             layers: states,
@@ -347,6 +343,7 @@ impl Model {
         };
         let mut watch = Watch {
             skip: pass.skip,
+            recompute: pass.recompute,
             leave: Some(&mut keep),
         };
         let (x, offsets) = self.encode(input, lengths, context, &mut watch)?;

@@ -24,8 +24,8 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use crate::profile::{self, Pass};
 
-type Primitive = FloatTensor<Flex>;
-type Tracked = FloatTensor<Autodiff<Flex>>;
+pub(crate) type Primitive = FloatTensor<Flex>;
+pub(crate) type Tracked = FloatTensor<Autodiff<Flex>>;
 
 /// A borrowed, contiguous, row-major f32 array.
 #[derive(Clone, Copy, Debug)]
@@ -120,7 +120,7 @@ fn bytes<'a>(lengths: impl IntoIterator<Item = &'a [f32]>) -> u64 {
 
 /// A float tensor whose rank is forgotten, so that inputs of different ranks share one array.
 #[derive(Clone, Debug)]
-pub struct Erased(DispatchTensor);
+pub struct Erased(pub(crate) DispatchTensor);
 
 /// Forgets the rank of `tensor`.
 pub fn erase<const D: usize>(tensor: Tensor<D>) -> Erased {
@@ -268,14 +268,14 @@ fn wrong_backend(kind: &DispatchTensorKind) -> ! {
     panic!("a CPU kernel was given a tensor of another backend: {kind:?}")
 }
 
-fn plain(input: Erased) -> Primitive {
+pub(crate) fn plain(input: Erased) -> Primitive {
     match input.0.kind {
         DispatchTensorKind::Flex(BackendTensor::Float(tensor)) => tensor,
         ref kind => wrong_backend(kind),
     }
 }
 
-fn tracked(input: Erased) -> Tracked {
+pub(crate) fn tracked(input: Erased) -> Tracked {
     match input.0.kind {
         DispatchTensorKind::Flex(BackendTensor::Float(tensor)) => {
             <Autodiff<Flex> as AutodiffBackend>::from_inner(tensor)

@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use anyformer_kernels::attention as kernel;
 pub use anyformer_kernels::attention::Plan;
-use anyformer_kernels::attention::{Attention, Mask, Output, Rows};
-use burn::tensor::{Bool, Tensor, TensorData};
+use anyformer_kernels::attention::{Attention, Bias, Mask, OWN, Output, Rows};
+use burn::tensor::{Bool, Int, Tensor, TensorData};
 
 use crate::activation::{single, softmax};
-use crate::adapter::{Array, Forward, Kernel, View, erase, on_cpu, sequences};
+use crate::adapter::{
+    Array, Erased, Forward, Kernel, View, apply, erase, on_cpu, or_zeros, sequences,
+};
 use crate::cache::Cache;
 use crate::lengths::cumulative;
 use crate::meter;
@@ -31,6 +33,11 @@ pub struct AttentionOptions {
     pub q_offsets: Option<Arc<Vec<usize>>>,
     /// Cumulative key counts of packed sequences; the batch is 1 then.
     pub k_offsets: Option<Arc<Vec<usize>>>,
+    /// Where the first query of each sequence stands among its keys; absent, the last query stands at the last key.
+    pub starts: Option<Arc<Vec<usize>>>,
+    /// Numbers of the queries and of the keys, all sequences together: a pair of equal numbers has a score so low that the
+    /// query reads that key only where it has no other.
+    pub ids: Option<[Arc<Vec<u32>>; 2]>,
 }
 
 /// Operations of one attention, two per multiply-add of the pairs that the mask allows.
@@ -43,7 +50,8 @@ pub fn attention_flops(
     window: Option<usize>,
 ) -> u64 {
     let mask = Mask { causal, window };
-    kernel::flops(q_offsets, k_offsets, heads, head_dim, head_dim, mask)
+    let dims = [head_dim, head_dim];
+    kernel::flops(q_offsets, k_offsets, None, heads, dims, mask)
 }
 
 /// `softmax(scale q kᵀ + bias) v` per head, for q `[batch, time, heads, head_dim]` and k, v
@@ -55,14 +63,62 @@ pub fn flash_attention(
     v: Tensor<4>,
     options: &AttentionOptions,
 ) -> Tensor<4> {
-    let [batch, time, heads, head_dim] = q.dims();
-    let [_, time_k, kv_heads, _] = k.dims();
-    let k_offsets = sequences(options.k_offsets.as_ref(), batch, time_k);
-    let flash = Flash::new(options, [batch, time, heads, head_dim], k_offsets, kv_heads);
-    meter::add(flash.work(head_dim, v.dims()[3]));
+    let flash = Flash::of(&q, &k, &v, options);
     match on_cpu(&q) {
         true => single(flash, [erase(q), erase(k), erase(v)]),
-        false => flash.composed(q, k, v),
+        false => flash.composed(q, k, v, None).0,
+    }
+}
+
+/// [`flash_attention`] and the natural logarithm of the sum of exponentials of each query's scores,
+/// `[batch, time, heads]`: minus infinity for a query that may see no key. With it results over different keys are joined.
+pub fn attention_with_sums(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    options: &AttentionOptions,
+) -> (Tensor<4>, Tensor<3>) {
+    let mut flash = Flash::of(&q, &k, &v, options);
+    flash.gives_sums = true;
+    if !on_cpu(&q) {
+        return flash.composed(q, k, v, None);
+    }
+    both(apply(flash, [erase(q), erase(k), erase(v)]))
+}
+
+/// Joins results over different keys of the same queries: outputs `[.., features]` with their [`attention_with_sums`]
+/// `[..]`, as one attention over all the keys. Each query has a key in one of them.
+pub fn joined<const D: usize, const S: usize>(parts: Vec<(Tensor<D>, Tensor<S>)>) -> Tensor<D> {
+    let largest = parts.iter().map(|(_, lse)| lse.clone().detach());
+    let Some(largest) = largest.reduce(|a, b| a.max_pair(b)) else {
+        panic!("results to join")
+    };
+    let weighted = parts.into_iter().map(|(o, lse)| {
+        let mut shape = o.dims();
+        shape[D - 1] = 1;
+        let weight = (lse - largest.clone()).exp().reshape(shape);
+        (o * weight.clone(), weight)
+    });
+    let sums = weighted.reduce(|(o, weight), (next, more)| (o + next, weight + more));
+    match sums {
+        Some((o, weight)) => o / weight,
+        None => unreachable!("a part at least"),
+    }
+}
+
+/// [`flash_attention`] whose scores have `table` (`[heads, distances]`) added: a query `d` places after a key reads place
+/// `zero + d`, or the nearest that there is.
+pub fn biased_attention(
+    [q, k, v]: [Tensor<4>; 3],
+    table: Tensor<2>,
+    zero: usize,
+    options: &AttentionOptions,
+) -> Tensor<4> {
+    let mut flash = Flash::of(&q, &k, &v, options);
+    flash.zero = zero;
+    match on_cpu(&q) {
+        true => single(flash, [erase(q), erase(k), erase(v), erase(table)]),
+        false => flash.composed(q, k, v, Some(table)).0,
     }
 }
 
@@ -74,17 +130,28 @@ pub fn cached_attention(
     v: &Cache,
     options: &AttentionOptions,
 ) -> Tensor<4> {
-    let [batch, time, heads, head_dim] = q.dims();
-    let k_offsets = Arc::new(cumulative(k.lengths()));
-    let flash = Flash::new(
-        options,
-        [batch, time, heads, head_dim],
-        k_offsets,
-        k.shape()[0],
-    );
-    meter::add(flash.work(head_dim, v.shape()[1]));
-    let (k, v) = (k.clone(), v.clone());
-    single(Cached { k, v, flash }, [erase(q)])
+    single(Cached::new(&q, k, v, options), [erase(q)])
+}
+
+/// [`attention_with_sums`] over kept keys and values, as [`cached_attention`].
+pub fn cached_attention_with_sums(
+    q: Tensor<4>,
+    k: &Cache,
+    v: &Cache,
+    options: &AttentionOptions,
+) -> (Tensor<4>, Tensor<3>) {
+    let mut cached = Cached::new(&q, k, v, options);
+    cached.flash.gives_sums = true;
+    both(apply(cached, [erase(q)]))
+}
+
+/// The two outputs of a kernel.
+fn both<const A: usize, const B: usize>(outputs: Vec<Erased>) -> (Tensor<A>, Tensor<B>) {
+    let mut outputs = outputs.into_iter();
+    match (outputs.next(), outputs.next()) {
+        (Some(a), Some(b)) => (a.into_tensor(), b.into_tensor()),
+        _ => unreachable!("two outputs"),
+    }
 }
 
 /// [`Flash`] whose keys and values are not tensors.
@@ -93,6 +160,17 @@ struct Cached {
     k: Cache,
     v: Cache,
     flash: Flash,
+}
+
+impl Cached {
+    /// The op for these queries; its operations are counted.
+    fn new(q: &Tensor<4>, k: &Cache, v: &Cache, options: &AttentionOptions) -> Self {
+        let k_offsets = Arc::new(cumulative(k.held()));
+        let flash = Flash::new(options, q.dims(), k_offsets, k.shape()[0]);
+        meter::add(flash.work(q.dims()[3], v.shape()[1]));
+        let (k, v) = (k.clone(), v.clone());
+        Cached { k, v, flash }
+    }
 }
 
 impl Kernel for Cached {
@@ -105,11 +183,14 @@ impl Kernel for Cached {
             k: Rows::Paged(&self.k.tables),
             v: Rows::Paged(&self.v.tables),
             value_dim,
-            ..self.flash.arguments([inputs[0]; 3])
+            ..self.flash.arguments(&[inputs[0]; 3])
         };
-        let Output { o, .. } = kernel::forward(&attention);
+        let Output { o, lse } = kernel::forward(&attention);
+        let sums = self.flash.gives_sums;
+        let sums = sums.then(|| Array::new([batch, time, heads], lse));
+        let o = Array::new([batch, time, heads, value_dim], o);
         Forward {
-            outputs: vec![Array::new([batch, time, heads, value_dim], o)],
+            outputs: std::iter::once(o).chain(sums).collect(),
             saved: Vec::new(),
         }
     }
@@ -138,13 +219,28 @@ struct Flash {
     k_offsets: Arc<Vec<usize>>,
     mask: Mask,
     plans: Option<Arc<Vec<Arc<Plan>>>>,
+    starts: Option<Arc<Vec<usize>>>,
     alibi: Option<Arc<Vec<f32>>>,
+    ids: Option<[Arc<Vec<u32>>; 2]>,
     scale: f32,
     heads: usize,
     kv_heads: usize,
+    /// Where the distance 0 stands in the biases, which are the fourth input where there are any.
+    zero: usize,
+    /// Whether lse is an output.
+    gives_sums: bool,
 }
 
 impl Flash {
+    /// The op for these tensors; its operations are counted.
+    fn of(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>, options: &AttentionOptions) -> Self {
+        let [batch, time_k, kv_heads, _] = k.dims();
+        let k_offsets = sequences(options.k_offsets.as_ref(), batch, time_k);
+        let flash = Flash::new(options, q.dims(), k_offsets, kv_heads);
+        meter::add(flash.work(q.dims()[3], v.dims()[3]));
+        flash
+    }
+
     fn new(
         options: &AttentionOptions,
         [batch, time, heads, head_dim]: [usize; 4],
@@ -159,6 +255,10 @@ impl Flash {
                 window: options.window,
             },
             plans: options.plans.clone(),
+            starts: options.starts.clone(),
+            ids: options.ids.clone(),
+            zero: 0,
+            gives_sums: false,
             alibi: options.alibi.clone(),
             scale: options.scale.unwrap_or((head_dim as f32).powf(-0.5)),
             heads,
@@ -173,11 +273,17 @@ impl Flash {
             return plans.iter().map(once).sum();
         }
         let (q, k) = (&self.q_offsets, &self.k_offsets);
-        kernel::flops(q, k, self.heads, head_dim, value_dim, self.mask)
+        let starts = self.starts.as_ref().map(|starts| &starts[..]);
+        kernel::flops(q, k, starts, self.heads, [head_dim, value_dim], self.mask)
     }
 
-    fn arguments<'a>(&'a self, inputs: [View<'a>; 3]) -> Attention<'a> {
+    fn arguments<'a>(&'a self, inputs: &[View<'a>]) -> Attention<'a> {
         Attention {
+            bias: inputs.get(3).map(|table| Bias {
+                table: table.data,
+                zero: self.zero,
+            }),
+            ids: self.ids.as_ref().map(|[q, k]| [&q[..], &k[..]]),
             q: inputs[0].data,
             k: Rows::Flat(inputs[1].data),
             v: Rows::Flat(inputs[2].data),
@@ -189,29 +295,38 @@ impl Flash {
             value_dim: inputs[2].shape[3],
             mask: self.mask,
             plans: self.plans.as_ref().map(|plans| plans.as_slice()),
+            starts: self.starts.as_ref().map(|starts| &starts[..]),
             alibi: self.alibi.as_ref().map(|slopes| slopes.as_slice()),
             scale: self.scale,
         }
     }
 
     /// The whole matrix of scores, sequence by sequence: the portable form.
-    fn composed(&self, q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
+    fn composed(
+        &self,
+        q: Tensor<4>,
+        k: Tensor<4>,
+        v: Tensor<4>,
+        table: Option<Tensor<2>>,
+    ) -> (Tensor<4>, Tensor<3>) {
         let [batch, time, heads, _] = q.dims();
         let value_dim = v.dims()[3];
-        let rows = |x: Tensor<4>| {
-            let [batch, time, heads, width] = x.dims();
-            x.reshape([batch * time, heads, width])
+        let rows = |x: Tensor<4>| match x.dims() {
+            // A reshape takes an extent of 0 for something else.
+            [_, 0, heads, width] => Tensor::empty([0, heads, width], &x.device()),
+            [batch, time, heads, width] => x.reshape([batch * time, heads, width]),
         };
         let (q, k, v) = (rows(q), rows(k), rows(v));
         let pairs = self.q_offsets.windows(2).zip(self.k_offsets.windows(2));
-        let mut outputs = Vec::new();
-        for (row, (queries, keys)) in pairs.enumerate() {
+        let (mut outputs, mut sums) = (Vec::new(), Vec::new());
+        for (sequence, (queries, keys)) in pairs.enumerate() {
             let (count, held) = (queries[1] - queries[0], keys[1] - keys[0]);
             if count == 0 {
                 continue;
             }
             if held == 0 {
                 outputs.push(Tensor::zeros([count, heads, value_dim], &v.device()));
+                sums.push(Tensor::full([count, heads], f32::NEG_INFINITY, &v.device()));
                 continue;
             }
             let spread = |x: &Tensor<3>| {
@@ -226,40 +341,80 @@ impl Flash {
             let q = q.clone().slice([queries[0]..queries[1]]).swap_dims(0, 1);
             let mut scores = q.matmul(spread(&k).swap_dims(1, 2)).mul_scalar(self.scale);
             let (distance, forbidden, seen) = match &self.plans {
-                Some(plans) => listed(&plans[row], heads),
-                None => self.geometry(count, held),
+                Some(plans) => listed(&plans[sequence], heads),
+                None => self.geometry(sequence, count, held),
             };
-            // One for all heads, or one for each.
-            let masks = seen.len() / count;
             let device = scores.device();
+            if let Some(table) = &table {
+                let last = table.dims()[1] as isize - 1;
+                let place = |at: &isize| (self.zero as isize + at).clamp(0, last) as i64;
+                let places: Vec<i64> = distance.iter().map(place).collect();
+                let places = Tensor::<1, Int>::from_data(places.as_slice(), &device);
+                let bias = table.clone().select(1, places);
+                scores = scores + bias.reshape([heads, count, held]);
+            }
             if let Some(slopes) = &self.alibi {
+                let distance: Vec<f32> =
+                    distance.iter().map(|at| at.unsigned_abs() as f32).collect();
                 let distance = Tensor::<1>::from_data(distance.as_slice(), &device);
                 let slopes = Tensor::<1>::from_data(slopes.as_slice(), &device);
                 let bias = slopes.reshape([heads, 1, 1]) * distance.reshape([1, count, held]);
                 scores = scores - bias;
             }
-            let forbidden = TensorData::new(forbidden, [masks, count, held]);
-            let forbidden = Tensor::<3, Bool>::from_data(forbidden, &device);
-            let scores = scores.mask_fill(forbidden.expand([heads, count, held]), -1e30);
+            let fill = |scores: Tensor<3>, places: Vec<bool>, value: f32| {
+                // One for all heads, or one for each.
+                let masks = places.len() / (count * held);
+                let places = TensorData::new(places, [masks, count, held]);
+                let places = Tensor::<3, Bool>::from_data(places, &device);
+                scores.mask_fill(places.expand([heads, count, held]), value)
+            };
+            if let Some([q_ids, k_ids]) = &self.ids {
+                let own = q_ids[queries[0]..queries[1]]
+                    .iter()
+                    .flat_map(|q| k_ids[keys[0]..keys[1]].iter().map(move |k| q == k));
+                scores = fill(scores, own.collect(), OWN);
+            }
+            let scores = fill(scores, forbidden, -1e30);
+            let masks = seen.len() / count;
             let seen = Tensor::<1>::from_data(seen.as_slice(), &device);
             let seen = seen.reshape([masks, count, 1]);
+            let largest = scores.clone().detach().max_dim(2);
+            let sum = (scores.clone() - largest.clone()).exp().sum_dim(2);
+            // The logarithm of what a query without a key sees: minus infinity.
+            let lse = sum.log() + largest + seen.clone().log();
+            sums.push(lse.reshape([heads, count]).swap_dims(0, 1));
             outputs.push((softmax(scores).matmul(spread(&v)) * seen).swap_dims(0, 1));
         }
+        let shape = [batch, time, heads];
         match outputs.is_empty() {
-            true => Tensor::zeros([batch, time, heads, value_dim], &v.device()),
-            false => Tensor::cat(outputs, 0).reshape([batch, time, heads, value_dim]),
+            true => (
+                Tensor::zeros([batch, time, heads, value_dim], &v.device()),
+                Tensor::full(shape, f32::NEG_INFINITY, &v.device()),
+            ),
+            false => (
+                Tensor::cat(outputs, 0).reshape([batch, time, heads, value_dim]),
+                Tensor::cat(sums, 0).reshape(shape),
+            ),
         }
     }
 
     /// Distances, forbidden pairs, and per query one, or zero where it may see nothing.
-    fn geometry(&self, queries: usize, keys: usize) -> (Vec<f32>, Vec<bool>, Vec<f32>) {
+    fn geometry(
+        &self,
+        sequence: usize,
+        queries: usize,
+        keys: usize,
+    ) -> (Vec<isize>, Vec<bool>, Vec<f32>) {
         let (mut distances, mut forbidden) = (Vec::new(), Vec::new());
         let mut seen = vec![0.0; queries];
         for query in 0..queries {
-            let at = (keys + query) as isize - queries as isize;
+            let at = match &self.starts {
+                Some(starts) => (starts[sequence] + query) as isize,
+                None => (keys + query) as isize - queries as isize,
+            };
             for key in 0..keys {
                 let distance = at - key as isize;
-                distances.push(distance.unsigned_abs() as f32);
+                distances.push(distance);
                 let late = self.mask.causal && distance < 0;
                 let far = self
                     .mask
@@ -276,7 +431,7 @@ impl Flash {
 }
 
 /// What [`Flash::geometry`] gives, of a plan: without distances, for every head.
-fn listed(plan: &Plan, heads: usize) -> (Vec<f32>, Vec<bool>, Vec<f32>) {
+fn listed(plan: &Plan, heads: usize) -> (Vec<isize>, Vec<bool>, Vec<f32>) {
     let time = plan.time();
     let mut forbidden = vec![true; heads * time * time];
     let mut seen = vec![0.0; heads * time];
@@ -301,7 +456,7 @@ impl Kernel for Flash {
     }
 
     fn forward(&self, inputs: &[View], save: bool) -> Forward {
-        let attention = self.arguments([inputs[0], inputs[1], inputs[2]]);
+        let attention = self.arguments(inputs);
         let Output { o, lse } = kernel::forward(&attention);
         let shape = [
             inputs[0].shape[0],
@@ -309,13 +464,16 @@ impl Kernel for Flash {
             self.heads,
             attention.value_dim,
         ];
+        let sums = self
+            .gives_sums
+            .then(|| Array::new(&shape[..3], lse.clone()));
         let count = lse.len();
         Forward {
             saved: match save {
                 true => vec![Array::new([count], lse)],
                 false => vec![],
             },
-            outputs: vec![Array::new(shape, o)],
+            outputs: std::iter::once(Array::new(shape, o)).chain(sums).collect(),
         }
     }
 
@@ -326,87 +484,18 @@ impl Kernel for Flash {
         grads: &[Option<View>],
     ) -> Vec<Option<Array>> {
         let (o, lse) = (saved[0].data, saved[1].data);
-        let d_o = crate::activation::only(grads).data;
-        let arguments = self.arguments([inputs[0], inputs[1], inputs[2]]);
-        let got = kernel::backward(&arguments, o, lse, d_o, None);
-        vec![
-            Some(Array::new(inputs[0].shape, got.q)),
-            Some(Array::new(inputs[1].shape, got.k)),
-            Some(Array::new(inputs[2].shape, got.v)),
-        ]
+        let d_o = or_zeros(grads[0], o.len());
+        let dlse = grads.get(1).copied().flatten().map(|grad| grad.data);
+        let arguments = self.arguments(inputs);
+        let got = kernel::backward(&arguments, o, lse, &d_o, dlse);
+        let all = [got.q, got.k, got.v, got.bias];
+        let shapes = inputs.iter().map(|input| input.shape);
+        let all = shapes
+            .zip(all)
+            .map(|(shape, values)| Some(Array::new(shape, values)));
+        all.collect()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::check::{agree, values};
-
-    #[test]
-    fn kernel_equals_the_matrix_form() {
-        let (heads, kv_heads, head_dim) = (4, 2, 6);
-        let (q_offsets, k_offsets) = (vec![0, 3, 3, 12], vec![0, 7, 7, 16]);
-        let (queries, keys) = (12, 16);
-        let inputs = [
-            values(1, queries * heads * head_dim),
-            values(2, keys * kv_heads * head_dim),
-            values(3, keys * kv_heads * head_dim),
-        ];
-        for causal in [true, false] {
-            for window in [None, Some(3)] {
-                for alibi in [None, Some(Arc::new(vec![0.5, 0.25, 0.125, 0.1]))] {
-                    let options = AttentionOptions {
-                        causal,
-                        window,
-                        alibi: alibi.clone(),
-                        plans: None,
-                        scale: None,
-                        q_offsets: Some(Arc::new(q_offsets.clone())),
-                        k_offsets: Some(Arc::new(k_offsets.clone())),
-                    };
-                    let name = format!("causal {causal} window {window:?} alibi {alibi:?}");
-                    agree(&name, 1e-4, &inputs, |x| {
-                        let keys = [1, keys, kv_heads, head_dim];
-                        let o = flash_attention(
-                            x[0].clone().reshape([1, queries, heads, head_dim]),
-                            x[1].clone().reshape(keys),
-                            x[2].clone().reshape(keys),
-                            &options,
-                        );
-                        o.reshape([queries * heads * head_dim])
-                    });
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn listed_keys_equal_the_matrix_form() {
-        let (time, heads, head_dim) = (20, 2, 4);
-        let offsets = Arc::new(vec![0, 0, 3, 20]);
-        let inputs = [1, 2, 3].map(|seed| values(seed, time * heads * head_dim));
-        // Every other key for one head, a window for the other; the first query sees nothing.
-        let sees = |head: usize, query: usize, key: usize| {
-            query > 0
-                && match head {
-                    0 => key.is_multiple_of(2),
-                    _ => query.abs_diff(key) <= 2,
-                }
-        };
-        let plan = |ends: &[usize]| {
-            let time = ends[1] - ends[0];
-            Arc::new(Plan::new(time, heads, 8, |_, _| vec![0..time], sees))
-        };
-        let options = AttentionOptions {
-            plans: Some(Arc::new(offsets.windows(2).map(plan).collect())),
-            q_offsets: Some(offsets.clone()),
-            k_offsets: Some(offsets.clone()),
-            ..AttentionOptions::default()
-        };
-        agree("listed", 1e-4, &inputs, |x| {
-            let shape = [1, time, heads, head_dim];
-            let [q, k, v] = [0, 1, 2].map(|at: usize| x[at].clone().reshape(shape));
-            flash_attention(q, k, v, &options).reshape([time * heads * head_dim])
-        });
-    }
-}
+mod tests;

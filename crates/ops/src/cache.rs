@@ -27,7 +27,21 @@ impl Cache {
 
     /// Tokens of each sequence.
     pub fn lengths(&self) -> Vec<usize> {
+        self.tables.iter().map(Table::live).collect()
+    }
+
+    /// Tokens on the pages of each sequence: before those that count, some may stand that no longer do.
+    pub(crate) fn held(&self) -> Vec<usize> {
         self.tables.iter().map(Table::len).collect()
+    }
+
+    /// The last tokens of each sequence, so many of it; pages before them are let go.
+    pub fn last(&self, counts: &[usize]) -> Self {
+        let tables = self.tables.iter().zip(counts);
+        let tables = tables.map(|(table, count)| table.last(*count));
+        Cache {
+            tables: Arc::new(tables.collect()),
+        }
     }
 
     /// `[heads, dim]` of a token; of no sequence at all, zeros.
@@ -43,7 +57,7 @@ impl Cache {
     /// Bytes of the tokens.
     pub fn bytes(&self) -> u64 {
         let [heads, dim] = self.shape();
-        let tokens: usize = self.tables.iter().map(Table::len).sum();
+        let tokens: usize = self.tables.iter().map(Table::live).sum();
         (tokens * heads * dim * self.element().bytes()) as u64
     }
 
@@ -75,11 +89,11 @@ impl Cache {
     /// All rows, `[total, heads, dim]` flat, sequences end to end.
     pub fn values(&self, device: &Device) -> Tensor<1> {
         let [heads, dim] = self.shape();
-        let total: usize = self.tables.iter().map(Table::len).sum();
+        let total: usize = self.tables.iter().map(Table::live).sum();
         let mut values = vec![0.0; total * heads * dim];
         let mut rest = &mut values[..];
         for table in self.tables.iter() {
-            let (now, later) = rest.split_at_mut(table.len() * heads * dim);
+            let (now, later) = rest.split_at_mut(table.live() * heads * dim);
             table.read(now);
             rest = later;
         }
@@ -152,5 +166,23 @@ mod tests {
         assert_eq!(swapped.lengths(), [3, 70]);
         let both = Cache::join([&swapped, &keys.truncated(2)]);
         assert_eq!(both.lengths(), [3, 70, 2, 2]);
+        // The last of them, with what stands before on their pages hidden by a window.
+        let (few, of_few) = (keys.last(&[5, 2]), held.last(&[5, 2]));
+        assert_eq!((few.lengths(), few.bytes()), (vec![5, 2], 7 * 64));
+        let windowed = AttentionOptions {
+            window: Some(5),
+            ..options.clone()
+        };
+        let q = tensor(3, [1, 3, 4, 8]);
+        let [k, v] = [&keys, &held].map(|cache| cache.values(&device).reshape([1, 73, 2, 8]));
+        let want = tensor_values(flash_attention(q.clone(), k, v, &windowed));
+        let windowed = AttentionOptions {
+            q_offsets: Some(Arc::new(vec![0, 1, 1])),
+            window: Some(5),
+            k_offsets: None,
+            ..options
+        };
+        let got = cached_attention(q.narrow(1, 0, 1), &few, &of_few, &windowed);
+        assert_eq!(tensor_values(got), want[..32]);
     }
 }

@@ -73,6 +73,50 @@ pub fn embedding(weight: Tensor<2>, ids: Arc<Vec<u32>>, [batch, time]: [usize; 2
     weight.select(0, numbers).reshape([batch, time, dim])
 }
 
+#[derive(Debug)]
+struct Summed {
+    ids: Arc<Vec<u32>>,
+    count: usize,
+}
+
+impl Kernel for Summed {
+    fn forward(&self, inputs: &[View], _save: bool) -> Forward {
+        let dim = inputs[0].shape[1];
+        let mut sums = vec![0.0; self.count * dim];
+        kernel::scatter_add(dim, inputs[0].data, &self.ids, &mut sums);
+        output(&[self.count, dim], sums)
+    }
+
+    fn backward(
+        &self,
+        inputs: &[View],
+        _saved: &[View],
+        grads: &[Option<View>],
+    ) -> Vec<Option<Array>> {
+        let dim = inputs[0].shape[1];
+        let mut dx = vec![0.0; inputs[0].data.len()];
+        kernel::gather(dim, only(grads).data, &self.ids, &mut dx);
+        vec![Some(Array::new(inputs[0].shape, dx))]
+    }
+}
+
+/// Sums of rows of `x` (`[rows, dim]`) by number, `[count, dim]`: row `i` goes to `ids[i]`, in the order of the rows whatever
+/// the number of threads. The reverse of [`embedding`].
+///
+/// Panics when a number is not below `count`.
+pub fn summed(x: Tensor<2>, ids: Arc<Vec<u32>>, count: usize) -> Tensor<2> {
+    let [rows, dim] = x.dims();
+    assert_eq!(ids.len(), rows, "summed: ids");
+    if on_cpu(&x) {
+        return single(Summed { ids, count }, [erase(x)]);
+    }
+    let numbers: Vec<i64> = ids.iter().map(|id| i64::from(*id)).collect();
+    let data = TensorData::new(numbers, [rows]);
+    let numbers = Tensor::<1, Int>::from_data(data, &x.device());
+    let zeros = Tensor::<2>::zeros([count, dim], &x.device());
+    zeros.select_assign(0, numbers, x, burn::tensor::IndexingUpdateOp::Add)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -88,5 +132,16 @@ mod tests {
         for (row, id) in y.chunks(5).zip(ids.iter()) {
             assert_eq!(row, &weight[*id as usize * 5..][..5]);
         }
+    }
+
+    #[test]
+    fn sums_by_number_agree_with_composed() {
+        let ids = Arc::new(vec![3, 0, 3, 1]);
+        let x = values(1, 4 * 5);
+        let y = agree("summed", 1e-6, std::slice::from_ref(&x), |v| {
+            summed(v[0].clone().reshape([4, 5]), ids.clone(), 6).reshape([30])
+        });
+        assert_eq!(y[15], x[0] + x[10]);
+        assert_eq!(y[20..], [0.0; 10]);
     }
 }

@@ -22,6 +22,7 @@ pub mod param;
 pub mod pool;
 pub mod profile;
 pub mod quantised;
+pub mod recompute;
 pub mod recurrence;
 pub mod rope;
 pub mod scan;

@@ -14,6 +14,14 @@ pub fn add(flops: u64) {
     COUNT.with(|count| count.set(count.get().map(|total| total + flops)));
 }
 
+/// Runs `work` without counting what it does: its caller says it.
+pub fn apart<T>(work: impl FnOnce() -> T) -> T {
+    let before = COUNT.with(|count| count.replace(None));
+    let result = work();
+    COUNT.with(|count| count.set(before));
+    result
+}
+
 /// Whether this thread counts.
 pub(crate) fn is_counting() -> bool {
     COUNT.with(|count| count.get().is_some())

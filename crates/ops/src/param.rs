@@ -15,6 +15,8 @@ use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
+use crate::recompute;
+
 use held::Held;
 pub use init::{Init, normal};
 
@@ -94,7 +96,21 @@ impl Param {
         } else {
             value.inner()
         };
-        value.reshape(shape)
+        recompute::in_scope(self, value).reshape(shape)
+    }
+
+    /// The leaf that gradients are asked of.
+    pub(crate) fn leaf(&self) -> Tensor<1> {
+        let guard = self.0.value.read().unwrap_or_else(PoisonError::into_inner);
+        match guard.as_ref() {
+            Some(held) => held.dense(),
+            None => panic!("{} was built without a device", self.name()),
+        }
+    }
+
+    /// The same number for all handles on one parameter.
+    pub(crate) fn address(&self) -> usize {
+        Arc::as_ptr(&self.0) as usize
     }
 
     /// A copy of the values.
@@ -142,7 +158,7 @@ impl Param {
         match guard.as_ref()? {
             Held::Dense(_) | Held::Unset(..) => None,
             Held::Packed(packed, device) => {
-                let tracking = self.0.tracking.load(Ordering::Relaxed);
+                let tracking = self.0.tracking.load(Ordering::Relaxed) && !recompute::off_record();
                 let device = match tracking || !device.is_autodiff() {
                     true => device.clone(),
                     false => device.clone().inner(),

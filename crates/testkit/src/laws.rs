@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyformer_mixers::{Context, Options, State, TokenMixer};
+use anyformer_ops::recompute::{given, noted};
 use anyformer_ops::{Device, ParamStore, Tensor, meter, portable, tensor_values};
 use serde_json::json;
 
@@ -326,8 +327,11 @@ fn finite_differences(case: &Case) -> Result<(), String> {
         let (y, _) = run(&*mixer, x.clone(), &case.context(), None)?;
         Ok((y * weight.clone()).sum())
     };
+    // Which bucket, cluster or expert: held as they are here, because a step that turns one is a jump.
+    let (first, choices) = noted(|| loss(&x));
     let value = |x: &Tensor<3>| -> Result<f64, String> {
-        let (y, _) = run(&*mixer, x.clone(), &case.context(), None)?;
+        let choices = choices.clone();
+        let (y, _) = given(choices, || run(&*mixer, x.clone(), &case.context(), None))?;
         let weights = tensor_values(weight.clone());
         let y = tensor_values(y);
         Ok(y.iter()
@@ -335,7 +339,7 @@ fn finite_differences(case: &Case) -> Result<(), String> {
             .map(|(a, b)| f64::from(*a) * f64::from(*b))
             .sum())
     };
-    let mut grads = loss(&x)?.backward();
+    let mut grads = first?.backward();
     let dx = tensor_values(x.grad(&grads).ok_or("x has no gradient")?);
     let eps = 1e-2f32;
     let compare = |what: &str, analytic: f64, plus: f64, minus: f64, scale: f64| {

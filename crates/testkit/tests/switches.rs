@@ -1,7 +1,8 @@
 //! Switches of the survey on faster and lighter transformers: at its neutral value each changes no bit.
 
 use anyformer_mixers::{Losses, MixerSpec, Options, channel_mixer};
-use anyformer_models::{Input, Model, ModelConfig, Pass, Target, Teacher};
+use anyformer_models::{Gives, Input, Model, ModelConfig, Pass, Target, Teacher};
+use anyformer_ops::recompute::kept;
 use anyformer_ops::{Builder, Device, tensor_values};
 use anyformer_testkit::uniform;
 use serde_json::{Value, json};
@@ -230,6 +231,7 @@ fn a_pass_that_leaves_nothing_out_and_learns_from_nobody_is_the_plain_one() {
     let neutral = Pass {
         skip: &skip,
         teacher: teacher(0.0),
+        ..Pass::default()
     };
     assert_eq!(gradients(&model, &neutral), plain);
     // Nothing is to be learned from oneself.
@@ -279,4 +281,146 @@ fn a_mixture_needs_as_many_experts_as_it_takes() {
     };
     let error = Model::shapes(&config).err().expect("nine of four");
     assert!(error.to_string().contains("top_k"), "{error}");
+}
+
+/// Every gradient of the loss and of what mixers add to it, by name.
+fn all_gradients(model: &Model, lengths: Option<&[usize]>, pass: &Pass) -> Vec<(String, Vec<f32>)> {
+    let target = match model.config().gives {
+        Gives::Class { .. } => Target::Classes(&[1, 3]),
+        _ => Target::Tokens(&WANTED),
+    };
+    let scored = model
+        .loss_with(input(), lengths, target, pass)
+        .expect("runs");
+    let total = match scored.extra {
+        Some(extra) => scored.loss + extra,
+        None => scored.loss,
+    };
+    let mut all = vec![("loss".to_string(), tensor_values(total.clone()))];
+    let mut grads = total.backward();
+    for param in model.params().params() {
+        let gradient = param.gradient(&mut grads).unwrap_or_default();
+        all.push((param.name().to_string(), gradient));
+    }
+    all
+}
+
+fn close(what: &str, got: &[(String, Vec<f32>)], want: &[(String, Vec<f32>)]) {
+    assert_eq!(got.len(), want.len());
+    for ((name, got), (_, want)) in got.iter().zip(want) {
+        assert_eq!(got.len(), want.len(), "{what}: {name}");
+        let largest = want.iter().fold(1e-3f32, |a, b| a.max(b.abs()));
+        for (got, want) in got.iter().zip(want) {
+            let off = (got - want).abs() / largest;
+            assert!(off < 1e-4, "{what}: {name}: {got}, want {want}");
+        }
+    }
+}
+
+#[test]
+fn two_streams_run_backwards_have_the_gradients_of_two_streams_kept() {
+    let moe = json!({"name": "moe", "experts": 4, "top_k": 1, "normalise": false});
+    for changes in [
+        json!({}),
+        json!({"wiring": "parallel", "norm": "layer"}),
+        json!({"channel": {"name": "none"}, "mixers": [{"name": "mamba"}]}),
+        json!({"channel": moe}),
+        json!({"share_layers": 1, "ff_chunks": 3}),
+        json!({"gives": {"class": {"classes": 4}}, "mixers": [{"name": "reformer", "chunk": 2}], "exits": [1]}),
+        json!({"gives": {"class": {"classes": 4, "pool": "cls"}}, "mixers": [{"name": "routing"}]}),
+    ] {
+        let mut all = changes.clone();
+        all["reversible"] = json!(true);
+        let (model, what) = (model(all), changes.to_string());
+        let skip = [false, true, false];
+        for pass in [
+            Pass::default(),
+            Pass {
+                skip: &skip,
+                ..Pass::default()
+            },
+        ] {
+            for lengths in [None, Some(&[4, 3][..])] {
+                let kept = kept(|| all_gradients(&model, lengths, &pass));
+                close(&what, &all_gradients(&model, lengths, &pass), &kept);
+            }
+        }
+    }
+}
+
+#[test]
+fn two_streams_are_what_their_definition_says() {
+    let two = model(json!({"reversible": true, "layers": 1, "gives": "hidden"}));
+    let one = model(json!({"layers": 1, "gives": "hidden", "channel": {"name": "none"}}));
+    for param in one.params().params() {
+        let twin = two.params().get(param.name()).expect("a twin");
+        param.set(twin.values()).expect("fits");
+    }
+    // With a channel mixer that adds nothing, both streams begin as x and end as x + f(x) and x: norm(x + f(x) / 2).
+    for name in ["gate_proj", "up_proj", "down_proj"] {
+        let weight = format!("layers.0.channel.{name}.weight");
+        let weight = two.params().get(&weight).expect("there");
+        weight.set(vec![0.0; weight.count()]).expect("fits");
+    }
+    let halved = one
+        .params()
+        .get("layers.0.mixer.o_proj.weight")
+        .expect("there");
+    halved.update(|values| values.iter_mut().for_each(|value| *value *= 0.5));
+    for (got, want) in scores(&two).iter().zip(scores(&one)) {
+        assert!((got - want).abs() < 1e-5, "{got} {want}");
+    }
+}
+
+#[test]
+fn two_streams_carry_states_and_step() {
+    for (mixer, channel) in [
+        ("attention", "swiglu"),
+        ("gla", "swiglu"),
+        ("mamba", "none"),
+    ] {
+        let model = model(json!({
+            "reversible": true, "mixers": [{"name": mixer}], "channel": {"name": channel}
+        }));
+        model.params().set_tracking(false);
+        let whole = scores(&model);
+        let (first, state) = model.prefill(&IDS[..3], 1, None, None).expect("reads");
+        let vocab = 11;
+        let near = |got: &[f32], place: usize| {
+            for (got, want) in got.iter().zip(&whole[place * vocab..][..vocab]) {
+                assert!((got - want).abs() < 1e-5, "{mixer}: {got} {want}");
+            }
+        };
+        near(&tensor_values(first), 2);
+        let (next, state) = model.step(&IDS[3..4], &state).expect("steps");
+        near(&tensor_values(next), 3);
+        let (last, _) = model.step(&IDS[4..5], &state).expect("steps");
+        near(&tensor_values(last), 4);
+    }
+}
+
+#[test]
+fn blocks_run_again_and_chunks_change_no_number() {
+    let plain = model(json!({}));
+    let again = Pass {
+        recompute: true,
+        ..Pass::default()
+    };
+    let want = all_gradients(&plain, None, &Pass::default());
+    assert_eq!(all_gradients(&plain, None, &again), want);
+    for wiring in ["pre_norm", "post_norm", "parallel"] {
+        let config = |chunks: usize| json!({"wiring": wiring, "ff_chunks": chunks});
+        let (whole, chunked) = (model(config(0)), model(config(4)));
+        // Products of few rows sum in another order.
+        for (got, want) in scores(&chunked).iter().zip(scores(&whole)) {
+            assert!((got - want).abs() < 1e-6, "{wiring}: {got} {want}");
+        }
+        let kept = all_gradients(&whole, None, &Pass::default());
+        close(
+            wiring,
+            &all_gradients(&chunked, None, &Pass::default()),
+            &kept,
+        );
+        close(wiring, &all_gradients(&chunked, None, &again), &kept);
+    }
 }

@@ -256,6 +256,7 @@ impl<'a> Trainer<'a> {
             let taught = taught.transpose()?;
             let pass = Pass {
                 skip: &skip,
+                recompute: self.config.gradient_checkpointing,
                 teacher: self
                     .tutor
                     .as_ref()

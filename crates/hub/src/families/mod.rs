@@ -291,8 +291,11 @@ pub(crate) fn resolved(config: &ModelConfig) -> Result<Value, String> {
         let spec = config.mixer(layer);
         let entry = token_mixer(&spec.name).map_err(|error| error.to_string())?;
         let mut mixer = fill(&spec.name, (entry.resolve)(&spec.options))?;
-        if mixer["name"] == "local" {
+        if mixer["name"] == "local" && mixer["lra_compat"] == json!(false) {
             mixer["name"] = json!("attention");
+            if let Some(mixer) = mixer.as_object_mut() {
+                mixer.remove("lra_compat");
+            }
         }
         if mixer["name"] == "attention" {
             complete(&mut mixer, config.dim as u64);
@@ -312,7 +315,13 @@ pub(crate) fn resolved(config: &ModelConfig) -> Result<Value, String> {
     }
     ours.insert("channel".into(), channel);
     classes::complete(&mut ours);
-    for key in ["initializer_range", "scale_residual", "embed_std"] {
+    // What is the same function either way.
+    for key in [
+        "initializer_range",
+        "scale_residual",
+        "embed_std",
+        "ff_chunks",
+    ] {
         ours.remove(key);
     }
     Ok(Value::Object(ours))

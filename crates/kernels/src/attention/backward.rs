@@ -22,6 +22,8 @@ pub struct Grads {
     pub k: Vec<f32>,
     /// `[total_k, kv_heads, value_dim]`.
     pub v: Vec<f32>,
+    /// `[heads, distances]` of the biases; empty where there are none.
+    pub bias: Vec<f32>,
 }
 
 /// Gradients from that of `o` and, where lse was used, of `lse`; `o` and `lse` are what [`super::forward`] gave.
@@ -39,20 +41,34 @@ pub fn backward(
         q: vec![0.0; attention.q.len()],
         k: vec![0.0; keys * attention.kv_heads * attention.head_dim],
         v: vec![0.0; keys * attention.kv_heads * attention.value_dim],
+        bias: vec![0.0; attention.bias.map_or(0, |bias| bias.table.len())],
     };
     let shared = [
         Disjoint::new(&mut grads.q),
         Disjoint::new(&mut grads.k),
         Disjoint::new(&mut grads.v),
     ];
-    attention
-        .groups()
-        .into_par_iter()
-        .with_max_len(1)
-        .for_each(|group| run(attention, &group, [o, lse], d_o, dlse, &shared));
+    let one = |group: Group| run(attention, &group, [o, lse], d_o, dlse, &shared);
+    let groups = attention.groups().into_par_iter().with_max_len(1);
+    if attention.bias.is_none() {
+        groups.for_each(|group| {
+            one(group);
+        });
+        return grads;
+    }
+    // Summed in the order of the groups, whatever the number of threads.
+    let part = grads.bias.len() / attention.kv_heads;
+    let parts: Vec<(usize, Vec<f32>)> = groups.map(|group| (group.kv_head, one(group))).collect();
+    for (kv_head, table) in parts {
+        let sum = &mut grads.bias[kv_head * part..][..part];
+        for (sum, value) in sum.iter_mut().zip(&table[kv_head * part..]) {
+            *sum += value;
+        }
+    }
     grads
 }
 
+/// One group; gives the gradient of the table of biases, of which only the group's heads are not zero.
 fn run(
     attention: &Attention,
     group: &Group,
@@ -60,7 +76,7 @@ fn run(
     d_o: &[f32],
     dlse: Option<&[f32]>,
     [dq, dk, dv]: &[Disjoint; 3],
-) {
+) -> Vec<f32> {
     let (head_dim, value_dim) = (attention.head_dim, attention.value_dim);
     let rows = group.queries * attention.fold();
     let zeros = |rows: usize, cols: usize| vec![0.0f32; rows * cols];
@@ -73,6 +89,7 @@ fn run(
     let (mut g, mut g_rows) = (zeros(ROWS, value_dim), zeros(ROWS, value_dim));
     let (mut scores, mut dp) = (zeros(KEYS, ROWS), zeros(KEYS, ROWS));
     let mut turned = zeros(ROWS, head_dim);
+    let mut dbias = vec![0.0; attention.bias.map_or(0, |bias| bias.table.len())];
     let block = attention.wide_block();
     let mut wide = (zeros(1, block), zeros(1, block));
     let blocks: Vec<(usize, usize)> = match attention.plan(group) {
@@ -168,6 +185,7 @@ fn run(
                 false,
             );
             soften_back(&block, tile, scores, dp, &lse, &delta);
+            block.add_biases(dp, tile.from, &mut dbias);
             let (p, ds) = (turned(scores), turned(dp));
             let k = Matrix {
                 data: k,
@@ -217,6 +235,7 @@ fn run(
             );
         }
     }
+    dbias
 }
 
 /// Adds a product `[dim, keys]` to the rows of a tile's keys, by way of `scratch` where they lie in pieces.

@@ -5,7 +5,7 @@
 mod wide;
 
 use super::plan::Plan;
-use super::{Attention, Group, KEYS, LANES, ROWS};
+use super::{Attention, Group, KEYS, LANES, OWN, ROWS};
 use crate::math::exp;
 use crate::simd::dispatched;
 use crate::transpose::transpose;
@@ -43,10 +43,35 @@ pub(super) struct Block<'a> {
     position: [f32; ROWS],
     slope: Option<[f32; ROWS]>,
     plan: Option<&'a Plan>,
+    bias: Option<Biases<'a>>,
+    /// Numbers of the rows, and of the sequence's keys.
+    ids: Option<([u32; ROWS], &'a [u32])>,
+}
+
+/// Biases by distance of the rows of a block.
+struct Biases<'a> {
+    table: &'a [f32],
+    /// Where the row's distances begin in the table.
+    start: [usize; ROWS],
+    /// The row's place in them for the first key.
+    place: [i32; ROWS],
+    /// The last place.
+    last: i32,
+}
+
+impl Biases<'_> {
+    /// The place in the table of row `l` and a key.
+    #[inline(always)]
+    fn at(&self, l: usize, key: usize) -> usize {
+        self.start[l] + (self.place[l] - key as i32).clamp(0, self.last) as usize
+    }
 }
 
 impl<'a> Block<'a> {
     pub(super) fn new(attention: &Attention<'a>, group: &Group, first: usize, rows: usize) -> Self {
+        let distances = attention
+            .bias
+            .map_or(1, |bias| bias.table.len() / attention.heads);
         let mut block = Block {
             plan: attention.plan(group),
             first,
@@ -56,6 +81,16 @@ impl<'a> Block<'a> {
             high: [0; ROWS],
             position: [0.0; ROWS],
             slope: attention.alibi.map(|_| [0.0; ROWS]),
+            bias: attention.bias.map(|bias| Biases {
+                table: bias.table,
+                start: [0; ROWS],
+                place: [0; ROWS],
+                last: distances as i32 - 1,
+            }),
+            ids: attention.ids.map(|[_, keys]| {
+                let keys = &keys[group.first_key..group.first_key + group.keys];
+                ([0; ROWS], keys)
+            }),
         };
         for row in 0..rows {
             let position = attention.position(group, first + row);
@@ -64,6 +99,14 @@ impl<'a> Block<'a> {
             block.position[row] = position as f32;
             if let (Some(slope), Some(slopes)) = (&mut block.slope, attention.alibi) {
                 slope[row] = slopes[attention.row(group, first + row) % attention.heads];
+            }
+            if let (Some(held), Some(bias)) = (&mut block.bias, attention.bias) {
+                let head = attention.row(group, first + row) % attention.heads;
+                held.start[row] = head * distances;
+                held.place[row] = (position + bias.zero as isize) as i32;
+            }
+            if let (Some((rows, _)), Some([ids, _])) = (&mut block.ids, attention.ids) {
+                rows[row] = ids[group.first_query + (first + row) / attention.fold()];
             }
         }
         block
@@ -95,6 +138,28 @@ impl<'a> Block<'a> {
         self.low[self.rows - 1] as usize <= from && to <= self.high[0] as usize
     }
 
+    /// Scores of a query and a key of one number are given: no gradient goes through them.
+    #[inline(always)]
+    fn stop_own(&self, scores: &mut [f32], from: usize) {
+        let Some((rows, ids)) = &self.ids else { return };
+        for (id, scores) in ids[from..].iter().zip(scores.chunks_exact_mut(ROWS)) {
+            for l in 0..ROWS {
+                scores[l] = if rows[l] == *id { 0.0 } else { scores[l] };
+            }
+        }
+    }
+
+    /// Adds gradients `[keys, ROWS]` of the scores of keys from `from` on to that of the table of biases.
+    pub(super) fn add_biases(&self, scores: &[f32], from: usize, table: &mut [f32]) {
+        let Some(bias) = &self.bias else { return };
+        // Forbidden pairs have the gradient 0.
+        for (key, scores) in scores.chunks_exact(ROWS).enumerate() {
+            for (l, score) in scores.iter().enumerate().take(self.rows) {
+                table[bias.at(l, from + key)] += score;
+            }
+        }
+    }
+
     /// Adds biases to the scores `[keys, ROWS]` of a tile and sets those that the mask or the plan forbids to -inf.
     #[inline(always)]
     fn adjust(&self, scores: &mut [f32], tile: Tile) {
@@ -105,12 +170,26 @@ impl<'a> Block<'a> {
             return;
         }
         let Tile { from, keys, .. } = tile;
+        if let Some(bias) = &self.bias {
+            for (key, scores) in scores.chunks_exact_mut(ROWS).enumerate() {
+                for l in 0..ROWS {
+                    scores[l] += bias.table[bias.at(l, from + key)];
+                }
+            }
+        }
         if let Some(slope) = &self.slope {
             for (key, scores) in scores.chunks_exact_mut(ROWS).enumerate() {
                 let key = (from + key) as f32;
                 for l in 0..ROWS {
                     let distance = (self.position[l] - key).abs();
                     scores[l] = (-slope[l]).mul_add(distance, scores[l]);
+                }
+            }
+        }
+        if let Some((rows, ids)) = &self.ids {
+            for (id, scores) in ids[from..].iter().zip(scores.chunks_exact_mut(ROWS)) {
+                for l in 0..ROWS {
+                    scores[l] = if rows[l] == *id { OWN } else { scores[l] };
                 }
             }
         }
@@ -194,9 +273,11 @@ pub(super) fn soften_back(
     if is_x86_feature_detected!("avx512f") {
         // SAFETY: as above, and there are as many gradients as scores.
         unsafe { wide::soften_back(block.width, scores, dp, lse, delta) };
+        block.stop_own(dp, tile.from);
         return;
     }
     portable_soften_back(block, scores, dp, lse, delta);
+    block.stop_own(dp, tile.from);
 }
 
 dispatched! {
@@ -346,6 +427,8 @@ mod tests {
         }
         let block = Block {
             plan: None,
+            bias: None,
+            ids: None,
             first: 0,
             rows: ROWS - 3,
             width: ROWS,

@@ -107,6 +107,8 @@ pub struct Table {
     heads: usize,
     dim: usize,
     len: usize,
+    /// Tokens at the start that no longer count; less than a page.
+    gone: usize,
     full: Arc<Vec<Arc<Page>>>,
     last: Option<Arc<Page>>,
 }
@@ -126,14 +128,40 @@ impl Table {
             heads,
             dim,
             len: 0,
+            gone: 0,
             full: Arc::default(),
             last: None,
         }
     }
 
-    /// Tokens.
+    /// Tokens on its pages: those that count, and before them less than a page of those that no longer do.
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    /// Tokens that count: the last of [`Table::len`].
+    pub fn live(&self) -> usize {
+        self.len - self.gone
+    }
+
+    /// The table of the last `count` tokens of those that count; all, where it has fewer. Pages before them are let go.
+    pub fn last(&self, count: usize) -> Self {
+        if count >= self.live() {
+            return self.clone();
+        }
+        let gone = self.len - count;
+        let pages = gone / PAGE;
+        let full = match pages {
+            0 => self.full.clone(),
+            _ => Arc::new(self.full[pages.min(self.full.len())..].to_vec()),
+        };
+        Table {
+            len: self.len - pages * PAGE,
+            gone: gone % PAGE,
+            full,
+            last: self.last.clone(),
+            ..*self
+        }
     }
 
     /// True without a token.
@@ -216,8 +244,9 @@ impl Table {
         }
     }
 
-    /// The table of the first `len` tokens; all, where it has fewer.
+    /// The table of the first `len` tokens of those that count; all, where it has fewer.
     pub fn truncated(&self, len: usize) -> Self {
+        let len = len + self.gone;
         if len >= self.len {
             return self.clone();
         }
@@ -246,15 +275,18 @@ impl Table {
         held(page, (head * PAGE + first) * self.dim, count * self.dim)
     }
 
-    /// Writes all rows to `out`, `[len, heads, dim]`.
+    /// Writes the rows that count to `out`, `[live, heads, dim]`.
     pub fn read(&self, out: &mut [f32]) {
         let (width, dim) = (self.width(), self.dim);
-        assert_eq!(out.len(), self.len * width, "values of a table");
-        for (page, out) in out.chunks_mut(PAGE * width).enumerate() {
+        assert_eq!(out.len(), self.live() * width, "values of a table");
+        let (mut rest, mut at) = (out, self.gone);
+        while !rest.is_empty() {
+            let count = (PAGE - at % PAGE).min(rest.len() / width);
+            let (out, later) = rest.split_at_mut(count * width);
             for head in 0..self.heads {
                 let to = out.chunks_exact_mut(width);
                 let to = to.map(|row| &mut row[head * dim..][..dim]);
-                match self.page(head, page * PAGE) {
+                match self.page(head, at) {
                     Held::F32(rows) => {
                         for (to, row) in to.zip(rows.chunks_exact(dim)) {
                             to.copy_from_slice(row);
@@ -267,6 +299,7 @@ impl Table {
                     }
                 }
             }
+            (rest, at) = (later, at + count);
         }
     }
 }
@@ -321,7 +354,7 @@ mod tests {
     use crate::testing::rand_vec;
 
     fn values(table: &Table) -> Vec<f32> {
-        let mut out = vec![f32::NAN; table.len() * table.width()];
+        let mut out = vec![f32::NAN; table.live() * table.width()];
         table.read(&mut out);
         out
     }
@@ -341,6 +374,31 @@ mod tests {
             let short = table.truncated(70);
             assert_eq!(values(&short), rows[..70 * 15]);
             assert_eq!(short.truncated(0).with_rows(&rows[..15]).len(), 1);
+        }
+    }
+
+    #[test]
+    fn pages_that_left_the_window_are_let_go() {
+        let rows = rand_vec(5, 2 * 400);
+        for count in [1, 2, 63, 64, 65, 150] {
+            let mut table = Table::new(Element::F32, 1, 2);
+            for at in 0..300 {
+                let next = table.with_rows(&rows[2 * at..2 * at + 2]).last(count);
+                let from = (at + 1).saturating_sub(count);
+                assert_eq!(values(&next), rows[2 * from..2 * at + 2]);
+                assert!(next.len() < count + PAGE, "{} of {count}", next.len());
+                let before = at.saturating_sub(count);
+                assert_eq!(
+                    values(&table),
+                    rows[2 * before..2 * at],
+                    "the older table changed"
+                );
+                table = next;
+            }
+            let fork = table.with_rows(&rows[600..640]);
+            assert_eq!(fork.live(), count + 20);
+            assert_eq!(values(&fork.truncated(count)), values(&table));
+            assert_eq!(values(&table.last(0)), []);
         }
     }
 

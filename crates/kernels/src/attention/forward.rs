@@ -58,7 +58,10 @@ pub fn forward(attention: &Attention) -> Output {
         if rows == 0 {
             continue;
         }
-        if rows <= decode::ROWS && attention.plans.is_none() {
+        // The way of a few rows knows neither lists of keys, biases by distance nor numbers.
+        let plain =
+            attention.plans.is_none() && attention.bias.is_none() && attention.ids.is_none();
+        if rows <= decode::ROWS && plain {
             few.push(sequence);
             continue;
         }

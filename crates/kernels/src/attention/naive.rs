@@ -1,6 +1,6 @@
 //! The equation as loops, in f64; the whole row of probabilities at once.
 
-use super::Mask;
+use super::{Mask, OWN};
 
 /// The arguments, as in [`super::Attention`].
 #[derive(Clone, Debug)]
@@ -23,23 +23,33 @@ pub struct Naive {
     pub head_dim: usize,
     /// Features of values.
     pub value_dim: usize,
+    /// Where the first query of each sequence stands.
+    pub starts: Option<Vec<usize>>,
     /// Which keys count.
     pub mask: Mask,
     /// In place of the mask: whether a head's query reads a key, both counted within their sequence.
     pub reads: Option<fn(usize, usize, usize) -> bool>,
     /// Slopes of linear biases.
     pub alibi: Option<Vec<f64>>,
+    /// Biases by distance `[heads, distances]`, and where the distance 0 stands.
+    pub bias: Option<(Vec<f64>, usize)>,
+    /// Numbers of queries and keys.
+    pub ids: Option<[Vec<u32>; 2]>,
     /// Factor of the dot products.
     pub scale: f64,
 }
 
 impl Naive {
-    /// Calls `row(query row, [(key row, score)])` for every query row of `[total_q, heads]`.
-    fn rows(&self, mut row: impl FnMut(usize, &[(usize, f64)])) {
+    /// Calls `row(query row, pairs)` for every query row of `[total_q, heads]`.
+    fn rows(&self, mut row: impl FnMut(usize, &[Pair])) {
         let (dim, fold) = (self.head_dim, self.heads / self.kv_heads);
-        for (qs, ks) in self.q_offsets.windows(2).zip(self.k_offsets.windows(2)) {
+        let ends = self.q_offsets.windows(2).zip(self.k_offsets.windows(2));
+        for (sequence, (qs, ks)) in ends.enumerate() {
             for i in qs[0]..qs[1] {
-                let position = i as i64 - qs[1] as i64 + (ks[1] - ks[0]) as i64;
+                let position = match &self.starts {
+                    Some(starts) => (starts[sequence] + i - qs[0]) as i64,
+                    None => i as i64 - qs[1] as i64 + (ks[1] - ks[0]) as i64,
+                };
                 for h in 0..self.heads {
                     let q = &self.q[(i * self.heads + h) * dim..][..dim];
                     let mut scores = Vec::new();
@@ -59,12 +69,34 @@ impl Naive {
                         let k = &self.k[at * dim..][..dim];
                         let dot: f64 = q.iter().zip(k).map(|(q, k)| q * k).sum();
                         let slope = self.alibi.as_ref().map_or(0.0, |slopes| slopes[h]);
-                        scores.push((at, self.scale * dot - slope * distance.abs() as f64));
+                        let mut score = self.scale * dot - slope * distance.abs() as f64;
+                        let place = self.place(h, distance);
+                        if let Some((table, _)) = &self.bias {
+                            score += table[place];
+                        }
+                        let ids = self.ids.as_ref();
+                        let own = ids.is_some_and(|[queries, keys]| queries[i] == keys[j]);
+                        scores.push(Pair {
+                            at,
+                            score: if own { f64::from(OWN) } else { score },
+                            place,
+                            own,
+                        });
                     }
                     row(i * self.heads + h, &scores);
                 }
             }
         }
+    }
+
+    /// The place of a head and distance in the table of biases.
+    fn place(&self, head: usize, distance: i64) -> usize {
+        let (distances, zero) = match &self.bias {
+            Some((table, zero)) => (table.len() / self.heads, *zero),
+            None => (1, 0),
+        };
+        let place = (distance + zero as i64).clamp(0, distances as i64 - 1);
+        head * distances + place as usize
     }
 
     /// Gives `(o, lse)`.
@@ -73,7 +105,7 @@ impl Naive {
         let (mut o, mut lse) = (vec![0.0; rows * dim], vec![f64::NEG_INFINITY; rows]);
         self.rows(|row, scores| {
             lse[row] = log_sum_exp(scores);
-            for (at, score) in scores {
+            for Pair { at, score, .. } in scores {
                 let p = (score - lse[row]).exp();
                 for c in 0..dim {
                     o[row * dim + c] += p * self.v[at * dim + c];
@@ -83,12 +115,13 @@ impl Naive {
         (o, lse)
     }
 
-    /// Gives `[dq, dk, dv]` from the gradients of o and lse.
-    pub fn backward(&self, d_o: &[f64], dlse: &[f64]) -> [Vec<f64>; 3] {
+    /// Gives the gradients of q, k, v and the biases from those of o and lse.
+    pub fn backward(&self, d_o: &[f64], dlse: &[f64]) -> [Vec<f64>; 4] {
         let (dim, value_dim) = (self.head_dim, self.value_dim);
         let mut dq = vec![0.0; self.q.len()];
         let mut dk = vec![0.0; self.k.len()];
         let mut dv = vec![0.0; self.v.len()];
+        let mut dbias = vec![0.0; self.bias.as_ref().map_or(0, |(table, _)| table.len())];
         self.rows(|row, scores| {
             let lse = log_sum_exp(scores);
             let g = &d_o[row * value_dim..][..value_dim];
@@ -98,9 +131,15 @@ impl Naive {
                     .sum()
             };
             let p = |score: f64| (score - lse).exp();
-            let delta: f64 = scores.iter().map(|(at, score)| p(*score) * dp(*at)).sum();
-            for (at, score) in scores {
-                let ds = p(*score) * (dp(*at) - delta + dlse[row]) * self.scale;
+            let delta: f64 = scores.iter().map(|pair| p(pair.score) * dp(pair.at)).sum();
+            for pair in scores {
+                let Pair { at, score, .. } = pair;
+                let through = if pair.own { 0.0 } else { 1.0 };
+                let ds = p(*score) * (dp(*at) - delta + dlse[row]) * through;
+                if !dbias.is_empty() {
+                    dbias[pair.place] += ds;
+                }
+                let ds = ds * self.scale;
                 for c in 0..value_dim {
                     dv[at * value_dim + c] += p(*score) * g[c];
                 }
@@ -110,22 +149,26 @@ impl Naive {
                 }
             }
         });
-        [dq, dk, dv]
+        [dq, dk, dv, dbias]
     }
 }
 
-fn log_sum_exp(scores: &[(usize, f64)]) -> f64 {
-    let largest = scores
-        .iter()
-        .map(|(_, s)| *s)
-        .fold(f64::NEG_INFINITY, f64::max);
-    if scores.is_empty() {
-        return largest;
+/// A query and a key that it may read.
+struct Pair {
+    /// The row of the key.
+    at: usize,
+    score: f64,
+    /// The place of its bias.
+    place: usize,
+    /// Whether both have one number.
+    own: bool,
+}
+
+fn log_sum_exp(scores: &[Pair]) -> f64 {
+    let scores = scores.iter().map(|pair| pair.score);
+    let largest = scores.clone().fold(f64::NEG_INFINITY, f64::max);
+    match largest == f64::NEG_INFINITY {
+        true => largest,
+        false => largest + scores.map(|s| (s - largest).exp()).sum::<f64>().ln(),
     }
-    largest
-        + scores
-            .iter()
-            .map(|(_, s)| (s - largest).exp())
-            .sum::<f64>()
-            .ln()
 }

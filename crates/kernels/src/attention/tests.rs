@@ -30,6 +30,9 @@ struct Case {
     alibi: Option<Vec<f32>>,
     plans: Option<Vec<Arc<Plan>>>,
     reads: Option<fn(usize, usize, usize) -> bool>,
+    bias: Option<(Vec<f32>, usize)>,
+    ids: Option<[Vec<u32>; 2]>,
+    starts: Option<Vec<usize>>,
 }
 
 const SCALE: f32 = 0.7;
@@ -58,7 +61,31 @@ impl Case {
             alibi: alibi.then(|| (0..heads).map(|h| 0.5 / (h + 1) as f32).collect()),
             plans: None,
             reads: None,
+            bias: None,
+            ids: None,
+            starts: None,
         }
+    }
+
+    /// With the first queries standing where these say.
+    fn with_starts(mut self, starts: &[usize]) -> Self {
+        self.starts = Some(starts.to_vec());
+        self
+    }
+
+    /// With biases of `distances` distances, 0 at place `zero`.
+    fn with_bias(mut self, distances: usize, zero: usize) -> Self {
+        self.bias = Some((rand_vec(6, self.dims[0] * distances), zero));
+        self
+    }
+
+    /// With numbers below `count`.
+    fn with_ids(mut self, count: u32) -> Self {
+        let last = |offsets: &[usize]| offsets[offsets.len() - 1] as u32;
+        let numbers = |total: u32, step: u32| (0..total).map(|at| at * step % count).collect();
+        let (queries, keys) = (last(&self.q_offsets), last(&self.k_offsets));
+        self.ids = Some([numbers(queries, 3), numbers(keys, 1)]);
+        self
     }
 
     fn fast(&self) -> Attention<'_> {
@@ -75,7 +102,13 @@ impl Case {
             value_dim,
             mask: self.mask,
             plans: self.plans.as_deref(),
+            starts: self.starts.as_deref(),
             alibi: self.alibi.as_deref(),
+            bias: self
+                .bias
+                .as_ref()
+                .map(|(table, zero)| Bias { table, zero: *zero }),
+            ids: self.ids.as_ref().map(|[q, k]| [&q[..], &k[..]]),
             scale: SCALE,
         }
     }
@@ -94,7 +127,10 @@ impl Case {
             value_dim,
             mask: self.mask,
             reads: self.reads,
+            starts: self.starts.clone(),
             alibi: self.alibi.as_deref().map(wide),
+            bias: self.bias.as_ref().map(|(table, zero)| (wide(table), *zero)),
+            ids: self.ids.clone(),
             scale: SCALE as f64,
         }
     }
@@ -123,10 +159,11 @@ impl Case {
             } else {
                 vec![0.0; lse.len()]
             };
-            let [dq, dk, dv] = self.naive().backward(&wide(&d_o), &dlse);
+            let [dq, dk, dv, dbias] = self.naive().backward(&wide(&d_o), &dlse);
             gradient_close("dq", &grads.q, &narrow(&dq));
             gradient_close("dk", &grads.k, &narrow(&dk));
             gradient_close("dv", &grads.v, &narrow(&dv));
+            gradient_close("dbias", &grads.bias, &narrow(&dbias));
         }
     }
 }
@@ -142,10 +179,14 @@ const MASKS: [(bool, Option<usize>); 8] = [
     (true, Some(0)),
 ];
 
+fn mask(causal: bool, window: Option<usize>) -> Mask {
+    Mask { causal, window }
+}
+
 fn masks() -> impl Iterator<Item = Mask> {
     MASKS
         .into_iter()
-        .map(|(causal, window)| Mask { causal, window })
+        .map(|(causal, window)| mask(causal, window))
 }
 
 /// The formulas of the backward pass against differences, in f64.
@@ -153,12 +194,13 @@ fn masks() -> impl Iterator<Item = Mask> {
 fn naive_gradients_are_differences_of_the_equation() {
     for mask in masks() {
         let case = Case::new(&[0, 3, 3, 5], &[0, 3, 4, 9], [4, 2, 3, 2], mask, true);
+        let case = case.with_bias(4, 1).with_ids(4);
         let mut naive = case.naive();
         let (d_o, dlse) = (wide(&rand_vec(4, 5 * 8)), wide(&rand_vec(5, 5 * 4)));
         let grads = naive.backward(&d_o, &dlse);
         let loss = |naive: &Naive| {
             let (o, lse) = naive.forward();
-            let lse = lse.iter().zip(&dlse).filter(|(lse, _)| lse.is_finite());
+            let lse = lse.iter().zip(&dlse).filter(|(lse, _)| **lse > -1e4);
             o.iter()
                 .zip(&d_o)
                 .chain(lse)
@@ -168,8 +210,9 @@ fn naive_gradients_are_differences_of_the_equation() {
         for (which, grad) in grads.iter().enumerate() {
             for index in 0..grad.len() {
                 let mut side = |step: f64| {
-                    let values = [&mut naive.q, &mut naive.k, &mut naive.v];
-                    values[which][index] += step;
+                    let bias = &mut naive.bias.as_mut().expect("biases").0;
+                    let values = [&mut naive.q, &mut naive.k, &mut naive.v, bias];
+                    values.into_iter().nth(which).expect("four")[index] += step;
                     loss(&naive)
                 };
                 let (up, down) = (side(1e-5), side(-2e-5));
@@ -260,38 +303,37 @@ fn packs_with_empty_sequences_caches_and_groups() {
     }
     // Long caches are read in pieces.
     for (window, alibi) in [(None, true), (Some(1500), false)] {
-        let mask = Mask {
-            causal: true,
-            window,
-        };
+        let mask = mask(true, window);
         Case::new(&[0, 2, 3], &[0, 2100, 3125], [4, 2, 17, 18], mask, alibi).check();
     }
     // More queries than keys: the first ones stand before every key.
-    Case::new(
-        &[0, 100],
-        &[0, 30],
-        [2, 2, 4, 4],
-        Mask {
-            causal: true,
-            window: None,
-        },
-        false,
-    )
-    .check();
+    Case::new(&[0, 100], &[0, 30], [2, 2, 4, 4], mask(true, None), false).check();
+}
+
+#[test]
+fn biases_by_distance_and_numbers_of_pairs() {
+    for mask in masks() {
+        let (q, k) = ([0, 1, 1, 71, 80, 82], [0, 66, 70, 140, 240, 240]);
+        let case = Case::new(&q, &k, [6, 2, 8, 3], mask, true);
+        for (distances, zero) in [(1, 0), (50, 0), (300, 120)] {
+            case.clone().with_bias(distances, zero).check();
+        }
+        // The first queries have no key but their own. Where several are all that there is, f32 holds their sum to three digits.
+        for count in [2, 3, 40] {
+            case.clone().with_ids(count).check();
+        }
+        let starts = [3, 0, 5, 0, 9];
+        case.clone().with_starts(&starts).check();
+        case.with_bias(9, 4)
+            .with_ids(5)
+            .with_starts(&starts)
+            .check();
+    }
 }
 
 #[test]
 fn large_scores_do_not_overflow() {
-    let mut case = Case::new(
-        &[0, 100],
-        &[0, 100],
-        [1, 1, 4, 4],
-        Mask {
-            causal: true,
-            window: None,
-        },
-        false,
-    );
+    let mut case = Case::new(&[0, 100], &[0, 100], [1, 1, 4, 4], mask(true, None), false);
     case.q.iter_mut().for_each(|q| *q *= 300.0);
     let output = forward(&case.fast());
     assert!(output.o.iter().chain(&output.lse).all(|x| x.is_finite()));
@@ -328,17 +370,25 @@ fn results_over_parts_of_the_keys_merge_in_any_order() {
 
 #[test]
 fn operations_count_the_allowed_pairs() {
-    let causal = Mask {
-        causal: true,
-        window: None,
-    };
-    assert_eq!(flops(&[0, 4], &[0, 4], 2, 8, 8, causal), 2 * 10 * 2 * 16);
-    let window = Mask {
-        causal: false,
-        window: Some(2),
-    };
-    assert_eq!(flops(&[0, 4], &[0, 4], 1, 8, 8, window), 2 * 10 * 16);
-    assert_eq!(flops(&[0, 1, 2], &[0, 9, 19], 1, 1, 1, causal), 2 * 19 * 2);
+    let causal = mask(true, None);
+    assert_eq!(
+        flops(&[0, 4], &[0, 4], None, 2, [8, 8], causal),
+        2 * 10 * 2 * 16
+    );
+    let window = mask(false, Some(2));
+    assert_eq!(
+        flops(&[0, 4], &[0, 4], None, 1, [8, 8], window),
+        2 * 10 * 16
+    );
+    let starts = Some(&[0][..]);
+    assert_eq!(
+        flops(&[0, 4], &[0, 2], starts, 1, [8, 8], causal),
+        2 * 7 * 16
+    );
+    assert_eq!(
+        flops(&[0, 1, 2], &[0, 9, 19], None, 1, [1, 1], causal),
+        2 * 19 * 2
+    );
 }
 
 /// Keys and values in pages of tables, added in portions.
@@ -361,10 +411,7 @@ fn paged(case: &Case, element: Element) -> [Vec<Table>; 2] {
 
 #[test]
 fn pages_give_the_bits_of_flat_rows() {
-    let causal = |window| Mask {
-        causal: true,
-        window,
-    };
+    let causal = |window| mask(true, window);
     for (q, k, dims, mask) in [
         // Decoding, a mix of contexts; chunked reading; a window; more rows than a decoded token has; nothing.
         (

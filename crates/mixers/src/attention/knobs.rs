@@ -33,8 +33,12 @@ pub(crate) const KNOBS: &[Knob] = &[
         doc: "keys nearer than this many tokens, itself counted; 0 for all",
     },
     Knob {
+        name: "sinks",
+        doc: "first tokens that are seen beside the window, however long ago they were (StreamingLLM, arXiv 2309.17453); with rope or no positions",
+    },
+    Knob {
         name: "position",
-        doc: "rope, alibi or none, in memory linear in time; xpos (rope with a decay); with the whole matrix of scores in memory: t5, kerple_log, kerple_power, fire, sandwich (biases, learned), rerope, self_extend (rope with far keys brought nearer, for evaluation)",
+        doc: "rope, alibi, none, xpos (rope with a decay), t5, kerple_log, kerple_power, sandwich (biases by distance, learned), in memory linear in time; with the whole matrix of scores in memory: fire (a bias by distance over the query's place, learned), rerope, self_extend (rope with far keys brought nearer, for evaluation)",
     },
     Knob {
         name: "rope_base",

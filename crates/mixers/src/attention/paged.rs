@@ -52,9 +52,12 @@ impl Attention {
             _ => cached_attention(flat(q), &keys, &values, &options),
         };
         let next = context.keep_state.then(|| {
-            State::new(context.times_after(batch, time, state))
-                .with_cache("k", keys)
-                .with_cache("v", values)
+            let times = context.times_after(batch, time, state);
+            // Pages that no later query sees are let go.
+            let kept: Vec<usize> = times.iter().map(|time| self.kept(*time)).collect();
+            State::new(times)
+                .with_cache("k", keys.last(&kept))
+                .with_cache("v", values.last(&kept))
         });
         (y.reshape([batch, time, heads, head_dim]), next)
     }
