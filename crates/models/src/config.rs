@@ -198,6 +198,10 @@ pub struct ModelConfig {
     /// Width of the embedding, positions and types, which a layer then takes to `dim`, as in ALBERT (Lan et al., 2020,
     /// arXiv 1909.11942); 0: `dim`, and no layer.
     pub embed_dim: usize,
+    /// Places of a convolution along the tokens, both ways, beside the first block; 0: none.
+    pub first_conv: usize,
+    /// The function of what that convolution gives.
+    pub first_conv_activation: Activation,
     /// The function between the layers of the head; absent: ReLU for classes, GELU for masked tokens.
     pub head_activation: Option<Activation>,
     /// Biases in the layers of a class head.
@@ -234,6 +238,8 @@ impl Default for ModelConfig {
             token_types: 0,
             embed_norm: false,
             embed_dim: 0,
+            first_conv: 0,
+            first_conv_activation: Activation::Tanh,
             head_activation: None,
             head_bias: true,
             initializer_range: None,
@@ -364,6 +370,11 @@ impl ModelConfig {
                 "share_layers is for at most {MOST_SHARED} layers, got {} layers",
                 self.layers
             ));
+        }
+        if self.first_conv > 0 && (self.streams() || self.first_conv.is_multiple_of(2)) {
+            return impossible(
+                "first_conv is odd and looks both ways: the mixers must, too".into(),
+            );
         }
         if self.embed_dim == 0 {
             return Ok(());

@@ -7,6 +7,7 @@ mod class_head;
 pub mod config;
 mod embed;
 mod exits;
+mod first_conv;
 mod head;
 pub mod input;
 pub mod model;
@@ -15,6 +16,7 @@ pub mod sample;
 pub mod speculate;
 mod state;
 pub mod stop;
+mod vectors;
 
 pub use config::{
     Gives, ModelConfig, ModelError, NormKind, Pair, Pool, Positions, Precision, Reads, Wiring,
