@@ -74,7 +74,8 @@ def main():
     print(f"torch {torch.__version__}, transformers {t.__version__}, onnxruntime {onnxruntime.__version__}, {args.threads} threads")
     print("| batch x longest | tokens, with padding | PyTorch, ms | onnxruntime, ms | ours, ms | PyTorch / ours | onnxruntime / ours |")
     print("|---|---|---|---|---|---|---|")
-    with serve(args.binary, root / "bert", args.threads) as port, torch.inference_mode():
+    # The others do not wait for more texts either.
+    with serve(args.binary, root / "bert", args.threads, "--wait", "0") as port, torch.inference_mode():
         for case in args.cases.split(","):
             batch, longest = map(int, case.split("x"))
             counts = lengths(batch, longest)

@@ -79,7 +79,7 @@ pub struct EngineArgs {
     /// Prompts are read in pieces of so many tokens, between decoding steps
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub chunk: usize,
-    /// Tokens to guess ahead for an answer that runs alone: what followed the same words earlier in the text; 0: none
+    /// Tokens to guess ahead for each answer: what followed the same words earlier in its text; 0: none
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub speculate: usize,
     /// Milliseconds that a text for an encoder waits for others to join it

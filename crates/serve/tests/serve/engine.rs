@@ -73,25 +73,37 @@ fn an_answer_is_the_same_alone_and_beside_others() {
             batch: 33,
             ..config()
         };
-        let (engine, metrics) = start(&mixers, together);
+        let (engine, metrics) = start(&mixers, together.clone());
         let prompts = prompts();
         let alone: Vec<Vec<u32>> = prompts
             .iter()
             .map(|ids| ask(&engine, ids, TOKENS).0)
             .collect();
-        let asked: Vec<_> = prompts
-            .iter()
-            .map(|ids| {
+        let beside = |engine: &anyformer_serve::Engine| {
+            let ask = |ids: &Vec<u32>| {
                 let (job, events) = greedy(ids.clone(), TOKENS);
                 engine.submit(job).unwrap();
                 events
-            })
-            .collect();
-        for (index, events) in asked.into_iter().enumerate() {
-            let (made, end) = collect(events);
-            assert_eq!(made, alone[index], "{name}, prompt {index}");
-            assert_eq!(end.unwrap().finish, Finish::Length);
-        }
+            };
+            let asked: Vec<_> = prompts.iter().map(ask).collect();
+            for (index, events) in asked.into_iter().enumerate() {
+                let (made, end) = collect(events);
+                assert_eq!(made, alone[index], "{name}, prompt {index}");
+                assert_eq!(end.unwrap().finish, Finish::Length);
+            }
+        };
+        beside(&engine);
+        // The same with states that are kept: the second time prompts begin behind them.
+        let kept = EngineConfig {
+            states: StatesConfig::default(),
+            ..together
+        };
+        let (engine, again) = start(&mixers, kept);
+        beside(&engine);
+        let before = again.cache_hits.get();
+        beside(&engine);
+        // A recurrent state can be used whole only: of prompts longer than a piece.
+        assert!(again.cache_hits.get() >= before + 15, "{name}");
         // Prompts are read in pieces, so they do not all run at once, but the last do beside many.
         let steps = metrics.batch_size.get_sample_count() as f64;
         let mean = metrics.batch_size.get_sample_sum() / steps;
