@@ -231,7 +231,7 @@ impl Linear {
         let y = match self.weight.packed() {
             Some(weight) if on_cpu(&x) => {
                 meter::add(self.flops(rows));
-                quantised_linear(x, weight, bias, self.precision)
+                quantised_linear(x, weight, bias, self.precision, self.weight.rounds_inputs())
             }
             _ => linear(x, self.weight.tensor::<2>(), bias, self.precision),
         };

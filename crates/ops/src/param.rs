@@ -29,6 +29,7 @@ struct Inner {
     trainable: bool,
     packs: bool,
     tracking: Arc<AtomicBool>,
+    rounds: Arc<AtomicBool>,
     value: RwLock<Option<Held>>,
 }
 
@@ -192,6 +193,7 @@ pub struct ParamStore {
     params: Vec<Param>,
     device: Option<Device>,
     tracking: Arc<AtomicBool>,
+    rounds: Arc<AtomicBool>,
 }
 
 impl ParamStore {
@@ -225,6 +227,12 @@ impl ParamStore {
         }
     }
 
+    /// Whether layers whose weights are packed in 8 or 4 bits round their inputs to 8 bits, which is quicker and less near to the
+    /// model. Off unless it is turned on.
+    pub fn round_inputs(&self, on: bool) {
+        self.rounds.store(on, Ordering::Relaxed);
+    }
+
     /// Turns the recording of gradients on or off for every parameter.
     pub fn set_tracking(&self, on: bool) {
         self.tracking.store(on, Ordering::Relaxed);
@@ -238,6 +246,7 @@ struct Shared {
     unfilled: bool,
     seed: u64,
     tracking: Arc<AtomicBool>,
+    rounds: Arc<AtomicBool>,
     params: Mutex<(Vec<Param>, BTreeSet<String>)>,
 }
 
@@ -283,6 +292,7 @@ impl Builder {
                 unfilled,
                 seed,
                 tracking: Arc::new(AtomicBool::new(true)),
+                rounds: Arc::default(),
                 params: Mutex::default(),
             }),
             prefix: String::new(),
@@ -413,6 +423,7 @@ impl Builder {
             trainable,
             packs,
             tracking: shared.tracking.clone(),
+            rounds: shared.rounds.clone(),
             value: RwLock::new(value),
         }));
         let mut held = shared.params.lock().unwrap_or_else(PoisonError::into_inner);
@@ -432,6 +443,7 @@ impl Builder {
             params: held.0.clone(),
             device: self.shared.device.clone(),
             tracking: self.shared.tracking.clone(),
+            rounds: self.shared.rounds.clone(),
         }
     }
 }

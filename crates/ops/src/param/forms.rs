@@ -35,6 +35,11 @@ impl Param {
         Ok(())
     }
 
+    /// Whether a layer with this weight packed rounds its inputs.
+    pub(crate) fn rounds_inputs(&self) -> bool {
+        self.0.rounds.load(Ordering::Relaxed)
+    }
+
     /// The packed values, where they are.
     pub fn packed(&self) -> Option<Arc<Packed>> {
         self.packed_on().map(|(packed, _)| packed)

@@ -54,6 +54,9 @@ pub struct Args {
     /// smoothquant: how much of the outliers moves into the weights [default: 0.5]
     #[arg(long, value_name = "X")]
     pub alpha: Option<f32>,
+    /// What was written is measured with inputs rounded to 8 bits, as `generate --round-inputs` runs it
+    #[arg(long)]
+    pub round_inputs: bool,
     /// Tokens that the method looks at; at most half of the text
     #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(2..))]
     pub calibrate: u32,
@@ -136,6 +139,7 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
     // What was written is what is measured.
     let written = ModelFolder::open(&args.out).broken()?;
     let model = written.load(&device("cpu")?).broken()?;
+    model.params().round_inputs(args.round_inputs);
     let after = measure(&model, &scored, pool)?;
     let to = size(&written).broken()?;
     let mut value = json!({

@@ -1,0 +1,102 @@
+//! Products whose inputs are rounded to 8 bits for every group of the weight, so that sums are those of integers.
+//!
+//! As llama.cpp multiplies its quantised blocks; unlike w8a8 the weights may be of 4 bits, and every group of inputs has a scale
+//! of its own. Less near to the model than inputs in f32: whoever wants it asks for it.
+
+use super::{Bits, LANES, Level, Packed, ROWS, each_panel, give, portable};
+use crate::disjoint::Disjoint;
+
+/// Rounded rows of inputs.
+#[derive(Clone, Copy)]
+pub(super) struct Brief<'a> {
+    /// `[rows, stride]`; for weights of 4 bits those of even columns first, then those of odd ones, in every eight.
+    pub(super) bytes: &'a [i8],
+    pub(super) stride: usize,
+    /// `[rows, groups]`: what a number stands for.
+    pub(super) factors: &'a [f32],
+    /// `[rows, groups]`: the sums of the numbers.
+    pub(super) sums: &'a [i32],
+    pub(super) groups: usize,
+}
+
+/// What the sum of a group is taken too high for every one of the sum of its inputs: stored numbers are never negative.
+pub(super) fn offset(bits: Bits, zeros: bool) -> i32 {
+    match (bits, zeros) {
+        (Bits::Four, false) => 8,
+        (Bits::Four, true) => 0,
+        _ => 128,
+    }
+}
+
+/// Each group of `x [m, stride]` in -127..=127 with a scale: numbers, scales and sums.
+fn rounded(x: &[f32], stride: usize, group: usize, groups: usize) -> (Vec<i8>, Vec<f32>, Vec<i32>) {
+    let rows = x.len() / stride.max(1);
+    let mut bytes = Vec::with_capacity(x.len());
+    let (mut factors, mut sums) = (
+        Vec::with_capacity(rows * groups),
+        Vec::with_capacity(rows * groups),
+    );
+    for row in x.chunks_exact(stride) {
+        for part in row.chunks(group).take(groups) {
+            let largest = part
+                .iter()
+                .fold(0.0f32, |most, value| most.max(value.abs()));
+            // A group of zeros stays one; what is no number becomes one of the range.
+            let up = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+            let from = bytes.len();
+            bytes.extend(
+                part.iter()
+                    .map(|value| (value * up).round_ties_even() as i8),
+            );
+            sums.push(bytes[from..].iter().map(|byte| i32::from(*byte)).sum());
+            factors.push(largest / 127.0);
+        }
+    }
+    (bytes, factors, sums)
+}
+
+/// `x Wᵀ + bias` for prepared `x [m, stride]`, its groups rounded; of weights of 8 or 4 bits.
+pub(super) fn multiply(
+    level: Level,
+    x: &[f32],
+    stride: usize,
+    weight: &Packed,
+    bias: Option<&[f32]>,
+    out: &mut [f32],
+) {
+    let (n, groups, bits) = (weight.rows, weight.groups(), weight.bits);
+    let (mut bytes, factors, sums) = rounded(x, stride, weight.group, groups);
+    if bits == Bits::Four {
+        for eight in bytes.as_chunks_mut::<8>().0 {
+            let [a, b, c, d, e, f, g, h] = *eight;
+            *eight = [a, c, e, g, b, d, f, h];
+        }
+    }
+    let m = x.len() / stride;
+    let out = Disjoint::new(out);
+    each_panel(weight, m, |index| {
+        let panel = weight.panel(index);
+        let block = m.div_ceil(m.div_ceil(ROWS));
+        for first in (0..m).step_by(block) {
+            let count = block.min(m - first);
+            let rows = Brief {
+                bytes: &bytes[first * stride..(first + count) * stride],
+                stride,
+                factors: &factors[first * groups..(first + count) * groups],
+                sums: &sums[first * groups..(first + count) * groups],
+                groups,
+            };
+            let mut totals = [[0.0f32; LANES]; ROWS];
+            let totals = &mut totals[..count];
+            match level {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: the level was checked to run on this machine.
+                Level::Avx512 => unsafe { super::vnni::multiply(bits, panel, rows, totals) },
+                #[cfg(not(target_arch = "x86_64"))]
+                Level::Avx512 => unreachable!("levels are checked"),
+                Level::Portable => portable::brief(bits, panel, rows, totals),
+            }
+            give(&out, n, index, first, totals, bias);
+        }
+    });
+}
