@@ -101,6 +101,8 @@ def main():
             times = {name: [] for name in runs}
             for _ in range(args.repeats):
                 for name, run in runs.items():
+                    # Threads of PyTorch and onnxruntime go on waiting actively for a while after a run.
+                    time.sleep(0.2)
                     began = time.perf_counter()
                     run()
                     times[name].append(1000 * (time.perf_counter() - began))
