@@ -51,6 +51,10 @@ CASES = {
 }
 ENCODER = dict(vocab_size=256, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, initializer_range=0.3)
 LABELS = dict(num_labels=3)
+DEBERTA = ENCODER | dict(
+    relative_attention=True, position_buckets=16, max_relative_positions=-1, share_att_key=True, norm_rel_ebd="layer_norm",
+    pos_att_type=["p2c", "c2p"], position_biased_input=False, type_vocab_size=0,
+)
 ENCODERS = {
     "bert": (t.BertForMaskedLM, t.BertConfig(**ENCODER)),
     "bert_hidden": (t.BertModel, t.BertConfig(**ENCODER)),
@@ -63,6 +67,9 @@ ENCODERS = {
     "roberta_class": (t.RobertaForSequenceClassification, t.RobertaConfig(**ENCODER, **LABELS)),
     "distilbert_class": (t.DistilBertForSequenceClassification, t.DistilBertConfig(
         vocab_size=256, dim=32, n_layers=2, n_heads=4, hidden_dim=48, initializer_range=0.3, **LABELS)),
+    "deberta": (t.DebertaV2ForMaskedLM, t.DebertaV2Config(**DEBERTA)),
+    "deberta_conv": (t.DebertaV2Model, t.DebertaV2Config(**DEBERTA | dict(conv_kernel_size=3, share_att_key=False, position_biased_input=True))),
+    "deberta_class": (t.DebertaV2ForSequenceClassification, t.DebertaV2Config(**DEBERTA, **LABELS)),
     "llama_class": (t.LlamaForSequenceClassification, t.LlamaConfig(**ATTENTION, **LABELS)),
 }
 

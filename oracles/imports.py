@@ -154,6 +154,14 @@ def main():
     case("distilbert", t.DistilBertForMaskedLM, t.DistilBertConfig(
         vocab_size=VOCAB, dim=16, n_layers=2, n_heads=2, hidden_dim=24, max_position_embeddings=16, attn_implementation="eager"))
 
+    deberta = BERT | dict(relative_attention=True, position_buckets=8, max_relative_positions=-1, share_att_key=True, norm_rel_ebd="layer_norm",
+                          pos_att_type=["p2c", "c2p"], position_biased_input=False, type_vocab_size=0)
+    case("deberta", t.DebertaV2ForMaskedLM, t.DebertaV2Config(**deberta))
+    case("deberta_conv", t.DebertaV2Model, t.DebertaV2Config(**deberta | dict(
+        position_buckets=-1, max_relative_positions=6, share_att_key=False, norm_rel_ebd="none", position_biased_input=True, type_vocab_size=2,
+        conv_kernel_size=3, conv_act="gelu")), types=True)
+    case("deberta_class", t.DebertaV2ForSequenceClassification, t.DebertaV2Config(**deberta | dict(
+        pos_att_type=["p2c"], share_att_key=False, num_labels=3)))
     case("albert", t.AlbertForMaskedLM, t.AlbertConfig(**BERT, embedding_size=8), types=True)
     case("albert_hidden", t.AlbertModel, t.AlbertConfig(**BERT | dict(num_hidden_layers=3), embedding_size=12))
     labels = dict(num_labels=3)

@@ -1,4 +1,5 @@
 """A real trained encoder inside a package, served by the binary and run by sentence-transformers: the embeddings must be equal to 1e-5.
+So must those that sentence-transformers makes of the folder that the binary exports.
 
     python oracles/real_encoder.py target/release/anyformer FOLDER
 
@@ -9,6 +10,7 @@ import json
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 
@@ -48,7 +50,13 @@ def main():
         ours = np.array([one["embedding"] for one in json.load(urllib.request.urlopen(request))["data"]])
     finally:
         server.terminate()
-    worst = np.abs(ours - theirs).max()
+    with tempfile.TemporaryDirectory() as place:
+        subprocess.run([binary, "export", folder, "--to", f"{place}/out", "--quiet"], check=True, stdout=subprocess.DEVNULL)
+        again = sentence_transformers.SentenceTransformer(f"{place}/out", device="cpu")
+        assert again.max_seq_length == model.max_seq_length and len(again) == len(model)
+        back = np.abs(again.encode(TEXTS, batch_size=1, convert_to_numpy=True) - theirs).max()
+    print(f"exported and loaded again: at most {back:.1e} apart")
+    worst = max(np.abs(ours - theirs).max(), back)
     print(f"{len(TEXTS)} texts, {ours.shape[1]} values: at most {worst:.1e} apart")
     print(f"sentence-transformers {sentence_transformers.__version__}, torch {torch.__version__}")
     sys.exit(not worst < 1e-5)

@@ -66,6 +66,9 @@ pub fn export(folder: &ModelFolder, dir: &Path) -> Result<Family, HubError> {
             texts.insert(name.to_string(), json!(text));
         }
     }
+    for (name, text) in folder.sentence_files()? {
+        texts.insert(name, json!(text));
+    }
     if let Some(template) = ChatTemplate::of(folder)? {
         texts.insert("chat_template.jinja".into(), json!(template.source()));
     }

@@ -20,13 +20,13 @@ pub struct Extra {
     pub quantisation: Option<Quantisation>,
     /// More keys of `config.json`.
     pub keys: Map<String, Value>,
-    /// More files and their texts.
+    /// More files and their texts, by their paths in the folder.
     pub texts: BTreeMap<String, String>,
 }
 
 impl Extra {
-    /// What a folder made of another carries along: tokenizer, facts, special tokens, the defaults of generation and the chat
-    /// template.
+    /// What a folder made of another carries along: tokenizer, facts, special tokens, the defaults of generation, the chat
+    /// template, and how sentence vectors are made.
     pub fn of(source: &ModelFolder) -> Result<Self, HubError> {
         let mut extra = Extra {
             tokenizer: source.tokenizer()?,
@@ -43,6 +43,7 @@ impl Extra {
                 extra.texts.insert(name.into(), text);
             }
         }
+        extra.texts.extend(source.sentence_files()?);
         if let Some(template) = ChatTemplate::of(source)? {
             let text = template.source().to_string();
             extra.texts.insert(TEMPLATE_FILE.into(), text);

@@ -45,14 +45,18 @@ impl FolderWriter {
         })
     }
 
-    /// Writes one file through `fill`, flushes it to disk, and notes its checksum.
+    /// Writes one file through `fill`, flushes it to disk, and notes its checksum; `name` may be a path of folders below, which
+    /// are made.
     pub fn file(
         &mut self,
         name: &str,
         fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> Result<(), HubError> {
         let mut sum = Sha256::new();
-        fill_file(&self.temporary.join(name), |file| {
+        let path = self.temporary.join(name);
+        let wrong = |error| HubError::write(&self.target.join(name), error);
+        fs::create_dir_all(parent(&path)).map_err(wrong)?;
+        fill_file(&path, |file| {
             let mut writer = BufWriter::with_capacity(
                 1 << 20,
                 Summed {
@@ -63,7 +67,8 @@ impl FolderWriter {
             fill(&mut writer)?;
             writer.flush()
         })
-        .map_err(|error| HubError::write(&self.target.join(name), error))?;
+        .and_then(|()| sync_folder(parent(&path)))
+        .map_err(wrong)?;
         self.sums.insert(name.to_string(), hex(&sum.finalize()));
         Ok(())
     }

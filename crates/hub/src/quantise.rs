@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use anyformer_models::{Input, Model, Target};
+use anyformer_models::{Gives, Input, Model, Target};
 use anyformer_ops::Param;
 use anyformer_ops::quantised::observe;
 use anyformer_ops::quantised::quant::{QuantError, Quants, gptq, round, search};
@@ -13,7 +13,7 @@ use crate::extra::Extra;
 use crate::model::{ModelFolder, save};
 use crate::quantised::{Method, Quantisation, pack};
 
-/// Quantises every linear layer of a language model where it is. `rows` are texts of at least two tokens; all but
+/// Quantises every linear layer of a model where it is. `rows` are texts of at least two tokens; all but
 /// [`Method::Rtn`] look at the inputs that the layers get from them. A block sees what the blocks before it make once they
 /// are quantised (Frantar et al., 2022, section 4). The head, and with it a tied embedding, gets 8 bits, rounded to the
 /// nearest. `done` is told of every block: its number and that of all.
@@ -29,10 +29,19 @@ pub fn quantise(
     };
     let scheme = how.scheme().map_err(refused)?;
     let run = |row: &Vec<u32>| -> Result<(), HubError> {
-        let (ids, target) = shifted(row);
-        let input = Input::Tokens { ids, batch: 1 };
-        let loss = model.loss(input, None, Target::Tokens(&target));
-        loss.map(|_| ()).map_err(|error| refused(error.to_string()))
+        let ran = match model.config().gives {
+            Gives::NextToken { .. } => {
+                let (ids, target) = shifted(row);
+                let input = Input::Tokens { ids, batch: 1 };
+                let loss = model.loss(input, None, Target::Tokens(&target));
+                loss.map(|_| ())
+            }
+            _ => {
+                let input = Input::Tokens { ids: row, batch: 1 };
+                model.forward(input, None).map(|_| ())
+            }
+        };
+        ran.map_err(|error| refused(error.to_string()))
     };
     let Some(first) = rows.first() else {
         return Err(refused("there is no text to look at".into()));

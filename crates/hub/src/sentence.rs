@@ -1,7 +1,9 @@
 //! Folders of sentence-transformers: an encoder with `modules.json` beside it, which says how a text's vector is made of the
 //! encoder's hidden vectors.
 
-use anyformer_models::Pool;
+use std::collections::BTreeMap;
+
+use anyformer_models::{Gives, Pool};
 use serde_json::Value;
 
 use crate::error::{Damage, HubError};
@@ -9,6 +11,8 @@ use crate::model::ModelFolder;
 
 const MODULES_FILE: &str = "modules.json";
 const LIMITS_FILE: &str = "sentence_bert_config.json";
+/// Versions and prompts, which change no vector here.
+const FACTS_FILE: &str = "config_sentence_transformers.json";
 
 /// How a text's vector is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +80,36 @@ impl ModelFolder {
             unit,
             tokens: tokens.and_then(|tokens| usize::try_from(tokens).ok()),
         }))
+    }
+
+    /// What a text's vector is read off: as `modules.json` says, else as the model's own head does, else the mean.
+    pub fn pool(&self) -> Result<Pool, HubError> {
+        let own = match self.config.gives {
+            Gives::Class { pool, .. } => pool,
+            _ => Pool::Mean,
+        };
+        Ok(self.sentence_vectors()?.map_or(own, |said| said.pool))
+    }
+
+    /// The files that make a folder one of sentence-transformers, with their texts; empty where it is none.
+    pub(crate) fn sentence_files(&self) -> Result<BTreeMap<String, String>, HubError> {
+        let mut texts = BTreeMap::new();
+        if self.sentence_vectors()?.is_none() {
+            return Ok(texts);
+        }
+        let modules = self.json(MODULES_FILE)?.unwrap_or_default();
+        let below = modules.as_array().into_iter().flatten();
+        let below = below.filter_map(|module| module["path"].as_str());
+        let configs = below
+            .filter(|path| is_below(path))
+            .map(|path| format!("{path}/config.json"));
+        let own = [MODULES_FILE, LIMITS_FILE, FACTS_FILE].map(String::from);
+        for name in own.into_iter().chain(configs) {
+            if let Some(text) = self.text(&name)? {
+                texts.insert(name, text);
+            }
+        }
+        Ok(texts)
     }
 
     fn json(&self, name: &str) -> Result<Option<Value>, HubError> {

@@ -202,6 +202,11 @@ impl Activation {
         chosen!(self, f => each(blocks, x.len(), |(x, y)| map(f, x, y)));
     }
 
+    /// `x = f(x)`, on this thread.
+    pub fn replace(self, x: &mut [f32]) {
+        chosen!(self, f => map_in_place(f, x));
+    }
+
     /// `dx = dy f'(x)`.
     pub fn backward(self, x: &[f32], dy: &[f32], dx: &mut [f32]) {
         assert_eq!(x.len(), dy.len(), "activation: x and dy");
@@ -242,6 +247,14 @@ dispatched! {
     fn map<'a, F: Pointwise>(f: F, x: &'a [f32], y: &'a mut [f32]) {
         for (y, x) in y.iter_mut().zip(x) {
             *y = f.value(*x);
+        }
+    }
+}
+
+dispatched! {
+    fn map_in_place<'a, F: Pointwise>(f: F, x: &'a mut [f32]) {
+        for x in x.iter_mut() {
+            *x = f.value(*x);
         }
     }
 }

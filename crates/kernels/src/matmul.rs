@@ -19,10 +19,15 @@ use crate::simd::{add_partials, block_rows, collect, dispatched, dot, reduction_
 
 #[cfg(target_arch = "x86_64")]
 mod blocked;
+mod held;
 #[cfg(target_arch = "x86_64")]
 mod pack;
 #[cfg(target_arch = "x86_64")]
 mod tile;
+
+#[cfg(target_arch = "x86_64")]
+use blocked::Right;
+pub use held::Panelled;
 
 /// What the operands of a product are rounded to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -123,7 +128,18 @@ pub fn matmul_at(
                 "this machine lacks AVX-512"
             );
             // SAFETY: sizes were checked, AVX-512 as well; `out` is ours.
-            unsafe { blocked::multiply(precision, [m, k, n], a, b, out.as_mut_ptr(), finish) };
+            unsafe {
+                let right = Right::Matrix(b);
+                blocked::multiply(
+                    precision,
+                    [m, k, n],
+                    a,
+                    right,
+                    out.as_mut_ptr(),
+                    finish,
+                    None,
+                );
+            }
         }
         #[cfg(not(target_arch = "x86_64"))]
         Level::Avx512 => panic!("this machine lacks AVX-512"),
@@ -139,7 +155,10 @@ pub fn product(
     b: Matrix,
     bias: Option<&[f32]>,
 ) -> Vec<f32> {
-    let finish = Finish { add: false, bias };
+    let finish = Finish {
+        bias,
+        ..Finish::default()
+    };
     #[cfg(target_arch = "x86_64")]
     if k > 0 && m > FEW && Level::best(precision) == Level::Avx512 {
         check([m, k, n], a, b, m * n, finish);
@@ -147,7 +166,16 @@ pub fn product(
         // SAFETY: sizes were checked, AVX-512 as well; without `add` nothing is read from `out`, and every element of it is
         // written.
         unsafe {
-            blocked::multiply(precision, [m, k, n], a, b, out.as_mut_ptr(), finish);
+            let right = Right::Matrix(b);
+            blocked::multiply(
+                precision,
+                [m, k, n],
+                a,
+                right,
+                out.as_mut_ptr(),
+                finish,
+                None,
+            );
             out.set_len(m * n);
         }
         return out;

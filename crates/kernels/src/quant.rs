@@ -6,12 +6,13 @@
 //!
 //! Weights of 16 bits (f16, bfloat16) may be packed, too: they are read as they are and take half the memory of f32.
 //!
-//! Three ways to multiply, see [`product`]:
+//! Four ways to multiply, the first three by [`product`]:
 //! - few rows (decoding): every quantised byte is read once and widened in registers; activations stay f32, so that the
 //!   result is that of the widened weights;
 //! - many rows (a prompt): blocks of the weight are widened to f32 and multiplied as [`crate::matmul`] does;
 //! - 8 bits on both sides (w8a8; Xiao et al., SmoothQuant, 2022, arXiv 2211.10438): each row of activations is rounded to 8
-//!   bits with a scale of its own and the sums are those of integers.
+//!   bits with a scale of its own and the sums are those of integers;
+//! - [`rounded_product`]: inputs are rounded to 8 bits for every group of the weight, and the sums are those of integers.
 #![allow(unsafe_code)]
 
 use rayon::prelude::*;
@@ -20,12 +21,15 @@ use crate::disjoint::Disjoint;
 use crate::gemm::Matrix;
 use crate::matmul::{self, Precision};
 
+mod brief;
 pub mod gptq;
 mod integer;
 mod packed;
 mod portable;
 pub mod round;
 pub mod search;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
 #[cfg(target_arch = "x86_64")]
 mod wide;
 
@@ -81,6 +85,27 @@ pub fn product_at(
     weight: &Packed,
     bias: Option<&[f32]>,
 ) -> Vec<f32> {
+    multiply_at(level, false, precision, x, weight, bias)
+}
+
+/// As [`product`], each group of the inputs rounded to 8 bits; weights of 16 bits are multiplied as they are.
+pub fn rounded_product(
+    precision: Precision,
+    x: &[f32],
+    weight: &Packed,
+    bias: Option<&[f32]>,
+) -> Vec<f32> {
+    multiply_at(Level::best(), true, precision, x, weight, bias)
+}
+
+fn multiply_at(
+    level: Level,
+    rounds: bool,
+    precision: Precision,
+    x: &[f32],
+    weight: &Packed,
+    bias: Option<&[f32]>,
+) -> Vec<f32> {
     let [n, k] = weight.shape();
     assert!(
         k > 0 && x.len().is_multiple_of(k),
@@ -103,6 +128,8 @@ pub fn product_at(
     let (values, stride) = weight.prepared(x);
     if weight.brief_inputs {
         integer::multiply(level, &values, stride, weight, bias, &mut out);
+    } else if rounds && weight.bits.count() < 16 {
+        brief::multiply(level, &values, stride, weight, bias, &mut out);
     } else if m <= FEW {
         few_rows(level, &values, stride, weight, bias, &mut out);
     } else {

@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use crate::card::{Card, ConfigError, Direction, Preset, TokenEntry, head_dim, read, resolve};
 use crate::mixer::{Context, Cost, RunError, State, TokenMixer};
 use crate::parts::{HeadNorm, join_heads, linear_cost, split_heads};
-pub use crate::positions::Position;
+pub use crate::positions::{Position, Terms};
 use crate::positions::{Scheme, Shape, XPOS_LIMIT, xpos};
 use crate::rotary::{RopeScaling, Rotary};
 pub use heads::Variant;
@@ -62,10 +62,16 @@ pub struct AttentionConfig {
     pub rope_dim: usize,
     /// How the rotary frequencies are stretched to longer texts.
     pub rope_scaling: RopeScaling,
-    /// Buckets of `t5`.
+    /// Buckets of `t5`, and of `disentangled` on each side; 0 there: none, a vector for each distance.
     pub position_buckets: usize,
-    /// Tokens from which on `t5` has one bucket.
+    /// Tokens from which on `t5` and `disentangled` have one bucket.
     pub position_distance: usize,
+    /// Terms of `disentangled`.
+    pub position_terms: Terms,
+    /// Whether `disentangled` projects places by the layer's own projections of queries and keys.
+    pub position_shared: bool,
+    /// Whether the vectors of `disentangled` pass a layer norm first.
+    pub position_norm: bool,
     /// Tokens that `rerope` and `self_extend` treat as rotary positions do.
     pub position_window: usize,
     /// How much slower positions go beyond; 0 with `rerope`: they stop.
@@ -76,7 +82,7 @@ pub struct AttentionConfig {
     pub qkv_bias: bool,
     /// An RMS norm per head on queries and keys, before they turn.
     pub qk_norm: bool,
-    /// Added to the mean square in that norm.
+    /// Added to the mean square in that norm, or the variance in that of places.
     pub norm_eps: f64,
     /// How keys and values are kept from token to token: in bf16 they take half the memory.
     pub cache: Kept,
@@ -99,6 +105,9 @@ impl Default for AttentionConfig {
             rope_scaling: RopeScaling::None,
             position_buckets: 32,
             position_distance: 128,
+            position_terms: Terms::Both,
+            position_shared: true,
+            position_norm: false,
             position_window: 512,
             position_group: 0,
             bias: false,
@@ -221,6 +230,13 @@ impl Attention {
             near: config.position_window,
             group: config.position_group,
             base: config.rope_base,
+            dim,
+            square: query_heads == kv_heads,
+            terms: config.position_terms,
+            shared: config.position_shared,
+            norm: config.position_norm,
+            eps: config.norm_eps as f32,
+            bias: config.bias || config.qkv_bias,
             builder,
         };
         let scheme = match Scheme::new(config.position, &shape) {
@@ -245,7 +261,12 @@ impl Attention {
             }
             Kept::Bf16 => Element::Bf16,
         };
-        let qkv_bias = config.bias || config.qkv_bias;
+        let qkv_bias = shape.bias;
+        let scale = match &scheme {
+            Some(scheme) => scheme.scale(head_dim),
+            None if score_factor != 1.0 => Some((score_factor / (head_dim as f64).sqrt()) as f32),
+            None => None,
+        };
         let slopes = (config.position == Position::Alibi).then(|| Arc::new(alibi_slopes(large)));
         Ok(Attention {
             q_proj: Linear::new(builder, "q_proj", dim, query_heads * head_dim, qkv_bias),
@@ -262,7 +283,7 @@ impl Attention {
             decays,
             scheme,
             qk_norm,
-            scale: (score_factor != 1.0).then(|| (score_factor / (head_dim as f64).sqrt()) as f32),
+            scale,
             slopes,
             cache,
         })
@@ -276,7 +297,7 @@ impl Attention {
         options: &AttentionOptions,
     ) -> Tensor<4> {
         match &self.scheme {
-            Some(scheme) => scheme.attend(q, k, v, options),
+            Some(scheme) => scheme.attend([&self.q_proj, &self.k_proj], q, k, v, options),
             None => flash_attention(q, k, v, options),
         }
     }
@@ -459,14 +480,15 @@ impl TokenMixer for Attention {
         // Each query sees the sinks that it does not stand before.
         let to_sinks = sinks * (sinks + 1) / 2 + sinks * (time - sinks);
         let attention = attention + (4 * to_sinks * self.heads() * self.head_dim) as u64;
+        let scheme = self.scheme.as_ref();
+        let places = scheme.map_or(0, |scheme| scheme.flops(time, self.head_dim));
         let cache = match self.causal {
             true => 2 * self.kept(time) * self.kv_heads * self.head_dim,
             false => 0,
         };
         Cost {
-            params: linear.params
-                + (norms.sum::<usize>() + self.scheme.as_ref().map_or(0, Scheme::count)) as u64,
-            flops: linear.flops + attention,
+            params: linear.params + (norms.sum::<usize>() + scheme.map_or(0, Scheme::count)) as u64,
+            flops: linear.flops + attention + places,
             state_bytes: (self.cache.bytes() * cache) as u64,
         }
     }

@@ -4,7 +4,7 @@
 //! `4·dim·hidden` operations.
 
 use anyformer_ops::Tensor;
-use anyformer_ops::activation::{gelu, gelu_tanh, relu, silu};
+use anyformer_ops::activation::{Activation as Fused, gelu, gelu_tanh, relu, silu};
 use serde::{Deserialize, Serialize};
 
 use crate::card::{Card, ChannelEntry, Direction, Knob, read, resolve};
@@ -29,6 +29,17 @@ pub enum Activation {
 }
 
 impl Activation {
+    /// As the layers name it that apply it in one pass.
+    fn fused(self) -> Option<Fused> {
+        match self {
+            Activation::Gelu => Some(Fused::Gelu),
+            Activation::GeluTanh => Some(Fused::GeluTanh),
+            Activation::Relu => Some(Fused::Relu),
+            Activation::Silu => Some(Fused::Silu),
+            Activation::Tanh => None,
+        }
+    }
+
     /// The function of every value.
     pub fn apply<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
         match self {
@@ -136,7 +147,11 @@ struct Mlp {
 
 impl ChannelMixer for Mlp {
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        self.fc2.forward(self.activation.apply(self.fc1.forward(x)))
+        let inner = match self.activation.fused() {
+            Some(function) => self.fc1.forward_then(x, function),
+            None => self.activation.apply(self.fc1.forward(x)),
+        };
+        self.fc2.forward(inner)
     }
 
     fn cost(&self, time: usize) -> Cost {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use anyformer_ops::activation::Activation;
 use anyformer_ops::conv::causal_conv1d;
 use anyformer_ops::norm::rms_norm;
 use anyformer_ops::{Builder, Device, Init, Int, Linear, LinearInit, Param, Tensor};
@@ -111,6 +112,14 @@ impl Layer {
         match self {
             Layer::Full(linear) => linear.forward(x),
             Layer::Thin(down, up) => up.forward(down.forward(x)),
+        }
+    }
+
+    /// The layer and then a function of every value.
+    pub fn forward_then(&self, x: Tensor<3>, then: Activation) -> Tensor<3> {
+        match self {
+            Layer::Full(linear) => linear.forward_then(x, then),
+            Layer::Thin(down, up) => up.forward_then(down.forward(x), then),
         }
     }
 

@@ -12,17 +12,28 @@
 //!   slower instead (leaky). `self_extend`, Jin et al. (2024), arXiv 2401.01325: beyond the window positions are `floor(i / g)`,
 //!   moved so that both parts meet. Both have a trained rotary model's weights and are meant for evaluation.
 //!
+//! - `disentangled`, He et al. (2021), arXiv 2006.03654: products of contents with vectors of distances, see [`disentangled`].
+//!
 //! Biases of the distance alone are a table, and attention adds them block by block, in memory linear in the length. For `fire`,
-//! `rerope` and `self_extend` the whole matrix of scores is made, sequence by sequence: memory grows with its square.
+//! `disentangled`, `rerope` and `self_extend` the whole matrix of scores is made, sequence by sequence: memory grows with its square.
+
+mod disentangled;
+mod fire;
+mod xpos;
 
 use std::sync::Arc;
 
-use anyformer_ops::activation::{relu, sigmoid, softmax};
+use anyformer_ops::activation::{sigmoid, softmax};
 use anyformer_ops::adapter::sequences;
 use anyformer_ops::attention::{AttentionOptions, attention_flops, biased_attention};
 use anyformer_ops::embedding::embedding;
 use anyformer_ops::{Builder, Device, Init, Linear, Param, Tensor, meter};
 use serde::{Deserialize, Serialize};
+
+pub use disentangled::Terms;
+use disentangled::{Disentangled, Knobs};
+use fire::fire;
+pub(crate) use xpos::{XPOS_LIMIT, xpos};
 
 /// How attention knows positions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +60,8 @@ pub enum Position {
     Rerope,
     /// Rotary, far keys by groups.
     SelfExtend,
+    /// Products of queries and keys with a vector for each bucket of distances.
+    Disentangled,
     /// None; give the model positions of its own.
     None,
 }
@@ -67,6 +80,15 @@ pub(crate) struct Shape<'a> {
     pub(crate) near: usize,
     pub(crate) group: usize,
     pub(crate) base: f64,
+    pub(crate) dim: usize,
+    /// Whether there are as many query heads as key heads.
+    pub(crate) square: bool,
+    pub(crate) terms: Terms,
+    pub(crate) shared: bool,
+    pub(crate) norm: bool,
+    pub(crate) eps: f32,
+    /// Whether projections of queries and keys have biases.
+    pub(crate) bias: bool,
     pub(crate) builder: &'a Builder,
 }
 
@@ -102,6 +124,7 @@ pub(crate) enum Scheme {
         group: usize,
         extend: bool,
     },
+    Disentangled(Disentangled),
 }
 
 impl Scheme {
@@ -188,6 +211,21 @@ impl Scheme {
                     extend,
                 }
             }
+            Position::Disentangled => {
+                if !shape.square {
+                    return Err("disentangled has a key head for every query head".into());
+                }
+                let knobs = Knobs {
+                    terms: shape.terms,
+                    shared: shape.shared,
+                    norm: shape.norm,
+                    eps: shape.eps,
+                    buckets: shape.buckets,
+                    distance: shape.distance,
+                };
+                let sizes = [shape.dim, heads, head_dim];
+                Scheme::Disentangled(Disentangled::new(knobs, sizes, shape.bias, builder)?)
+            }
             _ => return Ok(None),
         }))
     }
@@ -202,12 +240,31 @@ impl Scheme {
             Scheme::Fire { w1, w2, scales } => linear(w1) + linear(w2) + scales.count(),
             Scheme::Sandwich { factor, .. } => factor.count(),
             Scheme::Far { .. } => 0,
+            Scheme::Disentangled(scheme) => scheme.count(),
         }
     }
 
-    /// As [`anyformer_ops::attention::flash_attention`], with this scheme's scores.
+    /// What scores are multiplied by where it is not one over the root of `width`, the features of a head.
+    pub(crate) fn scale(&self, width: usize) -> Option<f32> {
+        match self {
+            Scheme::Disentangled(scheme) => Some(scheme.scale(width)),
+            _ => None,
+        }
+    }
+
+    /// Operations for a sequence of `time` tokens beside those of attention without positions.
+    pub(crate) fn flops(&self, time: usize, width: usize) -> u64 {
+        match self {
+            Scheme::Disentangled(scheme) => scheme.flops(time, width),
+            _ => 0,
+        }
+    }
+
+    /// As [`anyformer_ops::attention::flash_attention`], with this scheme's scores; `projections` are those of
+    /// queries and keys.
     pub(crate) fn attend(
         &self,
+        projections: [&Linear; 2],
         q: Tensor<4>,
         k: Tensor<4>,
         v: Tensor<4>,
@@ -246,11 +303,21 @@ impl Scheme {
         };
         let pairs = q_offsets.windows(2).zip(k_offsets.windows(2));
         let rows = pairs.filter(|(queries, _)| queries[1] > queries[0]);
+        let lengths = rows.clone();
+        let lengths = lengths.map(|(queries, keys)| (queries[1] - queries[0], keys[1] - keys[0]));
+        let places = match self {
+            Scheme::Disentangled(scheme) => Some((scheme, scheme.places(lengths, projections))),
+            _ => None,
+        };
         let rows = rows.map(|(queries, keys)| {
             let own = part(&q, [queries[0], queries[1]], 1);
             let [k, v] = [&k, &v].map(|x| part(x, [keys[0], keys[1]], heads / kv_heads));
             let (count, length) = (queries[1] - queries[0], keys[1] - keys[0]);
             let scores = match self {
+                _ if let Some((scheme, places)) = &places => {
+                    let terms = scheme.terms(places, &own, &k);
+                    (own.matmul(k.swap_dims(1, 2)) + terms).mul_scalar(scale)
+                }
                 Scheme::Fire { w1, w2, scales } => {
                     let products = own.matmul(k.swap_dims(1, 2)).mul_scalar(scale);
                     products + fire(w1, w2, scales, heads, count, length, &q.device())
@@ -275,7 +342,7 @@ impl Scheme {
         let distances: Vec<i64> = (1 - queries as i64..keys as i64).collect();
         let count = distances.len();
         let table = match self {
-            Scheme::Fire { .. } | Scheme::Far { .. } => return None,
+            Scheme::Fire { .. } | Scheme::Far { .. } | Scheme::Disentangled(_) => return None,
             Scheme::T5 {
                 table,
                 both_ways,
@@ -427,61 +494,6 @@ fn bucket(distance: i64, buckets: usize, both_ways: bool, longest: usize) -> usi
     let part = (back as f64 / exact as f64).ln() / (longest as f64 / exact as f64).ln();
     first + (exact + (part * (buckets - exact) as f64) as usize).min(buckets - 1)
 }
-
-/// FIRE's perceptron over every pair.
-fn fire(
-    w1: &Linear,
-    w2: &Linear,
-    scales: &Param,
-    heads: usize,
-    queries: usize,
-    keys: usize,
-    device: &Device,
-) -> Tensor<3> {
-    let numbers = |values: Vec<f32>| Tensor::<1>::from_data(values.as_slice(), device);
-    let scales = scales.tensor::<1>().exp();
-    let (c, longest) = (scales.clone().narrow(0, 0, 1), scales.narrow(0, 1, 1));
-    let place = |query: usize| (keys - queries + query) as f32;
-    let back = (0..queries * keys)
-        .map(|at| (place(at / keys) - (at % keys) as f32).max(0.0))
-        .collect();
-    let back = numbers(back).reshape([queries, keys]);
-    let here = numbers((0..queries).map(place).collect());
-    // max(i, L), its gradient going to L where L is larger.
-    let limit = relu(longest.clone() - here.clone()) + here;
-    let wide = c.clone().reshape([1, 1]);
-    let top = (back * wide + 1.0).log();
-    let below = (limit * c + 1.0).log().reshape([queries, 1]);
-    let inputs = (top / below).reshape([1, queries * keys, 1]);
-    let pairs = meterless(|| w2.forward(relu(w1.forward(inputs))));
-    pairs.reshape([queries, keys, heads]).permute([2, 0, 1])
-}
-
-/// Runs `work` without counting its operations: the biases of pairs are elementwise work.
-fn meterless<T>(work: impl FnOnce() -> T) -> T {
-    meter::count(work).0
-}
-
-/// xPos, Sun et al. (2022), arXiv 2212.10554: queries times `zeta^(t / 512)`, keys over it, `zeta` of pair m being
-/// `(2 m / d + 0.4) / 1.4`; positions `[batch * time]`, x `[batch, time, heads, head_dim]` in the half-split layout.
-pub(crate) fn xpos(q: Tensor<4>, k: Tensor<4>, positions: &[usize]) -> [Tensor<4>; 2] {
-    let [batch, time, _, width] = q.dims();
-    let power = |sign: f64| {
-        let factors = positions.iter().flat_map(|at| {
-            (0..width).map(move |feature| {
-                let pair = (feature % (width / 2)) as f64;
-                let zeta = (2.0 * pair / width as f64 + 0.4) / 1.4;
-                zeta.powf(sign * *at as f64 / 512.0) as f32
-            })
-        });
-        let factors: Vec<f32> = factors.collect();
-        Tensor::<1>::from_data(factors.as_slice(), &q.device()).reshape([batch, time, 1, width])
-    };
-    [q.clone() * power(1.0), k * power(-1.0)]
-}
-
-/// The longest text at which xPos's factors are finite and their products exact enough, in tokens.
-pub(crate) const XPOS_LIMIT: usize = 30_000;
 
 #[cfg(test)]
 mod tests {

@@ -204,6 +204,10 @@ pub struct ModelConfig {
     /// Width of the embedding, positions and types, which a layer then takes to `dim`, as in ALBERT (Lan et al., 2020,
     /// arXiv 1909.11942); 0: `dim`, and no layer.
     pub embed_dim: usize,
+    /// Places of a convolution along the tokens, both ways, beside the first block; 0: none.
+    pub first_conv: usize,
+    /// The function of what that convolution gives.
+    pub first_conv_activation: Activation,
     /// The function between the layers of the head; absent: ReLU for classes, GELU for masked tokens.
     pub head_activation: Option<Activation>,
     /// Biases in the layers of a class head.
@@ -242,6 +246,8 @@ impl Default for ModelConfig {
             token_types: 0,
             embed_norm: false,
             embed_dim: 0,
+            first_conv: 0,
+            first_conv_activation: Activation::Tanh,
             head_activation: None,
             head_bias: true,
             initializer_range: None,
@@ -373,6 +379,11 @@ impl ModelConfig {
                 self.layers
             ));
         }
+        if self.first_conv > 0 && (self.streams() || self.first_conv.is_multiple_of(2)) {
+            return impossible(
+                "first_conv is odd and looks both ways: the mixers must, too".into(),
+            );
+        }
         if self.embed_dim == 0 {
             return Ok(());
         }
@@ -403,6 +414,11 @@ impl ModelConfig {
         if self.reversible && self.wiring == Wiring::PostNorm {
             return impossible(
                 "reversible adds to streams that a norm after the sum would change; set wiring = \"pre_norm\" or \"parallel\"",
+            );
+        }
+        if self.reversible && self.first_conv > 0 {
+            return impossible(
+                "first_conv stands beside the first layer of one stream; set reversible = false or first_conv = 0",
             );
         }
         if self.ff_chunks > 1 && self.channel.name == "moe" {

@@ -9,12 +9,15 @@ use anyformer_ops::recompute::{Function, Given, recomputed, reversible};
 use crate::block::Block;
 use crate::config::{ModelConfig, ModelError, Wiring};
 use crate::exits::{Exit, Watch};
+use crate::first_conv::FirstConv;
 use crate::model::ModelState;
 
 /// The blocks of a model, and where it may be left.
 pub(crate) struct Depth<'a> {
     pub(crate) config: &'a ModelConfig,
     pub(crate) blocks: &'a [Arc<Block>],
+    /// Added to what the first layer gives.
+    pub(crate) first_conv: Option<&'a FirstConv>,
     pub(crate) exits: &'a [Exit],
 }
 
@@ -84,6 +87,8 @@ impl Depth<'_> {
         for layer in 0..self.config.layers {
             if watch.skip.get(layer) != Some(&true) {
                 let held = state.map(|state| &state.layers[layer]);
+                let first = self.first_conv.filter(|_| layer == 0);
+                let first = first.map(|conv| (conv, x.clone()));
                 if watch.recompute && held.is_none() && !context.keep_state {
                     let whole = |block: &Block, x: Tensor<3>, context: &Context| {
                         Ok(block.forward(x, context, None)?.0)
@@ -95,6 +100,9 @@ impl Depth<'_> {
                     let (y, next) = self.block(layer).forward(x, context, held)?;
                     x = y;
                     states.extend(next);
+                }
+                if let Some((conv, before)) = first {
+                    x = conv.forward(before, x, context);
                 }
             }
             if self.leaves(layer, || x.clone(), context, watch)? {

@@ -8,6 +8,7 @@ pub mod config;
 mod depth;
 mod embed;
 mod exits;
+mod first_conv;
 mod head;
 pub mod input;
 pub mod model;
@@ -16,6 +17,7 @@ pub mod sample;
 pub mod speculate;
 mod state;
 pub mod stop;
+mod vectors;
 
 pub use config::{
     Gives, ModelConfig, ModelError, NormKind, Pair, Pool, Positions, Precision, Reads, Wiring,

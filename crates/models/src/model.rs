@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyformer_mixers::{Context, Cost, Losses, State};
+use anyformer_ops::lengths::cumulative;
 use anyformer_ops::loss::{cross_entropy, distance};
 use anyformer_ops::workers::on_worker;
 use anyformer_ops::{Builder, Device, LinearInit, ParamStore, Tensor, device_is_cpu};
@@ -12,6 +13,7 @@ use crate::config::{ModelConfig, ModelError, Pool, Precision, Wiring};
 use crate::depth::{Depth, Passed};
 use crate::embed::Embed;
 use crate::exits::{Exit, Watch, confidence};
+use crate::first_conv::FirstConv;
 use crate::head::Head;
 use crate::input::{Input, pack};
 use crate::rows::pooled;
@@ -93,9 +95,10 @@ impl Teacher<'_> {
 pub struct Model {
     config: ModelConfig,
     store: ParamStore,
-    embed: Embed,
+    pub(crate) embed: Embed,
     /// Those with weights of their own; layer `i` is block `i % blocks.len()`.
     blocks: Vec<Arc<Block>>,
+    first_conv: Option<FirstConv>,
     exits: Vec<Exit>,
     norm: Option<Norm>,
     head: Head,
@@ -146,6 +149,7 @@ impl Model {
             .map(|layer| Block::new(config, layer, &inner.at("layers").at(layer)).map(Arc::new))
             .collect::<Result<Vec<_>, _>>()?;
         let norm = (config.wiring != Wiring::PostNorm).then(|| Norm::new(config, "norm", &builder));
+        let first_conv = FirstConv::new(config, &builder);
         let exits = Exit::all(config, embed.weight(), &builder)?;
         let head = Head::new(config, embed.weight(), false, &builder)?;
         Ok(Model {
@@ -153,6 +157,7 @@ impl Model {
             store: builder.store(),
             embed,
             blocks,
+            first_conv,
             exits,
             norm,
             head,
@@ -189,7 +194,8 @@ impl Model {
         let norms: usize = self.blocks.iter().map(|block| block.norm_params()).sum();
         cost.params += (norms + self.norm.as_ref().map_or(0, Norm::count)) as u64;
         cost.params += self.exits.iter().map(Exit::params).sum::<u64>();
-        let cost = cost + self.embed.cost(read);
+        let conv = self.first_conv.as_ref().map(|conv| conv.cost(time));
+        let cost = cost + self.embed.cost(read) + conv.unwrap_or_default();
         self.head.cost(cost, time)
     }
 
@@ -208,6 +214,7 @@ impl Model {
         let depth = Depth {
             config: &self.config,
             blocks: &self.blocks,
+            first_conv: self.first_conv.as_ref(),
             exits: &self.exits,
         };
         let Passed {
@@ -231,7 +238,7 @@ impl Model {
 
     /// Runs over whole sequences. Padded rows (valid up to `lengths`) are packed first: nothing reads padding, and the
     /// hidden vectors then come as `[1, sum of lengths, dim]`. Also returns the cumulative lengths.
-    fn encode(
+    pub(crate) fn encode(
         &self,
         input: Input,
         lengths: Option<&[usize]>,
@@ -294,23 +301,6 @@ impl Model {
         let watch = &mut Watch::default();
         let (x, offsets) = self.encode(input, lengths, Context::default(), watch)?;
         self.head.all_scores(x, &offsets)
-    }
-
-    /// Pooled hidden vectors `[rows, dim]` of sequences of unequal length, packed: what an encoder makes of each.
-    pub fn vectors(&self, rows: &[&[u32]], pool: Pool) -> Result<Tensor<2>, ModelError> {
-        if rows.is_empty() || rows.iter().any(|row| row.is_empty()) {
-            return Err(ModelError::Input("a sequence without tokens".into()));
-        }
-        let lengths: Vec<usize> = rows.iter().map(|row| row.len()).collect();
-        let (batch, longest) = (rows.len(), lengths.iter().copied().max().unwrap_or(0));
-        let mut ids = vec![0; batch * longest];
-        for (padded, row) in ids.chunks_mut(longest).zip(rows) {
-            padded[..row.len()].copy_from_slice(row);
-        }
-        let input = Input::Tokens { ids: &ids, batch };
-        let (context, watch) = (Context::default(), &mut Watch::default());
-        let (x, offsets) = self.encode(input, Some(&lengths), context, watch)?;
-        Ok(pooled(x, &offsets, pool))
     }
 
     /// The loss of a batch. Only scored places are projected onto the vocabulary.
@@ -470,21 +460,35 @@ impl Model {
         Ok((self.head.scores(last), next))
     }
 
-    /// Reads `ids` as one sequence, going on from `state`, and returns the scores after every token `[tokens, vocab]` with the
-    /// state after the last.
+    /// Reads a piece of each sequence of `state`, going on from there, and returns the scores after every token `[tokens, vocab]`,
+    /// the sequences end to end, with the state after the last of each.
     pub fn scores_of_each(
         &self,
-        ids: &[u32],
+        pieces: &[&[u32]],
         state: &ModelState,
     ) -> Result<(Tensor<2>, ModelState), ModelError> {
-        let x = self.embed.tokens(ids, 1)?;
-        let context = Context::with_state();
-        let (x, next) = self.hidden(x, None, &context, Some(state), &mut Watch::default())?;
-        let Some(next) = next else {
-            return Err(ModelError::Input("the model carries no state".into()));
-        };
-        let rows = x.reshape([ids.len(), self.config.dim]);
-        Ok((self.head.scores(rows), next))
+        if pieces.len() != state.times.len() {
+            return Err(ModelError::Input(format!(
+                "the state holds {} sequences, the input {}",
+                state.times.len(),
+                pieces.len()
+            )));
+        }
+        on_worker(|| {
+            let ids = pieces.concat();
+            let x = self.embed.tokens(&ids, 1)?;
+            let mut context = Context::with_state();
+            if pieces.len() > 1 {
+                let lengths = pieces.iter().map(|piece| piece.len());
+                context.offsets = Some(Arc::new(cumulative(lengths)));
+            }
+            let (x, next) = self.hidden(x, None, &context, Some(state), &mut Watch::default())?;
+            let Some(next) = next else {
+                return Err(ModelError::Input("the model carries no state".into()));
+            };
+            let rows = x.reshape([ids.len(), self.config.dim]);
+            Ok((self.head.scores(rows), next))
+        })
     }
 
     /// One more token for each sequence.

@@ -7,6 +7,7 @@
 //! Scores of a pass over several tokens and of as many steps differ in their last bits, so two equally likely tokens may
 //! be told apart otherwise.
 
+use anyformer_ops::lengths::cumulative;
 use anyformer_ops::tensor_values;
 
 use crate::config::ModelError;
@@ -33,53 +34,82 @@ pub fn lookup(ids: &[u32], count: usize) -> &[u32] {
     &[]
 }
 
-/// One pass over a token and the guesses behind it, for one sequence.
+/// One pass over a token and the guesses behind it, for each of some sequences, packed end to end.
 pub struct Pass {
-    ids: Vec<u32>,
+    pieces: Vec<Vec<u32>>,
+    /// The first row of each sequence in `scores`.
+    starts: Vec<usize>,
     scores: Vec<f32>,
+    vocab: usize,
     before: ModelState,
     after: ModelState,
 }
 
 impl Pass {
-    /// Runs `ids` from `state`.
-    pub fn run(model: &Model, ids: Vec<u32>, state: &ModelState) -> Result<Self, ModelError> {
-        let (scores, after) = model.scores_of_each(&ids, state)?;
+    /// Runs a piece of at least one token for each sequence of `state`.
+    pub fn run(
+        model: &Model,
+        pieces: Vec<Vec<u32>>,
+        state: &ModelState,
+    ) -> Result<Self, ModelError> {
+        let slices: Vec<&[u32]> = pieces.iter().map(Vec::as_slice).collect();
+        let (scores, after) = model.scores_of_each(&slices, state)?;
+        let starts = cumulative(pieces.iter().map(Vec::len));
         Ok(Pass {
-            ids,
+            pieces,
+            starts,
+            vocab: scores.dims()[1],
             scores: tensor_values(scores),
             before: state.clone(),
             after,
         })
     }
 
-    /// Tokens that were run.
-    pub fn ids(&self) -> &[u32] {
-        &self.ids
+    /// Tokens that were run of a sequence.
+    pub fn ids(&self, sequence: usize) -> &[u32] {
+        &self.pieces[sequence]
     }
 
-    /// Scores after the token `at`.
-    pub fn scores(&self, at: usize) -> &[f32] {
-        let vocab = self.scores.len() / self.ids.len();
-        &self.scores[at * vocab..(at + 1) * vocab]
+    /// Scores after the token `at` of a sequence.
+    pub fn scores(&self, sequence: usize, at: usize) -> &[f32] {
+        let row = self.starts[sequence] + at;
+        &self.scores[row * self.vocab..(row + 1) * self.vocab]
     }
 
-    /// The state after the first `used` tokens. A cache with a row per token is cut; any other state is made again from the
-    /// one before the pass, by the tokens that stay.
-    pub fn state(self, model: &Model, used: usize) -> Result<ModelState, ModelError> {
-        if used == self.ids.len() {
+    /// The state after the first `used` tokens of each sequence. A cache with a row per token is cut; any other state is made
+    /// again from the one before the pass, by the tokens that stay, of all such sequences at once.
+    pub fn state(self, model: &Model, used: &[usize]) -> Result<ModelState, ModelError> {
+        let whole = |sequence: usize| used[sequence] == self.pieces[sequence].len();
+        let count = self.pieces.len();
+        if (0..count).all(whole) {
             return Ok(self.after);
         }
-        if used == 0 {
-            return Ok(self.before);
+        let mut states: Vec<Option<ModelState>> = (0..count)
+            .map(|sequence| {
+                let one = || self.after.select(&[sequence]);
+                match used[sequence] {
+                    _ if whole(sequence) => Some(one()),
+                    0 => Some(self.before.select(&[sequence])),
+                    used => one().rolled_back(self.before.times[sequence] + used),
+                }
+            })
+            .collect();
+        let again: Vec<usize> = (0..count).filter(|at| states[*at].is_none()).collect();
+        if !again.is_empty() {
+            let pieces = again.iter().map(|at| &self.pieces[*at][..used[*at]]);
+            let pieces: Vec<&[u32]> = pieces.collect();
+            let made = model
+                .scores_of_each(&pieces, &self.before.select(&again))?
+                .1;
+            if again.len() == count {
+                return Ok(made);
+            }
+            for (place, at) in again.into_iter().enumerate() {
+                states[at] = Some(made.select(&[place]));
+            }
         }
-        let time = self.before.times.iter().sum::<usize>() + used;
-        match self.after.rolled_back(time) {
-            Some(state) => Ok(state),
-            None => Ok(model
-                .prefill(&self.ids[..used], 1, None, Some(&self.before))?
-                .1),
-        }
+        let states: Vec<&ModelState> = states.iter().flatten().collect();
+        Ok(ModelState::join(&states))
     }
 }
 
@@ -120,11 +150,11 @@ impl<'a> Steps<'a> {
     pub fn next(&mut self, id: u32) -> Result<Vec<f32>, ModelError> {
         self.text.push(id);
         if let Some((pass, used)) = &mut self.pass
-            && pass.ids().get(*used) == Some(&id)
+            && pass.ids(0).get(*used) == Some(&id)
         {
             *used += 1;
             self.guesses.accepted += 1;
-            return Ok(pass.scores(*used - 1).to_vec());
+            return Ok(pass.scores(0, *used - 1).to_vec());
         }
         let state = self.settled()?;
         let guess = lookup(&self.text, self.count);
@@ -135,8 +165,8 @@ impl<'a> Steps<'a> {
         }
         self.guesses.made += guess.len();
         let ids = std::iter::once(id).chain(guess.iter().copied()).collect();
-        let pass = Pass::run(self.model, ids, &state)?;
-        let scores = pass.scores(0).to_vec();
+        let pass = Pass::run(self.model, vec![ids], &state)?;
+        let scores = pass.scores(0, 0).to_vec();
         self.pass = Some((pass, 1));
         Ok(scores)
     }
@@ -148,7 +178,7 @@ impl<'a> Steps<'a> {
 
     fn settled(&mut self) -> Result<ModelState, ModelError> {
         if let Some((pass, used)) = self.pass.take() {
-            return pass.state(self.model, used);
+            return pass.state(self.model, &[used]);
         }
         self.state
             .take()

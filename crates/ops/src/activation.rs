@@ -1,7 +1,7 @@
 //! Pointwise activations, gated units, and softmax over the last dimension.
 #![allow(unsafe_code)]
 
-use anyformer_kernels::activation::Activation;
+pub use anyformer_kernels::activation::Activation;
 use anyformer_kernels::glu as halves;
 use anyformer_kernels::softmax as kernel;
 use burn::tensor::{Tensor, activation as composed};

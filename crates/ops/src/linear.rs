@@ -1,12 +1,15 @@
 //! The linear layer `y = x Wᵀ + b`, and `aᵀ b` of two tall matrices.
 
+use std::sync::Arc;
+
+use anyformer_kernels::activation::Activation;
 use anyformer_kernels::gemm::Matrix;
 pub use anyformer_kernels::matmul::Precision;
-use anyformer_kernels::matmul::{column_sums, product};
+use anyformer_kernels::matmul::{Panelled, column_sums, product};
 use burn::tensor::Tensor;
 
-use crate::activation::{only, output, single};
-use crate::adapter::{Array, Forward, Kernel, View, erase, on_cpu};
+use crate::activation::{activate, only, output, single};
+use crate::adapter::{Array, Forward, Kernel, View, erase, is_tracked, on_cpu};
 use crate::meter;
 use crate::param::{Builder, Init, LinearInit, Param};
 use crate::quantised::{quantised_linear, show};
@@ -149,6 +152,54 @@ pub fn across_rows(a: Tensor<2>, b: Tensor<2>) -> Tensor<2> {
     }
 }
 
+/// Inputs: `x [rows, in]` and, for layers with one, `bias [out]`; the weight in the order of products. Without gradients.
+#[derive(Debug)]
+struct PanelledAffine {
+    weight: Arc<Panelled>,
+    then: Option<Activation>,
+}
+
+impl Kernel for PanelledAffine {
+    fn name(&self) -> &'static str {
+        "Affine"
+    }
+
+    fn flops(&self, inputs: &[View]) -> [u64; 2] {
+        let [out, width] = self.weight.shape();
+        [2 * (inputs[0].shape[0] * out * width) as u64, 0]
+    }
+
+    fn own_bytes(&self) -> u64 {
+        4 * self.weight.shape().iter().product::<usize>() as u64
+    }
+
+    fn forward(&self, inputs: &[View], _save: bool) -> Forward {
+        let (x, bias) = (inputs[0], inputs.get(1).map(|bias| bias.data));
+        let (rows, out) = (x.shape[0], self.weight.shape()[0]);
+        output(
+            &[rows, out],
+            self.weight.product(rows, x.data, bias, self.then),
+        )
+    }
+
+    fn backward(&self, _: &[View], _: &[View], _: &[Option<View>]) -> Vec<Option<Array>> {
+        panic!("a layer whose weight is held for inference is not run where gradients are tracked")
+    }
+}
+
+fn panelled_linear(
+    x: Tensor<2>,
+    weight: Arc<Panelled>,
+    bias: Option<Tensor<1>>,
+    then: Option<Activation>,
+) -> Tensor<2> {
+    let layer = PanelledAffine { weight, then };
+    match bias {
+        Some(bias) => single(layer, [erase(x), erase(bias)]),
+        None => single(layer, [erase(x)]),
+    }
+}
+
 /// `[.., in] -> [.., out]`, weight `[out, in]`, optional bias `[out]`.
 #[derive(Clone, Debug)]
 pub struct Linear {
@@ -202,6 +253,16 @@ impl Linear {
 
     /// Applies the layer to the last dimension.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        self.apply(x, None)
+    }
+
+    /// The layer and then a function of every value, in one pass where no gradient is asked for and the weight is held in the order
+    /// of products ([`Param::panel`]).
+    pub fn forward_then<const D: usize>(&self, x: Tensor<D>, then: Activation) -> Tensor<D> {
+        self.apply(x, Some(then))
+    }
+
+    fn apply<const D: usize>(&self, x: Tensor<D>, then: Option<Activation>) -> Tensor<D> {
         let mut shape = x.dims();
         let rows = shape[..D - 1].iter().product::<usize>();
         let (output, input) = (self.weight.shape()[0], self.weight.shape()[1]);
@@ -209,14 +270,26 @@ impl Linear {
         show(self.weight.name(), &x);
         let bias = self.bias.as_ref().map(|bias| bias.tensor::<1>());
         let x = x.reshape([rows, input]);
+        if let Some(weight) = self.weight.panelled()
+            && weight.precision() == self.precision
+            && on_cpu(&x)
+            && !is_tracked(&x)
+        {
+            meter::add(self.flops(rows));
+            return panelled_linear(x, weight, bias, then).reshape(shape);
+        }
         let y = match self.weight.packed() {
             Some(weight) if on_cpu(&x) => {
                 meter::add(self.flops(rows));
-                quantised_linear(x, weight, bias, self.precision)
+                quantised_linear(x, weight, bias, self.precision, self.weight.rounds_inputs())
             }
             _ => linear(x, self.weight.tensor::<2>(), bias, self.precision),
         };
-        y.reshape(shape)
+        let y = y.reshape(shape);
+        match then {
+            Some(then) => activate(y, then),
+            None => y,
+        }
     }
 
     /// Operations of one application to `rows` rows.
@@ -229,6 +302,7 @@ impl Linear {
 mod tests {
     use super::*;
     use crate::check::{agree, close, run, values};
+    use crate::{Device, tensor_values};
 
     #[test]
     fn the_kernel_agrees_with_the_composed_form() {
@@ -272,6 +346,34 @@ mod tests {
                 );
                 across_rows(a, b).reshape([m * n])
             });
+        }
+    }
+
+    #[test]
+    fn a_weight_in_the_order_of_products_is_the_same_layer() {
+        let device = Device::flex();
+        for (rows, input, out) in [(1, 7, 5), (70, 40, 100)] {
+            let layer = Linear::new(&Builder::new(&device, 1), "layer", input, out, true);
+            let x = Tensor::<1>::from_data(values(2, rows * input).as_slice(), &device);
+            let x = x.reshape([rows, input]);
+            let before = layer.weight.values();
+            let plain = tensor_values(layer.forward(x.clone()));
+            let gelu = tensor_values(layer.forward_then(x.clone(), Activation::Gelu));
+            layer.weight.panel(Precision::F32);
+            assert_eq!(layer.weight.values(), before);
+            close(
+                "plain",
+                &tensor_values(layer.forward(x.clone())),
+                &plain,
+                1e-6,
+            );
+            let then = layer.forward_then(x.clone(), Activation::Gelu);
+            close("with gelu", &tensor_values(then), &gelu, 1e-6);
+            let portable = crate::portable(|| tensor_values(layer.forward(x)));
+            close("composed", &portable, &plain, 1e-5);
+            layer.weight.update(|values| values[0] += 1.0);
+            assert_eq!(layer.weight.values()[0], before[0] + 1.0);
+            assert!(layer.weight.panelled().is_none());
         }
     }
 }

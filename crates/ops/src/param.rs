@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use anyformer_kernels::matmul::Precision;
-use anyformer_kernels::quant::Packed;
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -20,6 +19,7 @@ use crate::recompute;
 use held::Held;
 pub use init::{Init, normal};
 
+mod forms;
 mod held;
 mod init;
 
@@ -31,6 +31,7 @@ struct Inner {
     trainable: bool,
     packs: bool,
     tracking: Arc<AtomicBool>,
+    rounds: Arc<AtomicBool>,
     value: RwLock<Option<Held>>,
 }
 
@@ -122,49 +123,8 @@ impl Param {
         match value {
             Held::Dense(value) => tensor_values(untracked(value.clone())),
             Held::Packed(packed, _) => packed.widened(0..packed.shape()[0]),
+            Held::Panelled(panels, _) => panels.rows(),
             Held::Unset(count, _) => vec![0.0; *count],
-        }
-    }
-
-    /// Holds the values packed from now on, of 8 or 4 bits: for inference, and of a matrix. They are widened where anything
-    /// but a linear layer asks for them.
-    pub fn pack(&self, packed: Packed) -> Result<(), WrongSize> {
-        if self.shape() != packed.shape() {
-            return Err(WrongSize {
-                name: self.name().to_string(),
-                shape: self.shape().to_vec(),
-                expected: self.count(),
-                got: packed.shape().iter().product(),
-            });
-        }
-        let mut guard = self.0.value.write().unwrap_or_else(PoisonError::into_inner);
-        let device = match guard.as_ref() {
-            Some(Held::Dense(value)) => value.device(),
-            Some(Held::Packed(_, device) | Held::Unset(_, device)) => device.clone(),
-            None => panic!("{} was built without a device", self.name()),
-        };
-        *guard = Some(Held::Packed(Arc::new(packed), device));
-        Ok(())
-    }
-
-    /// The packed values, where they are.
-    pub fn packed(&self) -> Option<Arc<Packed>> {
-        self.packed_on().map(|(packed, _)| packed)
-    }
-
-    /// As [`Param::packed`], with the device for new tensors.
-    pub(crate) fn packed_on(&self) -> Option<(Arc<Packed>, Device)> {
-        let guard = self.0.value.read().unwrap_or_else(PoisonError::into_inner);
-        match guard.as_ref()? {
-            Held::Dense(_) | Held::Unset(..) => None,
-            Held::Packed(packed, device) => {
-                let tracking = self.0.tracking.load(Ordering::Relaxed) && !recompute::off_record();
-                let device = match tracking || !device.is_autodiff() {
-                    true => device.clone(),
-                    false => device.clone().inner(),
-                };
-                Some((packed.clone(), device))
-            }
         }
     }
 
@@ -191,6 +151,7 @@ impl Param {
         let (device, mut values) = match value {
             Held::Dense(value) => (value.device(), tensor_values(untracked(value))),
             Held::Packed(packed, device) => (device, packed.widened(0..packed.shape()[0])),
+            Held::Panelled(panels, device) => (device, panels.rows()),
             Held::Unset(count, device) => (device, vec![0.0; count]),
         };
         change(&mut values);
@@ -202,7 +163,7 @@ impl Param {
         let guard = self.0.value.read().unwrap_or_else(PoisonError::into_inner);
         match guard.as_ref()? {
             Held::Dense(value) => value.grad_remove(gradients).map(tensor_values),
-            Held::Packed(..) | Held::Unset(..) => None,
+            Held::Packed(..) | Held::Panelled(..) | Held::Unset(..) => None,
         }
     }
 }
@@ -248,6 +209,7 @@ pub struct ParamStore {
     params: Vec<Param>,
     device: Option<Device>,
     tracking: Arc<AtomicBool>,
+    rounds: Arc<AtomicBool>,
 }
 
 impl ParamStore {
@@ -281,6 +243,12 @@ impl ParamStore {
         }
     }
 
+    /// Whether layers whose weights are packed in 8 or 4 bits round their inputs to 8 bits, which is quicker and less near to the
+    /// model. Off unless it is turned on.
+    pub fn round_inputs(&self, on: bool) {
+        self.rounds.store(on, Ordering::Relaxed);
+    }
+
     /// Turns the recording of gradients on or off for every parameter.
     pub fn set_tracking(&self, on: bool) {
         self.tracking.store(on, Ordering::Relaxed);
@@ -294,6 +262,7 @@ struct Shared {
     unfilled: bool,
     seed: u64,
     tracking: Arc<AtomicBool>,
+    rounds: Arc<AtomicBool>,
     params: Mutex<(Vec<Param>, BTreeSet<String>)>,
 }
 
@@ -339,6 +308,7 @@ impl Builder {
                 unfilled,
                 seed,
                 tracking: Arc::new(AtomicBool::new(true)),
+                rounds: Arc::default(),
                 params: Mutex::default(),
             }),
             prefix: String::new(),
@@ -417,6 +387,27 @@ impl Builder {
         self.make_param(name, shape, init, [false, true, false])
     }
 
+    /// A parameter of the whole model without weight decay, under this name whatever the path: made by the first that asks for
+    /// it, and whether this was it. Another shape than the first asked for is refused.
+    pub fn shared(&self, name: &str, shape: &[usize], init: Init) -> Result<(Param, bool), String> {
+        let held = self.shared.params.lock();
+        let found = held.unwrap_or_else(PoisonError::into_inner).0.clone();
+        match found.into_iter().find(|param| param.name() == name) {
+            Some(param) if param.shape() == shape => Ok((param, false)),
+            Some(param) => Err(format!(
+                "{name} is one for all layers: one asks for {:?}, another for {shape:?}",
+                param.shape()
+            )),
+            None => {
+                let top = Builder {
+                    prefix: String::new(),
+                    ..self.clone()
+                };
+                Ok((top.param_no_decay(name, shape, init), true))
+            }
+        }
+    }
+
     /// A buffer: saved and loaded, never trained.
     pub fn buffer(&self, name: &str, shape: &[usize], init: Init) -> Param {
         self.make_param(name, shape, init, [false, false, false])
@@ -448,6 +439,7 @@ impl Builder {
             trainable,
             packs,
             tracking: shared.tracking.clone(),
+            rounds: shared.rounds.clone(),
             value: RwLock::new(value),
         }));
         let mut held = shared.params.lock().unwrap_or_else(PoisonError::into_inner);
@@ -467,6 +459,7 @@ impl Builder {
             params: held.0.clone(),
             device: self.shared.device.clone(),
             tracking: self.shared.tracking.clone(),
+            rounds: self.shared.rounds.clone(),
         }
     }
 }

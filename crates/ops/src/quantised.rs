@@ -23,6 +23,8 @@ use crate::adapter::{Array, Forward, Kernel, View, erase};
 struct Quantised {
     weight: Arc<Packed>,
     precision: Precision,
+    /// Inputs are rounded to 8 bits.
+    rounds: bool,
 }
 
 impl Kernel for Quantised {
@@ -39,7 +41,11 @@ impl Kernel for Quantised {
     fn forward(&self, inputs: &[View], _save: bool) -> Forward {
         let x = inputs[0];
         let bias = inputs.get(1).map(|bias| bias.data);
-        let y = quant::product(self.precision, x.data, &self.weight, bias);
+        let product = match self.rounds {
+            true => quant::rounded_product,
+            false => quant::product,
+        };
+        let y = product(self.precision, x.data, &self.weight, bias);
         output(&[x.shape[0], self.weight.shape()[0]], y)
     }
 
@@ -75,8 +81,13 @@ pub(crate) fn quantised_linear(
     weight: Arc<Packed>,
     bias: Option<Tensor<1>>,
     precision: Precision,
+    rounds: bool,
 ) -> Tensor<2> {
-    let layer = Quantised { weight, precision };
+    let layer = Quantised {
+        weight,
+        precision,
+        rounds,
+    };
     match bias {
         Some(bias) => single(layer, [erase(x), erase(bias)]),
         None => single(layer, [erase(x)]),
@@ -170,6 +181,31 @@ mod tests {
         layer.weight.set(widened).expect("as many");
         assert!(layer.weight.packed().is_none());
         close("dense", &got, &tensor_values(layer.forward(x())), 1e-5);
+    }
+
+    #[test]
+    fn inputs_are_rounded_where_that_is_asked_for() {
+        let device = Device::flex();
+        let builder = Builder::new(&device, 0);
+        let layer = Linear::new(&builder, "layer", 64, 24, true);
+        let scheme = Scheme {
+            bits: quant::Bits::Four,
+            group: 32,
+            zeros: false,
+        };
+        let quants = nearest(scheme, [24, 64], &layer.weight.values()).expect("fits");
+        layer
+            .weight
+            .pack(Packed::new(&quants).expect("fits"))
+            .expect("of its shape");
+        let x = Tensor::<1>::from_data(values(3, 5 * 64).as_slice(), &device).reshape([5, 64]);
+        let exact = tensor_values(layer.forward(x.clone()));
+        builder.store().round_inputs(true);
+        let near = tensor_values(layer.forward(x.clone()));
+        assert_ne!(near, exact);
+        close("near", &near, &exact, 0.02);
+        builder.store().round_inputs(false);
+        assert_eq!(tensor_values(layer.forward(x)), exact);
     }
 
     #[test]

@@ -109,6 +109,7 @@ impl Encoder {
         let pool = config.pool.unwrap_or(own);
         // A mixer that is made for one length is found here.
         model.vectors(&[&[0]], pool)?;
+        model.panel();
         let shared = Arc::new(Shared::default());
         let (queue, limits, counts) = (shared.clone(), config.clone(), metrics.clone());
         let thread = std::thread::Builder::new()

@@ -285,6 +285,15 @@ fn a_folder_of_sentence_transformers_says_how_vectors_are_made() {
         (found.pool, found.unit, found.tokens),
         (Pool::Max, true, Some(12))
     );
+    // What is written of it is read the same.
+    let place = tempfile::tempdir().expect("a folder");
+    let opened = ModelFolder::open(folder.path()).expect("opens");
+    let to = place.path().join("out");
+    export(&opened, &to).expect("written");
+    let vectors = |folder: &Path| ModelFolder::open(folder).expect("opens").sentence_vectors();
+    assert_eq!(vectors(&to).expect("reads"), Some(found));
+    let config = std::fs::read_to_string(to.join("1_Pooling/config.json")).expect("there");
+    assert!(config.contains("pooling_mode_max_tokens"), "{config}");
     put("modules.json", three("Dense"));
     let error = open().expect_err("a dense layer").to_string();
     assert!(error.contains("Dense"), "{error}");

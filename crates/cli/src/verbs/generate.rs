@@ -33,6 +33,9 @@ pub struct Args {
     /// A file (UTF-8) that holds the text to continue
     #[arg(long, value_name = "FILE")]
     pub prompt_file: Option<PathBuf>,
+    /// Round inputs of layers whose weights are packed in 8 or 4 bits to 8 bits, group by group: quicker, and less near to the model
+    #[arg(long)]
+    pub round_inputs: bool,
     /// How tokens are chosen.
     #[command(flatten)]
     pub sampling: Sampling,
@@ -53,6 +56,7 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
     let device = device(&device_name(global, None))?;
     start_threads(global, None)?;
     let model = opened.load(&device).input()?;
+    model.params().round_inputs(args.round_inputs);
     let writer = Writer {
         model: &model,
         tokenizer: &tokenizer,

@@ -57,6 +57,45 @@ fn a_quantised_run_keeps_its_perplexity_and_runs_everywhere() {
 }
 
 #[test]
+fn an_encoder_keeps_its_vectors() {
+    let place = folder();
+    let text = "To be, or not to be, that is the question. Whether it is nobler in the mind.\n";
+    fs::write(place.path().join("text"), text.repeat(20)).expect("written");
+    let config = anyformer_models::ModelConfig::from_json(&serde_json::json!({
+        "dim": 64, "layers": 2, "mixers": [{"name": "attention", "causal": false, "position": "none", "bias": true}],
+        "channel": {"name": "mlp"}, "wiring": "post_norm", "norm": "layer", "positions": "learned", "max_time": 50,
+        "reads": {"tokens": {"vocab": 256}}, "gives": "hidden",
+    }));
+    let device = anyformer_ops::Device::flex();
+    let model = anyformer_models::Model::new(&config.expect("a config"), &device, 5);
+    let extra = anyformer_hub::Extra {
+        tokenizer: Some("{\"anyformer\":\"bytes\"}".into()),
+        ..Default::default()
+    };
+    let from = place.path().join("from");
+    anyformer_hub::save(&from, &model.expect("built"), &extra).expect("saved");
+    for (method, bits, least) in [
+        ("rtn", 8, 0.999),
+        ("rtn", 4, 0.97),
+        ("gptq", 4, 0.97),
+        ("smoothquant", 8, 0.99),
+    ] {
+        let (out, bits) = (format!("{method}{bits}"), format!("--bits={bits}"));
+        let method = format!("--method={method}");
+        let words = [
+            "convert", "quantize", "from", "--text", "text", "--out", &out, "--json", &method,
+            &bits,
+        ];
+        let receipt = anyformer(place.path(), &words).ok().json();
+        let number = |key: &str| receipt["vectors"][key].as_f64().expect("a number");
+        assert!(number("least_cosine") > least, "{out}: {receipt}");
+        assert!(number("mean_cosine") < 1.0 - 1e-9, "{out}: {receipt}");
+        assert!(receipt["before"]["perplexity"].is_null());
+        anyformer(place.path(), &["info", &out]).ok();
+    }
+}
+
+#[test]
 fn what_cannot_be_is_bad_input() {
     let place = folder();
     let run = trained().to_string_lossy();

@@ -6,6 +6,7 @@
 mod albert;
 mod bert;
 mod classes;
+mod deberta;
 mod fla;
 mod gpt2;
 mod gpt_neox;
@@ -54,6 +55,7 @@ static LAYOUTS: &[&Layout] = &[
     &bert::ROBERTA,
     &bert::DISTILBERT,
     &albert::LAYOUT,
+    &deberta::LAYOUT,
 ];
 
 /// A `model_type` whose folders can be read and written.
@@ -391,7 +393,7 @@ fn complete(mixer: &mut Value, dim: u64) {
             mixer[key] = Value::Null;
         }
     }
-    if mixer["qk_norm"] == json!(false) {
+    if mixer["qk_norm"] == json!(false) && mixer["position_norm"] == json!(false) {
         mixer["norm_eps"] = Value::Null;
     }
 }

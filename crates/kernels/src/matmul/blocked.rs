@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use super::pack::{Panels, Side, with_buffer};
 use super::tile::{HEIGHT, Tile, WIDTH};
 use super::{Finish, Precision};
+use crate::activation::Activation;
 use crate::gemm::Matrix;
 
 /// Units of the inner dimension that a tile sums at a time: a panel of the right operand is then 32 KiB.
@@ -32,7 +33,16 @@ impl Out {
     }
 }
 
-/// `out = a b`, or onto `out`; arguments as of [`super::matmul`].
+/// Where the right operand comes from.
+#[derive(Clone, Copy)]
+pub enum Right<'a> {
+    /// Packed as it is needed.
+    Matrix(Matrix<'a>),
+    /// Packed whole beforehand.
+    Held(&'a Panels),
+}
+
+/// `out = a b`, or onto `out`, and then what `then` makes of it; other arguments as of [`super::matmul`].
 ///
 /// # Safety
 /// Every element of the operands lies within its slice; `out` holds `m * n` elements, initialised where `finish` adds to them,
@@ -41,13 +51,22 @@ pub unsafe fn multiply(
     precision: Precision,
     [m, k, n]: [usize; 3],
     a: Matrix,
-    b: Matrix,
+    b: Right,
     out: *mut f32,
     finish: Finish,
+    then: Option<Activation>,
 ) {
+    if m * n == 0 {
+        return;
+    }
     let out = Out(out);
     let left = Side::new(precision, m, k, a, HEIGHT);
-    let right = Side::new(precision, n, k, b.transposed(), WIDTH);
+    let (matrix, held) = match b {
+        Right::Matrix(matrix) => (matrix, None),
+        // Only its sizes are asked for.
+        Right::Held(panels) => (Matrix::rows(&[], n), Some(panels)),
+    };
+    let right = Side::new(precision, n, k, matrix.transposed(), WIDTH);
     let shares_right = n <= m;
     let (shared, split) = match shares_right {
         true => (&right, &left),
@@ -59,30 +78,39 @@ pub unsafe fn multiply(
         true => 1,
         false => rayon::current_num_threads(),
     };
-    let chunk = (PACKED / units).next_multiple_of(shared.width);
+    let given = held.filter(|_| shares_right);
+    let chunk = match given {
+        Some(_) => shared.outer,
+        None => (PACKED / units).max(1),
+    };
+    let chunk = chunk.next_multiple_of(shared.width);
     let chunk = chunk.min(shared.outer.next_multiple_of(shared.width));
     let even = split.outer.div_ceil(threads * TASKS);
     let rounds = even.div_ceil(BLOCK);
     let block = split.outer.div_ceil(threads * TASKS * rounds);
     let block = block.next_multiple_of(split.width);
-    if m * n == 0 {
-        return;
-    }
-    let mut packed = Panels::new(chunk, units, shared.width);
+    let mut packed = match given {
+        Some(_) => Panels::new(0, 0, shared.width),
+        None => Panels::new(chunk, units, shared.width),
+    };
     for from in (0..shared.outer).step_by(chunk) {
-        let held = from..(from + chunk).min(shared.outer);
-        packed.fill(shared, held.clone(), 0..units, threads > 1);
-        let packed = &packed;
+        let some = from..(from + chunk).min(shared.outer);
+        if given.is_none() {
+            packed.fill(shared, some.clone(), 0..units, threads > 1);
+        }
+        let packed = given.unwrap_or(&packed);
         let task = |index: usize| {
             let own = index * block..((index + 1) * block).min(split.outer);
             let (rows, columns) = match shares_right {
-                true => (own.clone(), held.clone()),
-                false => (held.clone(), own.clone()),
+                true => (own.clone(), some.clone()),
+                false => (some.clone(), own.clone()),
             };
             with_buffer(block, depth, split.width, |panels| {
                 for first in (0..units).step_by(depth) {
                     let stretch = first..(first + depth).min(units);
-                    panels.fill(split, own.clone(), stretch.clone(), false);
+                    if shares_right || held.is_none() {
+                        panels.fill(split, own.clone(), stretch.clone(), false);
+                    }
                     let bias = finish.bias.filter(|_| stretch.end == units);
                     for column in columns.clone().step_by(WIDTH) {
                         let wide = (columns.end - column).min(WIDTH);
@@ -91,9 +119,12 @@ pub unsafe fn multiply(
                                 (row - rows.start) / HEIGHT,
                                 (column - columns.start) / WIDTH,
                             );
-                            let (a, b) = match shares_right {
-                                true => (panels.panel(i, 0), packed.panel(j, first)),
-                                false => (packed.panel(i, first), panels.panel(j, 0)),
+                            let (a, b) = match (shares_right, held) {
+                                (true, _) => (panels.panel(i, 0), packed.panel(j, first)),
+                                (false, Some(whole)) => {
+                                    (packed.panel(i, first), whole.panel(column / WIDTH, first))
+                                }
+                                (false, None) => (packed.panel(i, first), panels.panel(j, 0)),
                             };
                             let tile = Tile {
                                 a,
@@ -109,6 +140,16 @@ pub unsafe fn multiply(
                             // task writes it; the level was checked to run on this machine.
                             unsafe { tile.multiply(precision) };
                         }
+                    }
+                }
+                if let Some(then) = then {
+                    for row in rows {
+                        // SAFETY: this task has written these elements, and no other does.
+                        let values = unsafe {
+                            let from = out.at(row * n + columns.start);
+                            std::slice::from_raw_parts_mut(from, columns.len())
+                        };
+                        then.replace(values);
                     }
                 }
             });

@@ -15,7 +15,7 @@ use crate::gemm::Matrix;
 use crate::transpose::wide::{lanes, transposed};
 
 /// A cache line.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
 struct Line(#[allow(dead_code)] [u32; 16]);
 
@@ -79,6 +79,7 @@ impl<'a> Side<'a> {
 }
 
 /// Room for packed panels.
+#[derive(Debug)]
 pub struct Panels {
     lines: Vec<Line>,
     width: usize,
@@ -129,6 +130,33 @@ impl Panels {
         match threads {
             true => (0..count).into_par_iter().with_min_len(4).for_each(work),
             false => (0..count).for_each(work),
+        }
+    }
+}
+
+impl Panels {
+    /// The rows `[outer, inner]` that were packed whole, contiguous, as far as the precision kept them.
+    pub fn unpack(&self, precision: Precision, [outer, inner]: [usize; 2], to: &mut [f32]) {
+        assert_eq!(to.len(), outer * inner, "unpacked rows");
+        assert!(
+            outer.div_ceil(self.width) * self.width * self.units <= self.lines.capacity() * 16,
+            "panels do not hold the rows"
+        );
+        for (row, values) in to.chunks_exact_mut(inner).enumerate() {
+            let start = self.panel(row / self.width, 0);
+            for (at, value) in values.iter_mut().enumerate() {
+                let unit = match precision {
+                    Precision::F32 => at,
+                    Precision::Bf16 => at / 2,
+                };
+                // SAFETY: the word of this row and unit lies within the panels, as checked above, and `fill` has written it.
+                let word = unsafe { start.add(unit * self.width + row % self.width).read() };
+                *value = f32::from_bits(match (precision, at % 2) {
+                    (Precision::F32, _) => word,
+                    (Precision::Bf16, 0) => word << 16,
+                    (Precision::Bf16, _) => word & 0xffff_0000,
+                });
+            }
         }
     }
 }

@@ -390,3 +390,39 @@ fn smoothing_cancels_before_rounding_and_helps_after_it() {
     let smoothed = smooth(scheme, 0.5, n, &weights, &inputs).expect("fits");
     assert!(error(&smoothed) < 0.5 * error(&direct));
 }
+
+/// Each group of the inputs as the nearest of 255 steps, by the documentation.
+fn rounded_groups(x: &[f32], columns: usize, group: usize) -> Vec<f32> {
+    let mut all = Vec::new();
+    for row in x.chunks_exact(columns) {
+        for part in row.chunks(group) {
+            let most = part.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+            let step = f64::from(most / 127.0);
+            let near = |x: &f32| (step * (f64::from(*x) * 127.0 / f64::from(most)).round()) as f32;
+            all.extend(part.iter().map(|x| if most > 0.0 { near(x) } else { 0.0 }));
+        }
+    }
+    all
+}
+
+#[test]
+fn rounded_inputs_give_the_sum_of_the_rounded_numbers() {
+    for scheme in schemes() {
+        for [m, k, n] in SIZES {
+            let quants = nearest(scheme, [n, k], &rand_vec(1, n * k)).expect("fits");
+            let (x, bias) = (rand_vec(2, m * k), rand_vec(3, n));
+            let packed = Packed::new(&quants).expect("fits");
+            // A number in the middle of two steps may go either way.
+            let want = naive(&rounded_groups(&x, k, quants.group), &quants, Some(&bias));
+            let precision = Precision::F32;
+            for level in levels() {
+                let got = multiply_at(level, true, precision, &x, &packed, Some(&bias));
+                let name = format!("{scheme:?} {level:?} {m} x {k} x {n}");
+                assert_close(&name, &got, &want, 1e-3);
+            }
+            let exact = product(precision, &x, &packed, Some(&bias));
+            let got = rounded_product(precision, &x, &packed, Some(&bias));
+            assert_close("near", &got, &exact, 0.02);
+        }
+    }
+}

@@ -98,7 +98,7 @@ fn table(panel: Panel) -> __m512 {
 /// 16 scales or zeros of a group.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn halves(values: &[f16], group: usize) -> __m512 {
+pub(super) fn halves(values: &[f16], group: usize) -> __m512 {
     let values = &values[group * LANES..][..LANES];
     // SAFETY: 16 values of 16 bits were just taken.
     unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(values.as_ptr().cast())) }

@@ -38,7 +38,7 @@ pub(crate) const KNOBS: &[Knob] = &[
     },
     Knob {
         name: "position",
-        doc: "rope, alibi, none, xpos (rope with a decay), t5, kerple_log, kerple_power, sandwich (biases by distance, learned), in memory linear in time; with the whole matrix of scores in memory: fire (a bias by distance over the query's place, learned), rerope, self_extend (rope with far keys brought nearer, for evaluation)",
+        doc: "rope, alibi, none, xpos (rope with a decay), t5, kerple_log, kerple_power, sandwich (biases by distance, learned), in memory linear in time; with the whole matrix of scores in memory: fire (a bias by distance over the query's place, learned), disentangled (DeBERTa's: products with vectors of distances, one table for all layers), rerope, self_extend (rope with far keys brought nearer, for evaluation)",
     },
     Knob {
         name: "rope_base",
@@ -54,11 +54,23 @@ pub(crate) const KNOBS: &[Knob] = &[
     },
     Knob {
         name: "position_buckets",
-        doc: "buckets of t5",
+        doc: "buckets of t5, and of disentangled on each side; 0 there: none, a vector for each distance",
     },
     Knob {
         name: "position_distance",
-        doc: "tokens from which on t5 has one bucket",
+        doc: "tokens from which on t5 and disentangled have one bucket",
+    },
+    Knob {
+        name: "position_terms",
+        doc: "terms of disentangled: both, to_place (content of the query, place of the key), from_place",
+    },
+    Knob {
+        name: "position_shared",
+        doc: "disentangled projects places as it does tokens",
+    },
+    Knob {
+        name: "position_norm",
+        doc: "a layer norm over the vectors of disentangled",
     },
     Knob {
         name: "position_window",
@@ -82,7 +94,7 @@ pub(crate) const KNOBS: &[Knob] = &[
     },
     Knob {
         name: "norm_eps",
-        doc: "added to the mean square in that norm",
+        doc: "added to the mean square in that norm, or the variance in that of places",
     },
     Knob {
         name: "cache",

@@ -356,14 +356,7 @@ impl Worker {
         self.metrics.batch_size.observe(ids.len() as f64);
         let (scores, next) = match self.model.step(&ids, joined) {
             Ok(made) => made,
-            Err(error) => {
-                self.joined = None;
-                for sequence in self.running.drain(..) {
-                    let error = JobError::Model(error.to_string());
-                    end(&self.metrics, sequence, Err(error));
-                }
-                return;
-            }
+            Err(error) => return self.fail_running(&error),
         };
         self.joined = Some(next);
         let vocab = scores.dims()[1];
@@ -375,6 +368,20 @@ impl Worker {
             .map(|(sequence, row)| self.choose(sequence, row))
             .collect();
         self.running = running;
+        self.leave(finishes);
+    }
+
+    /// Tells every running sequence of an error of the model, and ends it.
+    fn fail_running(&mut self, error: &ModelError) {
+        self.joined = None;
+        for sequence in self.running.drain(..) {
+            let error = JobError::Model(error.to_string());
+            end(&self.metrics, sequence, Err(error));
+        }
+    }
+
+    /// Takes those out of the batch that have come to their end.
+    fn leave(&mut self, finishes: Vec<Option<Ended>>) {
         let stay: Vec<bool> = finishes.iter().map(Option::is_none).collect();
         let ended = finishes.into_iter().flatten();
         for ((sequence, state), finish) in self.retain(&stay).into_iter().zip(ended) {

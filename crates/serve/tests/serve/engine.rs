@@ -10,9 +10,10 @@ use crate::models::{ask, collect, config, greedy, kinds, model, prompt, start};
 
 const TOKENS: usize = 24;
 
+/// One and 32 others.
 fn prompts() -> Vec<Vec<u32>> {
-    let lengths = [1, 2, 3, 7, 31, 32, 33, 64, 100, 130, 200, 5];
-    let prompts = lengths.iter().enumerate();
+    let lengths = [1, 2, 3, 7, 31, 32, 33, 64, 100, 130, 200];
+    let prompts = lengths.iter().cycle().take(33).enumerate();
     prompts
         .map(|(seed, length)| prompt(seed, *length))
         .collect()
@@ -68,28 +69,48 @@ fn scores_beside_others_are_the_scores_alone() {
 #[test]
 fn an_answer_is_the_same_alone_and_beside_others() {
     for (name, mixers) in kinds() {
-        let (engine, _) = start(&mixers, config());
+        let together = EngineConfig {
+            batch: 33,
+            ..config()
+        };
+        let (engine, metrics) = start(&mixers, together.clone());
         let prompts = prompts();
         let alone: Vec<Vec<u32>> = prompts
             .iter()
             .map(|ids| ask(&engine, ids, TOKENS).0)
             .collect();
-        let asked: Vec<_> = prompts
-            .iter()
-            .map(|ids| {
+        let beside = |engine: &anyformer_serve::Engine| {
+            let ask = |ids: &Vec<u32>| {
                 let (job, events) = greedy(ids.clone(), TOKENS);
                 engine.submit(job).unwrap();
                 events
-            })
-            .collect();
-        for (index, events) in asked.into_iter().enumerate() {
-            let (made, end) = collect(events);
-            assert_eq!(made, alone[index], "{name}, prompt {index}");
-            assert_eq!(end.unwrap().finish, Finish::Length);
-        }
+            };
+            let asked: Vec<_> = prompts.iter().map(ask).collect();
+            for (index, events) in asked.into_iter().enumerate() {
+                let (made, end) = collect(events);
+                assert_eq!(made, alone[index], "{name}, prompt {index}");
+                assert_eq!(end.unwrap().finish, Finish::Length);
+            }
+        };
+        beside(&engine);
+        // The same with states that are kept: the second time prompts begin behind them.
+        let kept = EngineConfig {
+            states: StatesConfig::default(),
+            ..together
+        };
+        let (engine, again) = start(&mixers, kept);
+        beside(&engine);
+        let before = again.cache_hits.get();
+        beside(&engine);
+        // A recurrent state can be used whole only: of prompts longer than a piece.
+        assert!(again.cache_hits.get() >= before + 15, "{name}");
+        // Prompts are read in pieces, so they do not all run at once, but the last do beside many.
+        let steps = metrics.batch_size.get_sample_count() as f64;
+        let mean = metrics.batch_size.get_sample_sum() / steps;
+        assert!(mean > 1.5, "{name}: {mean} at a time");
         let distinct: std::collections::HashSet<_> = alone.iter().collect();
         assert!(
-            distinct.len() > 8,
+            distinct.len() > 16,
             "{name}: the answers tell the prompts apart"
         );
     }
@@ -122,6 +143,58 @@ fn guessing_ahead_changes_no_token() {
         0 < accepted && accepted < guessed,
         "{accepted} of {guessed}"
     );
+}
+
+#[test]
+fn guessing_ahead_beside_others_changes_no_token() {
+    for (name, mixers) in kinds() {
+        let (plain, _) = start(&mixers, config());
+        let ahead = EngineConfig {
+            speculate: 5,
+            ..with_states(None)
+        };
+        let (engine, metrics) = start(&mixers, ahead);
+        // Texts that repeat themselves, and some that do not.
+        let texts: Vec<Vec<u32>> = (0..9)
+            .map(|seed| match seed % 3 {
+                2 => prompt(seed, 40),
+                _ => prompt(seed, 7 + seed)
+                    .into_iter()
+                    .cycle()
+                    .take(40)
+                    .collect(),
+            })
+            .collect();
+        let asked: Vec<_> = texts
+            .iter()
+            .map(|text| {
+                let (job, events) = greedy(text.clone(), 60);
+                engine.submit(job).unwrap();
+                events
+            })
+            .collect();
+        let mut longer = Vec::new();
+        for (text, events) in texts.iter().zip(asked) {
+            let (got, end) = collect(events);
+            assert_eq!(end.unwrap().completion_tokens, 60);
+            assert_eq!(got, ask(&plain, text, 60).0, "{name}");
+            longer.push([&text[..], &got].concat());
+        }
+        let (guessed, accepted) = (metrics.guessed_tokens.get(), metrics.accepted_tokens.get());
+        assert!(
+            guessed > 0 && accepted <= guessed,
+            "{name}: {accepted} of {guessed}"
+        );
+        let sizes =
+            metrics.batch_size.get_sample_sum() / metrics.batch_size.get_sample_count() as f64;
+        assert!(sizes > 2.0, "{name}: {sizes} at a time");
+        // The states that are kept are those after these tokens.
+        for text in &longer {
+            let (got, end) = ask(&engine, text, 10);
+            assert_eq!(got, ask(&plain, text, 10).0, "{name}");
+            assert!(end.cached_tokens > 64, "{name}");
+        }
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyformer_hub::{Method, ModelFolder, Quantisation, quantise, save_quantised, shifted};
 use anyformer_lab::units::bytes;
-use anyformer_models::{Input, Model, Target};
+use anyformer_models::{Input, Model, Pool, Positions, Target};
 use anyformer_ops::tensor_values;
 use anyhow::Context;
 use serde_json::{Value, json};
@@ -31,7 +31,8 @@ pub struct Args {
     /// The folder to write; it must not exist or be empty
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Text (UTF-8): its beginning is what the method looks at, what follows is what perplexity is measured on
+    /// Text (UTF-8): its beginning is what the method looks at, what follows is what perplexity, or of an encoder the change of
+    /// vectors, is measured on
     #[arg(long, value_name = "FILE")]
     pub text: PathBuf,
     /// How weights are found: rtn the nearest; gptq later columns make up for earlier ones; awq weights of large inputs are
@@ -53,10 +54,13 @@ pub struct Args {
     /// smoothquant: how much of the outliers moves into the weights [default: 0.5]
     #[arg(long, value_name = "X")]
     pub alpha: Option<f32>,
+    /// What was written is measured with inputs rounded to 8 bits, as `generate --round-inputs` runs it
+    #[arg(long)]
+    pub round_inputs: bool,
     /// Tokens that the method looks at; at most half of the text
     #[arg(long, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(2..))]
     pub calibrate: u32,
-    /// Tokens that perplexity is measured on at most
+    /// Tokens that are measured on at most
     #[arg(long, value_name = "N", default_value_t = 8192, value_parser = clap::value_parser!(u32).range(2..))]
     pub measure: u32,
     /// Tokens of a window of the text
@@ -98,12 +102,10 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
         ));
     }
     let opened = open_model(&args.folder)?;
-    let path = opened.path.display();
-    if !gives_tokens(&opened.config) {
-        return Err(bad_input(format!(
-            "quantize {path}: it is a classifier or an encoder; perplexity is of models that give the next token"
-        )));
-    }
+    let pool = match gives_tokens(&opened.config) {
+        true => None,
+        false => Some(opened.pool().input()?),
+    };
     if args
         .out
         .read_dir()
@@ -118,10 +120,10 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
         .with_context(|| format!("read {}", args.text.display()))
         .input()?;
     let ids = tokenizer(&opened)?.encode_whole(&text).input()?;
-    let (seen, scored) = windows(&ids, args)?;
+    let (seen, scored) = windows(&ids, args, longest(&opened)?)?;
     start_threads(global, None)?;
     let model = opened.load(&device("cpu")?).input()?;
-    let before = measure(&model, &scored)?;
+    let before = measure(&model, &scored, pool)?;
     let from = size(&opened).broken()?;
     let bar = spinner(say, "quantising");
     let progress = &mut |done: usize, all: usize| {
@@ -137,30 +139,44 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
     // What was written is what is measured.
     let written = ModelFolder::open(&args.out).broken()?;
     let model = written.load(&device("cpu")?).broken()?;
-    let after = measure(&model, &scored)?;
+    model.params().round_inputs(args.round_inputs);
+    let after = measure(&model, &scored, pool)?;
     let to = size(&written).broken()?;
-    let value = json!({
+    let mut value = json!({
         "model": opened.path, "to": args.out, "quantisation": how,
         "calibrated_on": tokens(&seen), "measured_on": tokens(&scored),
         "before": before.json(from), "after": after.json(to),
     });
+    let cosines = before.cosines(&after);
+    if let Some([mean, least]) = cosines {
+        value["vectors"] = json!({"mean_cosine": mean, "least_cosine": least});
+    }
     say.result(&value, || {
         let decode = |one: &Measured| one.decode.map_or("-".into(), |speed| format!("{speed:.1}"));
         let row = |name: &str, before: String, after: String| vec![name.to_string(), before, after];
-        let rows = [
+        let mut rows = vec![
             row("bytes of weights", bytes(from as f64), bytes(to as f64)),
-            row(
-                "perplexity",
-                format!("{:.4}", before.perplexity),
-                format!("{:.4}", after.perplexity),
-            ),
             row(
                 "read, tokens/s",
                 format!("{:.0}", before.read),
                 format!("{:.0}", after.read),
             ),
-            row("made, tokens/s", decode(&before), decode(&after)),
         ];
+        if let [Some(before), Some(after)] = [before.perplexity, after.perplexity] {
+            let shown = |perplexity: f64| format!("{perplexity:.4}");
+            rows.insert(1, row("perplexity", shown(before), shown(after)));
+        }
+        if before.decode.is_some() {
+            rows.push(row("made, tokens/s", decode(&before), decode(&after)));
+        }
+        if let Some([mean, least]) = cosines {
+            let name = "cosine of vectors before and after";
+            rows.push(row(
+                name,
+                format!("mean {mean:.5}"),
+                format!("least {least:.5}"),
+            ));
+        }
         let looked = match how.method {
             Method::Rtn => String::new(),
             _ => format!("; {} tokens looked at", tokens(&seen)),
@@ -179,13 +195,24 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
 
 type Windows = Vec<Vec<u32>>;
 
+/// The most tokens of a window that the model can read.
+fn longest(opened: &ModelFolder) -> Result<usize, Failure> {
+    let learned = (opened.config.positions == Positions::Learned).then_some(opened.config.max_time);
+    let said = opened
+        .sentence_vectors()
+        .input()?
+        .and_then(|said| said.tokens);
+    let most = learned.into_iter().chain(said).min();
+    Ok(most.unwrap_or(usize::MAX))
+}
+
 /// The windows that the method looks at and, after them, those that are scored.
-fn windows(ids: &[u32], args: &Args) -> Result<(Windows, Windows), Failure> {
+fn windows(ids: &[u32], args: &Args, longest: usize) -> Result<(Windows, Windows), Failure> {
     let cut = (args.calibrate as usize).min(ids.len() / 2);
     let end = ids.len().min(cut + args.measure as usize);
     let of = |ids: &[u32]| -> Windows {
         let windows = ids
-            .chunks(args.time as usize)
+            .chunks(longest.min(args.time as usize).max(2))
             .filter(|window| window.len() > 1);
         windows.map(<[u32]>::to_vec).collect()
     };
@@ -224,7 +251,10 @@ fn size(opened: &ModelFolder) -> std::io::Result<u64> {
 }
 
 struct Measured {
-    perplexity: f64,
+    /// Of models that give the next token.
+    perplexity: Option<f64>,
+    /// Of encoders, a vector for each window.
+    vectors: Vec<Vec<f32>>,
     /// Tokens read in a second.
     read: f64,
     /// Tokens made in a second, of models that can go on from a state.
@@ -232,6 +262,21 @@ struct Measured {
 }
 
 impl Measured {
+    /// The mean and the least cosine of the vectors of these windows and `other`'s; none of a language model.
+    fn cosines(&self, other: &Measured) -> Option<[f64; 2]> {
+        let dot = |a: &[f32], b: &[f32]| -> f64 {
+            let pairs = a.iter().zip(b);
+            pairs.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+        };
+        let pairs = self.vectors.iter().zip(&other.vectors);
+        let all: Vec<f64> = pairs
+            .map(|(a, b)| dot(a, b) / (dot(a, a) * dot(b, b)).sqrt().max(1e-30))
+            .collect();
+        let mean = all.iter().sum::<f64>() / all.len() as f64;
+        let least = all.iter().copied().reduce(f64::min)?;
+        Some([mean, least])
+    }
+
     fn json(&self, bytes: u64) -> Value {
         json!({
             "bytes": bytes, "perplexity": self.perplexity, "read_tokens_per_s": self.read,
@@ -240,8 +285,19 @@ impl Measured {
     }
 }
 
-fn measure(model: &Model, rows: &Windows) -> Result<Measured, Failure> {
+fn measure(model: &Model, rows: &Windows, pool: Option<Pool>) -> Result<Measured, Failure> {
     let began = Instant::now();
+    if let Some(pool) = pool {
+        let vector = |row: &Vec<u32>| model.vectors(&[row], pool).map(tensor_values);
+        let vectors: Result<Vec<_>, _> = rows.iter().map(vector).collect();
+        let read: usize = rows.iter().map(Vec::len).sum();
+        return Ok(Measured {
+            perplexity: None,
+            vectors: vectors.input()?,
+            read: read as f64 / began.elapsed().as_secs_f64(),
+            decode: None,
+        });
+    }
     let (mut loss, mut counted) = (0.0, 0);
     for row in rows {
         let (ids, target) = shifted(row);
@@ -256,7 +312,8 @@ fn measure(model: &Model, rows: &Windows) -> Result<Measured, Failure> {
         false => None,
     };
     Ok(Measured {
-        perplexity: (loss / counted as f64).exp(),
+        perplexity: Some((loss / counted as f64).exp()),
+        vectors: Vec::new(),
         read,
         decode,
     })

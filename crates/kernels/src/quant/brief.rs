@@ -1,0 +1,123 @@
+//! Products whose inputs are rounded to 8 bits for every group of the weight, so that sums are those of integers.
+//!
+//! As llama.cpp multiplies its quantised blocks; unlike w8a8 the weights may be of 4 bits, and every group of inputs has a scale
+//! of its own. Less near to the model than inputs in f32: whoever wants it asks for it.
+
+use rayon::prelude::*;
+
+use super::{Bits, LANES, Level, PARALLEL, Packed, ROWS, each_panel, give, portable};
+use crate::disjoint::Disjoint;
+use crate::simd::dispatched;
+
+/// Rounded rows of inputs.
+#[derive(Clone, Copy)]
+pub(super) struct Brief<'a> {
+    /// `[rows, stride]`; for weights of 4 bits those of even columns first, then those of odd ones, in every eight.
+    pub(super) bytes: &'a [i8],
+    pub(super) stride: usize,
+    /// `[rows, groups]`: what a number stands for.
+    pub(super) factors: &'a [f32],
+    /// `[rows, groups]`: the sums of the numbers.
+    pub(super) sums: &'a [i32],
+    pub(super) groups: usize,
+}
+
+/// What the sum of a group is taken too high for every one of the sum of its inputs: stored numbers are never negative.
+pub(super) fn offset(bits: Bits, zeros: bool) -> i32 {
+    match (bits, zeros) {
+        (Bits::Four, false) => 8,
+        (Bits::Four, true) => 0,
+        _ => 128,
+    }
+}
+
+/// Each group of `x [m, stride]` in -127..=127 with a scale: numbers, scales and sums.
+fn rounded(x: &[f32], stride: usize, group: usize, groups: usize) -> (Vec<i8>, Vec<f32>, Vec<i32>) {
+    let rows = x.len() / stride.max(1);
+    let mut bytes = vec![0; x.len()];
+    let (mut factors, mut sums) = (vec![0.0; rows * groups], vec![0; rows * groups]);
+    let parts = x
+        .par_chunks_exact(stride)
+        .zip(bytes.par_chunks_exact_mut(stride))
+        .zip(factors.par_chunks_exact_mut(groups))
+        .zip(sums.par_chunks_exact_mut(groups));
+    parts
+        .with_min_len((PARALLEL / stride).max(1))
+        .for_each(|(((x, bytes), factors), sums)| round_row(x, group, bytes, factors, sums));
+    (bytes, factors, sums)
+}
+
+/// What is added to a number to have its nearest whole one, ties to even, in the lowest bits.
+const WHOLE: f32 = 12_582_912.0;
+
+dispatched! {
+    fn round_row<'a>(
+        x: &'a [f32],
+        group: usize,
+        bytes: &'a mut [i8],
+        factors: &'a mut [f32],
+        sums: &'a mut [i32],
+    ) {
+        let parts = x.chunks(group).zip(bytes.chunks_mut(group));
+        for ((x, bytes), (factor, sum)) in parts.zip(factors.iter_mut().zip(sums)) {
+            // Magnitudes as whole numbers have the same order, and their largest is found side by side.
+            let largest = x.iter().fold(0, |most, x| (x.to_bits() & 0x7fff_ffff).max(most));
+            let largest = f32::from_bits(largest);
+            // A group of zeros stays one; of one with a number that is none the scale is none.
+            let up = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+            let mut total = 0i32;
+            for (byte, x) in bytes.iter_mut().zip(x) {
+                *byte = (x * up + WHOLE).to_bits() as i8;
+                total += i32::from(*byte);
+            }
+            *sum = total;
+            *factor = largest / 127.0;
+        }
+    }
+}
+
+/// `x Wᵀ + bias` for prepared `x [m, stride]`, its groups rounded; of weights of 8 or 4 bits.
+pub(super) fn multiply(
+    level: Level,
+    x: &[f32],
+    stride: usize,
+    weight: &Packed,
+    bias: Option<&[f32]>,
+    out: &mut [f32],
+) {
+    let (n, groups, bits) = (weight.rows, weight.groups(), weight.bits);
+    let (mut bytes, factors, sums) = rounded(x, stride, weight.group, groups);
+    if bits == Bits::Four {
+        for eight in bytes.as_chunks_mut::<8>().0 {
+            let [a, b, c, d, e, f, g, h] = *eight;
+            *eight = [a, c, e, g, b, d, f, h];
+        }
+    }
+    let m = x.len() / stride;
+    let out = Disjoint::new(out);
+    each_panel(weight, m, |index| {
+        let panel = weight.panel(index);
+        let block = m.div_ceil(m.div_ceil(ROWS));
+        for first in (0..m).step_by(block) {
+            let count = block.min(m - first);
+            let rows = Brief {
+                bytes: &bytes[first * stride..(first + count) * stride],
+                stride,
+                factors: &factors[first * groups..(first + count) * groups],
+                sums: &sums[first * groups..(first + count) * groups],
+                groups,
+            };
+            let mut totals = [[0.0f32; LANES]; ROWS];
+            let totals = &mut totals[..count];
+            match level {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: the level was checked to run on this machine.
+                Level::Avx512 => unsafe { super::vnni::multiply(bits, panel, rows, totals) },
+                #[cfg(not(target_arch = "x86_64"))]
+                Level::Avx512 => unreachable!("levels are checked"),
+                Level::Portable => portable::brief(bits, panel, rows, totals),
+            }
+            give(&out, n, index, first, totals, bias);
+        }
+    });
+}
