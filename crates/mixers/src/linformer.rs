@@ -126,7 +126,7 @@ impl Linformer {
     fn dense(&self, x: Tensor<3>) -> Result<Tensor<3>, RunError> {
         let [batch, time, dim] = x.dims();
         let LinformerConfig {
-            heads, k, max_time, ..
+            heads, max_time, ..
         } = self.config;
         if time > max_time {
             return Err(RunError::TooLong {
@@ -154,7 +154,6 @@ impl Linformer {
             (Some(linear), Some(table)) => project(linear, table),
             _ => keys.clone(),
         };
-        debug_assert_eq!(keys.dims()[1], k);
         let q = split_heads(self.q_proj.forward(x.clone()), heads);
         let o = flash_attention(q, keys, values, &AttentionOptions::default());
         Ok(self.o_proj.forward(join_heads(o)))

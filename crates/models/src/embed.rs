@@ -9,7 +9,7 @@ use anyformer_ops::{Builder, Device, Init, Linear, Param, Tensor};
 
 use crate::block::Norm;
 use crate::config::{Gives, ModelConfig, ModelError, Pool, Positions, Reads};
-use crate::rows::sinusoids;
+use crate::rows::Sinusoids;
 
 enum Source {
     Tokens { weight: Param, vocab: usize },
@@ -21,6 +21,7 @@ pub(crate) struct Embed {
     source: Source,
     fixed: Positions,
     positions: Option<Param>,
+    sinusoids: Sinusoids,
     types: Option<Param>,
     norm: Option<Norm>,
     proj: Option<Linear>,
@@ -69,6 +70,7 @@ impl Embed {
             fixed: config.positions,
             positions: (config.positions == Positions::Learned)
                 .then(|| table("positions", config.max_time + usize::from(class_token))),
+            sinusoids: Sinusoids::new(dim),
             types: (config.token_types > 0).then(|| table("types", config.token_types)),
             norm: config
                 .embed_norm
@@ -164,23 +166,19 @@ impl Embed {
             Positions::None => return Ok(x),
             _ => context.positions(batch, time, state),
         };
-        let table = match &self.positions {
-            Some(table) => {
-                let rows = table.shape()[0];
-                if let Some(far) = positions.iter().find(|position| **position >= rows) {
-                    return Err(ModelError::Input(format!(
-                        "position {far} is beyond the {rows} learned positions; raise max_time"
-                    )));
-                }
-                table.tensor::<2>()
-            }
-            None => {
-                let rows = positions.iter().max().map_or(0, |last| last + 1);
-                sinusoids(rows, dim, &x.device())
-            }
+        let Some(table) = &self.positions else {
+            let rows = self.sinusoids.rows(&positions);
+            let rows = Tensor::<1>::from_data(rows.as_slice(), &x.device());
+            return Ok(x + rows.reshape([batch, time, dim]));
         };
+        let rows = table.shape()[0];
+        if let Some(far) = positions.iter().find(|position| **position >= rows) {
+            return Err(ModelError::Input(format!(
+                "position {far} is beyond the {rows} learned positions; raise max_time"
+            )));
+        }
         let ids = positions.iter().map(|position| *position as u32).collect();
-        Ok(x + embedding(table, Arc::new(ids), [batch, time]))
+        Ok(x + embedding(table.tensor::<2>(), Arc::new(ids), [batch, time]))
     }
 
     fn add_types(&self, x: Tensor<3>, types: Option<&[u32]>) -> Result<Tensor<3>, ModelError> {

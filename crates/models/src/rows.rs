@@ -1,9 +1,9 @@
 //! Rows of hidden vectors: which are scored, how they are picked, and fixed positions.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use anyformer_ops::Tensor;
 use anyformer_ops::embedding::embedding;
-use anyformer_ops::{Device, Tensor};
 
 use crate::config::{ModelError, Pool};
 
@@ -43,20 +43,48 @@ pub(crate) fn gather_rows(x: Tensor<2>, ids: Vec<u32>) -> Tensor<2> {
     embedding(x, Arc::new(ids), [1, count]).reshape([count, dim])
 }
 
-/// The fixed positions of the first Transformer: sine and cosine in turn, `[rows, dim]`.
-pub(crate) fn sinusoids(rows: usize, dim: usize, device: &Device) -> Tensor<2> {
-    let value = |row: usize, feature: usize| {
-        let pair = (feature / 2 * 2) as f64 / dim as f64;
-        let angle = row as f64 * (-pair * 10_000f64.ln()).exp();
-        match feature % 2 {
-            0 => angle.sin() as f32,
-            _ => angle.cos() as f32,
+/// The fixed positions of the first Transformer: sine and cosine in turn. Rows are kept once they are made, since sines take
+/// longer than a mixer's kernel.
+#[derive(Debug)]
+pub(crate) struct Sinusoids {
+    dim: usize,
+    held: Mutex<Vec<f32>>,
+}
+
+impl Sinusoids {
+    pub(crate) fn new(dim: usize) -> Self {
+        Sinusoids {
+            dim,
+            held: Mutex::new(Vec::new()),
         }
-    };
-    let values: Vec<f32> = (0..rows * dim)
-        .map(|index| value(index / dim, index % dim))
-        .collect();
-    Tensor::<1>::from_data(values.as_slice(), device).reshape([rows, dim])
+    }
+
+    /// The rows at `positions`, one after the other.
+    pub(crate) fn rows(&self, positions: &[usize]) -> Vec<f32> {
+        let dim = self.dim;
+        let wanted = positions.iter().max().map_or(0, |last| last + 1);
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = held.len() / dim.max(1);
+        if known < wanted {
+            // Twice as many, so that going on token by token does not make a row each.
+            let frequency = |feature: usize| {
+                let pair = (feature / 2 * 2) as f64 / dim as f64;
+                (-pair * 10_000f64.ln()).exp()
+            };
+            let frequencies: Vec<f64> = (0..dim).map(frequency).collect();
+            for row in known..wanted.max(2 * known) {
+                held.extend(frequencies.iter().enumerate().map(|(feature, frequency)| {
+                    let angle = row as f64 * frequency;
+                    match feature % 2 {
+                        0 => angle.sin() as f32,
+                        _ => angle.cos() as f32,
+                    }
+                }));
+            }
+        }
+        let row = |position: &usize| &held[position * dim..][..dim];
+        positions.iter().flat_map(row).copied().collect()
+    }
 }
 
 /// One row per sequence of hidden vectors.
@@ -96,6 +124,24 @@ pub(crate) fn pooled(x: Tensor<3>, offsets: &[usize], pool: Pool) -> Tensor<2> {
                 _ => flat.clone().slice([pair[0]..pair[1]]).mean_dim(0),
             };
             Tensor::cat(offsets.windows(2).map(mean).collect(), 0)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sinusoids_are_the_same_however_they_were_asked_for() {
+        let (whole, grown) = (Sinusoids::new(4), Sinusoids::new(4));
+        let all = whole.rows(&(0..9).collect::<Vec<_>>());
+        for position in [3, 0, 8, 5] {
+            assert_eq!(grown.rows(&[position]), all[4 * position..][..4]);
+        }
+        let want = [3f64.sin(), 3f64.cos(), 0.03f64.sin(), 0.03f64.cos()];
+        for (got, want) in all[12..16].iter().zip(want) {
+            assert!((f64::from(*got) - want).abs() < 1e-7);
         }
     }
 }

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 pub use anyformer_kernels::activation::Activation;
-use anyformer_kernels::glu as halves;
+use anyformer_kernels::glu as unit;
 use anyformer_kernels::softmax as kernel;
 use burn::tensor::{Tensor, activation as composed};
 
@@ -171,15 +171,15 @@ pub fn mul_silu<const D: usize>(x: Tensor<D>, gate: Tensor<D>) -> Tensor<D> {
 }
 
 #[derive(Debug)]
-struct Halves;
+struct Glu;
 
-impl Kernel for Halves {
+impl Kernel for Glu {
     fn forward(&self, inputs: &[View], _save: bool) -> Forward {
         let x = inputs[0];
         let (last, mut shape) = (x.shape.len() - 1, x.shape.to_vec());
         shape[last] /= 2;
         // SAFETY: the kernel writes every value.
-        let y = unsafe { filled(x.data.len() / 2, |y| halves::glu(shape[last], x.data, y)) };
+        let y = unsafe { filled(x.data.len() / 2, |y| unit::glu(shape[last], x.data, y)) };
         output(&shape, y)
     }
 
@@ -191,7 +191,7 @@ impl Kernel for Halves {
     ) -> Vec<Option<Array>> {
         let (x, dy) = (inputs[0], only(grads));
         let dim = dy.shape[dy.shape.len() - 1];
-        let fill = |dx: &mut [f32]| halves::glu_backward(dim, x.data, dy.data, dx);
+        let fill = |dx: &mut [f32]| unit::glu_backward(dim, x.data, dy.data, dx);
         // SAFETY: the kernel writes every value.
         let dx = unsafe { filled(x.data.len(), fill) };
         vec![Some(Array::new(x.shape, dx))]
@@ -203,7 +203,7 @@ pub fn glu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     let dim = x.dims()[D - 1] / 2;
     assert!(dim > 0 && x.dims()[D - 1] == 2 * dim, "glu: an odd width");
     if on_cpu(&x) {
-        return single(Halves, [erase(x)]);
+        return single(Glu, [erase(x)]);
     }
     x.clone().narrow(D - 1, 0, dim) * composed::sigmoid(x.narrow(D - 1, dim, dim))
 }

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use anyformer_kernels::diagonal as kernel;
-use anyformer_kernels::diagonal::Diagonal;
 use burn::tensor::Tensor;
 
 use crate::adapter::{
@@ -50,13 +49,13 @@ pub fn diagonal_recurrence(
 
 /// Inputs: v, lambda, the states before.
 #[derive(Debug)]
-struct Recurrence {
+struct Diagonal {
     offsets: Arc<Vec<usize>>,
 }
 
-impl Recurrence {
-    fn arguments<'a>(&'a self, inputs: &[View<'a>]) -> Diagonal<'a> {
-        Diagonal {
+impl Diagonal {
+    fn arguments<'a>(&'a self, inputs: &[View<'a>]) -> kernel::Diagonal<'a> {
+        kernel::Diagonal {
             lambda: inputs[1].data,
             initial: Some(inputs[2].data),
             offsets: &self.offsets,
@@ -64,7 +63,7 @@ impl Recurrence {
     }
 }
 
-impl Kernel for Recurrence {
+impl Kernel for Diagonal {
     fn keeps_output(&self) -> bool {
         true
     }

@@ -183,7 +183,7 @@ pub fn feature_attention(
         kernel::flops(rows, heads, map.features(dim), width) + 2 * map.flops(rows * heads, dim),
     );
     let matrix = map.matrix().cloned();
-    let whole = Whole {
+    let kernel = Features {
         map: match map {
             FeatureMap::Identity => Bare::Identity,
             FeatureMap::Elu => Bare::Elu,
@@ -196,8 +196,8 @@ pub fn feature_attention(
         offsets: sequences(offsets, batch, time),
     };
     match matrix {
-        Some(matrix) => single(whole, [erase(q), erase(k), erase(v), erase(matrix)]),
-        None => single(whole, [erase(q), erase(k), erase(v)]),
+        Some(matrix) => single(kernel, [erase(q), erase(k), erase(v), erase(matrix)]),
+        None => single(kernel, [erase(q), erase(k), erase(v)]),
     }
 }
 
@@ -213,13 +213,13 @@ enum Bare {
 }
 
 #[derive(Debug)]
-struct Whole {
+struct Features {
     map: Bare,
     normalise: bool,
     offsets: Arc<Vec<usize>>,
 }
 
-impl Whole {
+impl Features {
     fn arguments<'a>(&'a self, inputs: &[View<'a>]) -> FeatureAttention<'a> {
         let [q, k, v] = [inputs[0], inputs[1], inputs[2]];
         let matrix = || inputs[3].data;
@@ -250,7 +250,7 @@ impl Whole {
     }
 }
 
-impl Kernel for Whole {
+impl Kernel for Features {
     fn keeps_output(&self) -> bool {
         true
     }

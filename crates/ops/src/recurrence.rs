@@ -17,6 +17,7 @@ use crate::adapter::{
 use crate::meter;
 use composed::composed;
 
+pub use anyformer_kernels::feature_attention::SMALLEST_DIVISOR;
 pub use anyformer_kernels::recurrence::flops as recurrence_flops;
 
 /// The decay of the state, as a logarithm of at most zero.
@@ -65,9 +66,6 @@ impl Default for RecurrenceOptions {
         }
     }
 }
-
-/// See [`RecurrenceOptions::normaliser`].
-pub const SMALLEST_DIVISOR: f32 = 1e-6;
 
 /// The divisor, or [`SMALLEST_DIVISOR`] without a gradient where it is nearer to zero than that.
 pub fn guard_divisor(divisor: Tensor<4>) -> Tensor<4> {
