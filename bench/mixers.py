@@ -2,11 +2,12 @@
 
     python bench/mixers.py target/release/anyformer [--lengths 512,2048] [--rounds 7]
 
-Needs torch, fla-core and mambapy (see oracles/README.md for versions); unset OPENBLAS_* first. Both sides run the same
-model: embedding of 256, one block of width 512 (norm, mixer, norm, SwiGLU), norm, tied head, cross entropy, gradients of every
-parameter, f32, batch 1, 2 threads. PyTorch's mixers: SDPA for attention; fla's chunked torch form where it has one (delta rule,
-scalar-gate GLA), else its recurrent one (GLA: run up to --recurrent tokens only); mambapy with its parallel scan. Prints
-the median over rounds of each side and the median of the ratios ours/theirs (below 1: ours is faster).
+Needs torch, fla-core, transformers and mambapy (see oracles/README.md for versions); unset OPENBLAS_* first. Both sides run the
+same model: embedding of 256, one block of width 512 (norm, mixer, norm, SwiGLU), norm, tied head, cross entropy, gradients of
+every parameter, f32, batch 1, 2 threads. PyTorch's mixers: SDPA for attention; fla's chunked torch form where it has one (delta
+rule, gated delta rule), else its recurrent one (GLA: run up to --recurrent tokens only); for Mamba-2 transformers' layer, for
+Mamba mambapy with its parallel scan. Prints the median over rounds of each side and the median of the ratios ours/theirs (below 1:
+ours is faster).
 """
 
 import argparse
@@ -103,6 +104,39 @@ class Mamba(nn.Module):
         return self.block(x)
 
 
+class GatedDeltaNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        from fla.ops.gated_delta_rule.naive import naive_chunk_gated_delta_rule
+
+        self.op = naive_chunk_gated_delta_rule
+        self.q, self.k, self.v, self.g = linear(DIM), linear(DIM), linear(2 * DIM), linear(2 * DIM)
+        self.a, self.b, self.o = linear(HEADS), linear(HEADS), nn.Linear(2 * DIM, DIM, bias=False)
+        self.cq, self.ck, self.cv = Conv(DIM), Conv(DIM), Conv(2 * DIM)
+        self.a_log, self.dt_bias = nn.Parameter(torch.zeros(HEADS)), nn.Parameter(torch.full((HEADS,), -4.0))
+        self.norm = nn.RMSNorm(2 * DIM // HEADS, 1e-5)
+
+    def forward(self, x):
+        split = lambda y: y.view(*y.shape[:2], HEADS, -1)
+        q, k = (F.normalize(split(c(p(x))), dim=-1) for c, p in ((self.cq, self.q), (self.ck, self.k)))
+        decay = -self.a_log.exp() * F.softplus(self.a(x) + self.dt_bias)
+        o, _ = self.op(q, k, split(self.cv(self.v(x))), decay, self.b(x).sigmoid())
+        return self.o((self.norm(o) * F.silu(split(self.g(x)))).flatten(2))
+
+
+class Mamba2(nn.Module):
+    def __init__(self):
+        super().__init__()
+        from transformers import Mamba2Config
+        from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
+
+        sizes = {"hidden_size": DIM, "expand": 2, "head_dim": 64, "num_heads": 2 * DIM // 64, "state_size": 128, "n_groups": 1}
+        self.block = Mamba2Mixer(Mamba2Config(chunk_size=64, num_hidden_layers=1, **sizes), layer_idx=0)
+
+    def forward(self, x):
+        return self.block(x)
+
+
 class Model(nn.Module):
     def __init__(self, mixer):
         super().__init__()
@@ -122,7 +156,14 @@ class Model(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-MIXERS = {"attention": Attention, "gla": Gla, "delta_net": DeltaNet, "mamba": Mamba}
+MIXERS = {
+    "attention": Attention,
+    "gla": Gla,
+    "delta_net": DeltaNet,
+    "gated_delta_net": GatedDeltaNet,
+    "mamba2": Mamba2,
+    "mamba": Mamba,
+}
 
 
 def main():
