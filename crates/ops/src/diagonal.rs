@@ -37,7 +37,7 @@ pub fn diagonal_recurrence(
         return composed(v, lambda, initial, &offsets);
     }
     let mut outputs = apply(
-        Recurrence { offsets },
+        Diagonal { offsets },
         [erase(v), erase(lambda), erase(initial)],
     )
     .into_iter();
