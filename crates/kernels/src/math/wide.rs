@@ -1,14 +1,15 @@
 //! Functions of 16 values in a register, for loops that are written with AVX-512 themselves.
 
 use std::arch::x86_64::*;
+use std::f32::consts::LN_2;
 
 /// `(2^r - 1) / r` on half a unit to both sides of zero, to 1e-7.
 const EXP2: [f32; 5] = [
-    0.693_147,
-    0.240_222_47,
-    0.055_507_11,
-    0.009_671_293,
-    0.001_326_955_5,
+    LN_2,
+    0.240_222_83,
+    0.055_505_59,
+    0.009_669_661,
+    0.001_330_035_9,
 ];
 
 /// `2^x` of every lane to 2 units in the last place: 0 below -126 (no subnormals), infinity above 128, NaN stays NaN. A
