@@ -208,7 +208,13 @@ mod tests {
             (0..m * m).map(|place| at(place / m, place % m)).collect()
         };
         let less = |factor: f64, x: Vec<f64>| -> Vec<f64> {
-            let one = |at: usize| if at % (m + 1) == 0 { factor } else { 0.0 };
+            let one = |at: usize| {
+                if at.is_multiple_of(m + 1) {
+                    factor
+                } else {
+                    0.0
+                }
+            };
             x.iter().enumerate().map(|(at, x)| one(at) - x).collect()
         };
         let sums = (0..m).map(|j| (0..m).map(|i| a[i * m + j]).sum::<f64>());
