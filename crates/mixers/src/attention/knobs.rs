@@ -98,6 +98,6 @@ pub(crate) const KNOBS: &[Knob] = &[
     },
     Knob {
         name: "cache",
-        doc: "how keys and values are kept from token to token on the CPU: f32, or bf16 at half the memory; not with a window or positions in the scores",
+        doc: "how keys and values are kept from token to token on the CPU: f32, or bf16 at half the memory; not with positions in the scores",
     },
 ];

@@ -20,6 +20,7 @@ use super::{Attention, rows};
 use crate::mixer::{Context, State};
 
 /// Keys and values of one part of each sequence, those that were kept and the new ones.
+#[allow(clippy::large_enum_variant)]
 enum Part {
     Pages([Cache; 2]),
     /// With cumulative counts.
