@@ -194,7 +194,10 @@ mod tests {
             zeros: false,
         };
         let quants = nearest(scheme, [24, 64], &layer.weight.values()).expect("fits");
-        layer.weight.pack(Packed::new(&quants).expect("fits")).expect("of its shape");
+        layer
+            .weight
+            .pack(Packed::new(&quants).expect("fits"))
+            .expect("of its shape");
         let x = Tensor::<1>::from_data(values(3, 5 * 64).as_slice(), &device).reshape([5, 64]);
         let exact = tensor_values(layer.forward(x.clone()));
         builder.store().round_inputs(true);
