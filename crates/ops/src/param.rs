@@ -243,8 +243,8 @@ impl ParamStore {
         }
     }
 
-    /// Whether layers whose weights are packed in 8 or 4 bits round their inputs to 8 bits, which is quicker and less near to the
-    /// model. Off unless it is turned on.
+    /// Whether layers whose weights are packed in 8 or 4 bits round their inputs to 8 bits, which is less near to the model. Off
+    /// unless it is turned on.
     pub fn round_inputs(&self, on: bool) {
         self.rounds.store(on, Ordering::Relaxed);
     }

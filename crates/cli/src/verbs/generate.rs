@@ -33,7 +33,7 @@ pub struct Args {
     /// A file (UTF-8) that holds the text to continue
     #[arg(long, value_name = "FILE")]
     pub prompt_file: Option<PathBuf>,
-    /// Round inputs of layers whose weights are packed in 8 or 4 bits to 8 bits, group by group: quicker, and less near to the model
+    /// Round inputs of layers whose weights are packed in 8 or 4 bits to 8 bits, group by group, as llama.cpp does: less near to the model
     #[arg(long)]
     pub round_inputs: bool,
     /// How tokens are chosen.

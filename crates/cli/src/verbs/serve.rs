@@ -82,7 +82,7 @@ pub struct EngineArgs {
     /// Tokens to guess ahead for each answer: what followed the same words earlier in its text; 0: none
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub speculate: usize,
-    /// Round inputs of layers whose weights are packed in 8 or 4 bits to 8 bits, group by group: quicker, and less near to the model
+    /// Round inputs of layers whose weights are packed in 8 or 4 bits to 8 bits, group by group, as llama.cpp does: less near to the model
     #[arg(long)]
     pub round_inputs: bool,
     /// Milliseconds that a text for an encoder waits for others to join it

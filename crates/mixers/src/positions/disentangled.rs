@@ -29,16 +29,16 @@ pub enum Terms {
 }
 
 impl Terms {
-    fn to_place(self) -> bool {
+    fn has_keys_place(self) -> bool {
         self != Terms::FromPlace
     }
 
-    fn from_place(self) -> bool {
+    fn has_queries_place(self) -> bool {
         self != Terms::ToPlace
     }
 
     fn count(self) -> usize {
-        usize::from(self.to_place()) + usize::from(self.from_place())
+        usize::from(self.has_keys_place()) + usize::from(self.has_queries_place())
     }
 }
 
@@ -108,8 +108,9 @@ impl Disentangled {
             table,
             norm,
             own,
-            keys: (!knobs.shared && knobs.terms.to_place()).then(|| more("place_k_proj", bias)),
-            queries: (!knobs.shared && knobs.terms.from_place())
+            keys: (!knobs.shared && knobs.terms.has_keys_place())
+                .then(|| more("place_k_proj", bias)),
+            queries: (!knobs.shared && knobs.terms.has_queries_place())
                 .then(|| more("place_q_proj", bias)),
             knobs,
             heads,
@@ -179,8 +180,9 @@ impl Disentangled {
         let [q_proj, k_proj] = projections;
         let terms = self.knobs.terms;
         Places {
-            keys: (terms.to_place()).then(|| project(self.keys.as_ref().unwrap_or(k_proj))),
-            queries: (terms.from_place()).then(|| project(self.queries.as_ref().unwrap_or(q_proj))),
+            keys: (terms.has_keys_place()).then(|| project(self.keys.as_ref().unwrap_or(k_proj))),
+            queries: (terms.has_queries_place())
+                .then(|| project(self.queries.as_ref().unwrap_or(q_proj))),
             first,
         }
     }
