@@ -11,6 +11,7 @@ pub mod embedding;
 pub mod feature_attention;
 pub mod gemm;
 pub mod glu;
+pub mod instructions;
 pub mod inverse;
 pub mod machine;
 pub mod math;

@@ -1,5 +1,7 @@
 //! Deterministic random numbers and comparisons for the tests.
 
+use crate::instructions::Instructions;
+
 /// `n` values uniform in [-1, 1) from splitmix64.
 pub fn rand_vec(seed: u64, n: usize) -> Vec<f32> {
     let mut state = seed;
@@ -65,4 +67,13 @@ pub fn differences(
         })
         .collect();
     (outputs, grads)
+}
+
+/// Runs `tests` with each set of instructions that is smaller than the machine's: its own is what they run with anyway.
+pub fn with_fewer_instructions(tests: &[fn()]) {
+    for level in Instructions::all() {
+        if level < Instructions::best() {
+            level.run(2, || tests.iter().for_each(|test| test()));
+        }
+    }
 }

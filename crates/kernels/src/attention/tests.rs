@@ -465,3 +465,14 @@ fn pages_give_the_bits_of_flat_rows() {
         assert_eq!(got.o, forward(&rounded.fast()).o, "{dims:?} in bf16");
     }
 }
+
+#[test]
+fn fewer_instructions_match_as_well() {
+    crate::testing::with_fewer_instructions(&[
+        outputs_and_gradients_equal_the_equation_at_every_length,
+        packs_with_empty_sequences_caches_and_groups,
+        large_scores_do_not_overflow,
+        results_over_parts_of_the_keys_merge_in_any_order,
+        pages_give_the_bits_of_flat_rows,
+    ]);
+}

@@ -150,3 +150,12 @@ fn weight_gradient_adds_up_over_groups() {
     assert!((dot(&wide(&grads.weight), &wide(&weight)) - loss).abs() < 1e-3);
     assert!((dot(&wide(&grads.x), &wide(&x)) - loss).abs() < 1e-3);
 }
+
+#[test]
+fn fewer_instructions_match_as_well() {
+    crate::testing::with_fewer_instructions(&[
+        outputs_and_gradients_equal_the_equation,
+        carried_state_joins_a_cut,
+        weight_gradient_adds_up_over_groups,
+    ]);
+}

@@ -171,3 +171,12 @@ fn columns_are_summed() {
         assert_close("sums", &column_sums(&x, width), &want, 1e-5);
     }
 }
+
+#[test]
+fn fewer_instructions_match_as_well() {
+    crate::testing::with_fewer_instructions(&[
+        every_layout_level_and_finish_matches_the_sum,
+        what_is_not_a_number_stays_where_it_belongs,
+        columns_are_summed,
+    ]);
+}

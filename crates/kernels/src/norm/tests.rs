@@ -247,3 +247,13 @@ fn zero_and_large_rows_stay_finite() {
         );
     }
 }
+
+#[test]
+fn fewer_instructions_match_as_well() {
+    crate::testing::with_fewer_instructions(&[
+        rms_forms_match_naive_with_every_gradient,
+        layer_norm_matches_naive_with_every_gradient,
+        many_rows_give_the_same_as_one_at_a_time,
+        zero_and_large_rows_stay_finite,
+    ]);
+}

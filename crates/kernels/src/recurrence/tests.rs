@@ -331,3 +331,15 @@ fn threads_do_not_change_a_bit() {
     assert!(p.work(Write::Additive) >= super::forward::PARALLEL_FLOPS);
     assert!(run(1) == run(3));
 }
+
+#[test]
+fn fewer_instructions_match_as_well() {
+    crate::testing::with_fewer_instructions(&[
+        chunks_equal_the_loop_around_the_chunk_length,
+        two_levels_equal_the_loop,
+        packs_with_an_empty_sequence_and_shared_keys_equal_the_loop,
+        short_sequences_equal_the_loop,
+        a_chunk_of_one_token_equals_the_loop,
+        strong_decay_stays_finite_and_right,
+    ]);
+}

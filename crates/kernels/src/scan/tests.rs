@@ -224,3 +224,11 @@ fn run(scan: &Scan, save: bool) -> Run {
     let Output { y, saved } = forward(scan, save, &mut last);
     Run { y, last, saved }
 }
+
+#[test]
+fn fewer_instructions_match_as_well() {
+    crate::testing::with_fewer_instructions(&[
+        outputs_and_every_gradient_equal_the_equation,
+        carried_state_joins_a_cut,
+    ]);
+}
