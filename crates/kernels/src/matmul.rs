@@ -361,5 +361,7 @@ fn portable(
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 mod tests;
+#[cfg(any(test, fuzzing))]
+pub(crate) use tests::fuzz;

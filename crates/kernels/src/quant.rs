@@ -280,5 +280,7 @@ fn many_rows(
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 mod tests;
+#[cfg(any(test, fuzzing))]
+pub(crate) use tests::fuzz;

@@ -219,6 +219,9 @@ pub struct ModelConfig {
     pub embed_std: f32,
     /// Multiply the initial weights that write into the residual stream by 1/sqrt(number of such layers).
     pub scale_residual: bool,
+    /// Chance with which each value of the embedding and of what a mixer adds to the residual stream is zeroed in training
+    /// (Srivastava et al., 2014), the others being scaled up; a pass through the model drops nothing.
+    pub dropout: f64,
     /// Precision of the products of linear layers.
     pub precision: Precision,
     /// What the model reads.
@@ -253,6 +256,7 @@ impl Default for ModelConfig {
             initializer_range: None,
             embed_std: 0.02,
             scale_residual: true,
+            dropout: 0.0,
             precision: Precision::F32,
             reads: Reads::Tokens { vocab: 256 },
             gives: Gives::NextToken { tied: true },
@@ -440,6 +444,13 @@ impl ModelConfig {
         }
         if !(self.embed_std > 0.0 && self.embed_std.is_finite()) {
             return impossible(format!("embed_std {} must be above 0", self.embed_std));
+        }
+        // As f32, in which it is used: what rounds to 1 would drop everything.
+        if !(self.dropout >= 0.0 && (self.dropout as f32) < 1.0) {
+            return impossible(format!(
+                "dropout must be at least 0 and below 1, got {}",
+                self.dropout
+            ));
         }
         if self.mixers.is_empty() {
             return impossible("mixers is empty; name at least one, as { name = \"gla\" }".into());

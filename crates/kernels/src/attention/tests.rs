@@ -476,3 +476,35 @@ fn fewer_instructions_match_as_well() {
         pages_give_the_bits_of_flat_rows,
     ]);
 }
+
+/// A problem from bytes, against the equation.
+pub(crate) fn fuzz(bytes: &mut crate::fuzzing::Bytes) {
+    let kv_heads = bytes.number(1, 2);
+    let heads = kv_heads * bytes.number(1, 3);
+    let dims = [heads, kv_heads, bytes.number(1, 70), bytes.number(1, 70)];
+    let q = bytes.offsets(70);
+    let mut k = vec![0];
+    for pair in q.windows(2) {
+        let own = match bytes.flag() {
+            true => pair[1] - pair[0],
+            false => bytes.length(140),
+        };
+        k.push(k[k.len() - 1] + own);
+    }
+    let mask = Mask {
+        causal: bytes.flag(),
+        window: bytes.one_of(&[None, Some(0), Some(1), Some(5), Some(64), Some(usize::MAX)]),
+    };
+    let mut case = Case::new(&q, &k, dims, mask, bytes.flag());
+    if bytes.flag() {
+        // Scores in which single keys weigh everything.
+        let queries = case.q.len();
+        let larger = bytes.values(queries, 30.0);
+        case.q = larger;
+        let output = forward(&case.fast());
+        let (o, _) = case.naive().forward();
+        assert_close("o", &output.o, &narrow(&o), 1e-4);
+        return;
+    }
+    case.check();
+}

@@ -159,3 +159,19 @@ fn fewer_instructions_match_as_well() {
         weight_gradient_adds_up_over_groups,
     ]);
 }
+
+/// A problem from bytes, against the equation.
+pub(crate) fn fuzz(bytes: &mut crate::fuzzing::Bytes) {
+    let (width, channels) = (bytes.number(1, 8), bytes.number(1, 40));
+    let [silu, full, differences] = [(); 3].map(|()| bytes.flag());
+    let most = if differences { 12 } else { 140 };
+    let channels = if differences {
+        channels.min(20)
+    } else {
+        channels
+    };
+    let offsets = bytes.offsets(most);
+    if offsets[offsets.len() - 1] * channels < 600 || !differences {
+        check(&offsets, width, channels.min(29), silu, full, differences);
+    }
+}

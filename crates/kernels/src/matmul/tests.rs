@@ -180,3 +180,36 @@ fn fewer_instructions_match_as_well() {
         columns_are_summed,
     ]);
 }
+
+/// A problem from bytes, against the sum.
+pub(crate) fn fuzz(bytes: &mut crate::fuzzing::Bytes) {
+    let size = [bytes.length(90), bytes.length(200), bytes.length(90)];
+    let [m, k, n] = size;
+    let matrix = |bytes: &mut crate::fuzzing::Bytes, rows: usize, columns: usize| {
+        let gap = bytes.number(1, 3);
+        let strides = match bytes.flag() {
+            true => (columns * gap, bytes.one_of(&[1, gap])),
+            false => (bytes.one_of(&[1, gap]), rows * gap),
+        };
+        (bytes.values(span(rows, columns, strides), 1e4), strides)
+    };
+    let ((a, a_strides), (b, b_strides)) = (matrix(bytes, m, k), matrix(bytes, k, n));
+    let [left, right] =
+        [(&a, a_strides), (&b, b_strides)].map(|(data, strides)| Matrix { data, strides });
+    let bias = bytes.values(n, 10.0);
+    let before = bytes.values(m * n, 10.0);
+    let finish = Finish {
+        add: bytes.flag(),
+        bias: bytes.flag().then_some(&bias[..]),
+    };
+    let precision = bytes.one_of(&[Precision::F32, Precision::Bf16]);
+    let want = naive(precision, size, left, right, &before, finish);
+    for level in levels(precision) {
+        let mut got = before.clone();
+        matmul_at(level, precision, size, left, right, &mut got, finish);
+        assert_close(&format!("{level:?} {size:?}"), &got, &want, 3e-5);
+    }
+    let mut got = before.clone();
+    matmul(precision, size, left, right, &mut got, finish);
+    assert_close(&format!("{size:?}"), &got, &want, 3e-5);
+}

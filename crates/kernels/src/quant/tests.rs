@@ -435,3 +435,29 @@ fn fewer_instructions_match_as_well() {
         products_of_bytes_are_exact_sums_of_the_rounded_rows,
     ]);
 }
+
+/// A weight and rows from bytes, against the sum, and back from the packed form.
+pub(crate) fn fuzz(bytes: &mut crate::fuzzing::Bytes) {
+    let [m, k, n] = [bytes.length(70), bytes.number(1, 300), bytes.number(1, 70)];
+    let scheme = bytes.one_of(&schemes());
+    let weights = bytes.values(n * k, 100.0);
+    let mut quants = nearest(scheme, [n, k], &weights).expect("fits");
+    if bytes.flag() {
+        quants.inputs = Some(bytes.values(k, 10.0));
+    }
+    let packed = Packed::new(&quants).expect("fits");
+    assert_eq!(packed.quants(), Some(quants.clone()));
+    let x = bytes.values(m * k, 100.0);
+    let bias = bytes.values(n, 10.0);
+    let bias = bytes.flag().then_some(&bias[..]);
+    let want = naive(&x, &quants, bias);
+    for level in levels() {
+        let got = product_at(level, Precision::F32, &x, &packed, bias);
+        assert_close(
+            &format!("{scheme:?} {level:?} {m} x {k} x {n}"),
+            &got,
+            &want,
+            5e-6,
+        );
+    }
+}

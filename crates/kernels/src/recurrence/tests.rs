@@ -343,3 +343,20 @@ fn fewer_instructions_match_as_well() {
         strong_decay_stays_finite_and_right,
     ]);
 }
+
+/// A problem from bytes, against the loop.
+pub(crate) fn fuzz(bytes: &mut crate::fuzzing::Bytes) {
+    let key_heads = bytes.number(1, 2);
+    let case = Case {
+        offsets: bytes.offsets(40),
+        key_heads,
+        heads: key_heads * bytes.number(1, 2),
+        key_dim: bytes.number(1, 18),
+        value_dim: bytes.number(1, 18),
+        chunk_len: bytes.one_of(&[1, 2, 7, 8, 16, 64]),
+        decay: bytes.one_of(&[0.1, 0.0, 1.0, 30.0]),
+    };
+    let kind = bytes.number(0, 2);
+    let [delta, with_initial, with_final] = [(); 3].map(|()| bytes.flag());
+    check(&case, kind, delta, with_initial, with_final);
+}

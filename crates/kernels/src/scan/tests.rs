@@ -232,3 +232,9 @@ fn fewer_instructions_match_as_well() {
         carried_state_joins_a_cut,
     ]);
 }
+
+/// A problem from bytes, against the equation.
+pub(crate) fn fuzz(bytes: &mut crate::fuzzing::Bytes) {
+    let (channels, state) = (bytes.number(1, 40), bytes.number(1, 20));
+    Case::new(&bytes.offsets(70), channels, state).check(bytes.flag(), 5);
+}
