@@ -39,7 +39,7 @@ impl<'a> Bytes<'a> {
 
     /// A length near to a place where loops change, at most `most`.
     pub(crate) fn length(&mut self, most: usize) -> usize {
-        let near = self.one_of(&[0, 1, 2, 4, 8, 16, 32, 64, 128]);
+        let near = self.one_of(&[0usize, 1, 2, 4, 8, 16, 32, 64, 128]);
         let length = match self.next() % 4 {
             0 => near,
             1 => near + 1,
@@ -87,6 +87,14 @@ pub const FAMILIES: [Family; 8] = [
     ("long_conv", crate::long_conv::fuzz),
     ("quant", crate::quant::fuzz),
 ];
+
+/// The family of that name; panics where there is none.
+pub fn family(name: &str) -> fn(&mut Bytes) {
+    match FAMILIES.into_iter().find(|(known, _)| *known == name) {
+        Some((_, family)) => family,
+        None => panic!("no family of kernels is called {name:?}"),
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -30,6 +30,12 @@ pub fn assert_close(name: &str, got: &[f32], want: &[f32], tol: f32) {
     }
 }
 
+/// The same where summands are about as large as 1: sums of them that cancel are not held to more than the rounding of those.
+pub fn assert_near(name: &str, got: &[f32], want: &[f32], tol: f32) {
+    let with_unit = |values: &[f32]| [values, &[1.0]].concat();
+    assert_close(name, &with_unit(got), &with_unit(want), tol);
+}
+
 /// The outputs of a naive f64 form and, by central differences, the gradient of `sum(dy * output)` for every input.
 pub fn differences(
     inputs: &[&[f32]],

@@ -1,7 +1,7 @@
 use super::cache::Element;
 use super::naive::Naive;
 use super::*;
-use crate::testing::{assert_close, rand_vec};
+use crate::testing::{assert_close, assert_near, rand_vec};
 
 fn wide(x: &[f32]) -> Vec<f64> {
     x.iter().map(|x| *x as f64).collect()
@@ -13,8 +13,7 @@ fn narrow(x: &[f64]) -> Vec<f32> {
 
 /// Rounding is relative to the summands, also where they cancel (a query with one key has no gradient).
 fn gradient_close(name: &str, got: &[f32], want: &[f32]) {
-    let with_unit = |x: &[f32]| [x, &[1.0]].concat();
-    assert_close(name, &with_unit(got), &with_unit(want), 5e-6);
+    assert_near(name, got, want, 5e-6);
 }
 
 #[derive(Clone)]
@@ -138,7 +137,7 @@ impl Case {
     fn check(&self) {
         let output = forward(&self.fast());
         let (o, lse) = self.naive().forward();
-        assert_close("o", &output.o, &narrow(&o), 3e-6);
+        assert_near("o", &output.o, &narrow(&o), 3e-6);
         for (got, want) in output.lse.iter().zip(narrow(&lse)) {
             assert!(
                 *got == want || (got - want).abs() < 3e-6 * (1.0 + want.abs()),
@@ -503,7 +502,7 @@ pub(crate) fn fuzz(bytes: &mut crate::fuzzing::Bytes) {
         case.q = larger;
         let output = forward(&case.fast());
         let (o, _) = case.naive().forward();
-        assert_close("o", &output.o, &narrow(&o), 1e-4);
+        assert_near("o", &output.o, &narrow(&o), 1e-3);
         return;
     }
     case.check();

@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::{assert_close, rand_vec};
+use crate::testing::{assert_close, assert_near, rand_vec};
 
 fn wide(x: &[f32]) -> Vec<f64> {
     x.iter().map(|x| *x as f64).collect()
@@ -64,7 +64,7 @@ fn check(
     let mut inputs = [wide(&x), wide(&weight), wide(&bias), wide(&initial)];
     let (want_y, want_last) = run(&inputs[0], &inputs[1], &inputs[2], &inputs[3]);
     let (y, last) = forward(&conv);
-    assert_close("y", &y, &narrow(&want_y), 1e-6);
+    assert_near("y", &y, &narrow(&want_y), 1e-6);
     assert_close("last", &last, &narrow(&want_last), 0.0);
     if !differences && channels < 30 {
         return;
@@ -86,7 +86,7 @@ fn check(
             inputs[input][index] = value;
             want[index] = (loss[1] - loss[0]) / 2e-5;
         }
-        assert_close(
+        assert_near(
             ["dx", "dweight", "dbias", "dinitial"][input],
             got,
             &narrow(&want),

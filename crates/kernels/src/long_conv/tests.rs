@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::{assert_close, rand_vec};
+use crate::testing::{assert_near, rand_vec};
 
 /// The equation and its gradients in f64: `[y, dx, dkernel]`.
 fn naive(p: Problem, x: &[f32], kernel: &[f32], dy: &[f32]) -> [Vec<f32>; 3] {
@@ -41,10 +41,10 @@ fn check(lengths: &[usize], channels: usize, taps: usize) {
     for direct in [usize::MAX, 0, DIRECT] {
         let name = format!("{lengths:?} x {channels}, {taps} taps, direct {direct}");
         let got = forward_above(direct, p, &x, &kernel);
-        assert_close(&format!("{name} y"), &got, &y, 3e-6);
+        assert_near(&format!("{name} y"), &got, &y, 3e-6);
         let (got_dx, got_dk) = backward_above(direct, p, &x, &kernel, &dy);
-        assert_close(&format!("{name} dx"), &got_dx, &dx, 3e-6);
-        assert_close(&format!("{name} dk"), &got_dk, &dk, 3e-6);
+        assert_near(&format!("{name} dx"), &got_dx, &dx, 3e-6);
+        assert_near(&format!("{name} dk"), &got_dk, &dk, 3e-6);
     }
 }
 

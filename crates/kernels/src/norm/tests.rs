@@ -372,9 +372,10 @@ pub(crate) fn fuzz(bytes: &mut crate::fuzzing::Bytes) {
     assert_eq!(got.counted, counted);
     let want = total / f64::max(counted as f64, 1.0);
     let error = (f64::from(got.loss) - want).abs();
-    assert!(
-        error <= 1e-5 * (1.0 + want.abs()),
-        "loss {} and {want}",
-        got.loss
-    );
+    // Of large logits the difference is taken after their rounding.
+    let largest = x
+        .iter()
+        .fold(0.0f64, |most, x| most.max(f64::from(x.abs())));
+    let most = 1e-5 * (1.0 + want.abs()) + 2e-7 * largest;
+    assert!(error <= most, "loss {} and {want}", got.loss);
 }

@@ -3,7 +3,7 @@
 use super::naive::{Wide, beta_values, gate_values, run, widen};
 use super::whole::forward;
 use super::{Gate, Problem, Write, backward};
-use crate::testing::{assert_close, rand_vec};
+use crate::testing::{assert_close, assert_near, rand_vec};
 
 struct Case {
     offsets: Vec<usize>,
@@ -88,8 +88,8 @@ fn check(case: &Case, kind: usize, delta: bool, with_initial: bool, with_final: 
     };
     let want = run(&p, &wide, gate, write);
     let got = forward(&p, &q, &k, &v, gate, write, given, true);
-    assert_close(&(name.clone() + "o"), &got.o, &narrow(&want.o), 2e-5);
-    assert_close(
+    assert_near(&(name.clone() + "o"), &got.o, &narrow(&want.o), 2e-5);
+    assert_near(
         &(name.clone() + "state"),
         &got.final_state,
         &narrow(&want.last),
@@ -118,7 +118,7 @@ fn check(case: &Case, kind: usize, delta: bool, with_initial: bool, with_final: 
             numeric.push(((plus - minus) / (2.0 * eps)) as f32);
         }
         let got: Vec<f32> = places.iter().map(|at| grad[*at]).collect();
-        assert_close(&(name.clone() + what), &got, &numeric, 2e-4);
+        assert_near(&(name.clone() + what), &got, &numeric, 2e-4);
     };
     against("dq", &grads.q, &|w| &mut w.q);
     against("dk", &grads.k, &|w| &mut w.k);
