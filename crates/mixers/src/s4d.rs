@@ -23,7 +23,8 @@ use crate::parts::{indices, linear_cost, row_by_row};
 
 /// Tokens of a chunk.
 const CHUNK: usize = 32;
-/// Above this many tokens of the longest sequence the transforms are faster than the chunks; measured, see `bench/RESULTS.md`.
+/// Above this many tokens of the longest sequence the transforms take over from the chunks. By count of operations, not by
+/// measurement yet: `anyformer bench --mixers s4d --lengths 256,512,1024,4096` before and after a change of it.
 const LONG: usize = 256;
 
 /// Knobs.
