@@ -219,8 +219,7 @@ pub struct ModelConfig {
     pub embed_std: f32,
     /// Multiply the initial weights that write into the residual stream by 1/sqrt(number of such layers).
     pub scale_residual: bool,
-    /// Chance with which each value of the embedding and of what a mixer adds to the residual stream is zeroed in training
-    /// (Srivastava et al., 2014), the others being scaled up; a pass through the model drops nothing.
+    /// Chance with which values of the embedding and of what mixers add are zeroed in training (Srivastava et al., 2014).
     pub dropout: f64,
     /// Precision of the products of linear layers.
     pub precision: Precision,
@@ -436,21 +435,16 @@ impl ModelConfig {
     /// Refuses what cannot be built, before anything is allocated. The mixers check their own knobs when built.
     pub fn check(&self) -> Result<(), ModelError> {
         let impossible = |message: String| Err(ModelError::Impossible(message));
-        if self.dim == 0 || self.layers == 0 {
-            return impossible(format!(
-                "dim {} and layers {} must be at least 1",
-                self.dim, self.layers
-            ));
+        let (dim, layers) = (self.dim, self.layers);
+        if dim == 0 || layers == 0 {
+            return impossible(format!("dim {dim} and layers {layers} must be at least 1"));
         }
         if !(self.embed_std > 0.0 && self.embed_std.is_finite()) {
             return impossible(format!("embed_std {} must be above 0", self.embed_std));
         }
-        // As f32, in which it is used: what rounds to 1 would drop everything.
-        if !(self.dropout >= 0.0 && (self.dropout as f32) < 1.0) {
-            return impossible(format!(
-                "dropout must be at least 0 and below 1, got {}",
-                self.dropout
-            ));
+        if !(0.0..1.0).contains(&(self.dropout as f32)) {
+            let got = self.dropout;
+            return impossible(format!("dropout must be at least 0 and below 1, got {got}"));
         }
         if self.mixers.is_empty() {
             return impossible("mixers is empty; name at least one, as { name = \"gla\" }".into());
