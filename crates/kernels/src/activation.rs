@@ -424,4 +424,13 @@ mod tests {
             assert_eq!(Silu.value(*x), *y);
         }
     }
+
+    #[test]
+    fn fewer_instructions_match_as_well() {
+        crate::testing::with_fewer_instructions(&[
+            values_and_slopes_match_naive,
+            gated_unit_matches_its_parts,
+            extreme_values_stay_finite,
+        ]);
+    }
 }

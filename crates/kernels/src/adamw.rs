@@ -181,4 +181,9 @@ mod tests {
         }
         assert_eq!(sum_of_squares(&[1e30]), 1e30f32 as f64 * 1e30f32 as f64);
     }
+
+    #[test]
+    fn fewer_instructions_match_as_well() {
+        crate::testing::with_fewer_instructions(&[three_steps_match_f64, squares_match_f64]);
+    }
 }

@@ -21,8 +21,10 @@ mod forward;
 mod merge;
 pub mod naive;
 mod plan;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 mod tests;
+#[cfg(any(test, fuzzing))]
+pub(crate) use tests::fuzz;
 
 pub use backward::{Grads, backward};
 pub use forward::{Output, forward};

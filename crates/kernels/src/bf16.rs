@@ -77,4 +77,9 @@ mod tests {
                 .all(|(half, wide)| wide.is_nan() || round(*wide) == *half)
         );
     }
+
+    #[test]
+    fn fewer_instructions_match_as_well() {
+        crate::testing::with_fewer_instructions(&[rounds_to_the_nearest_and_ties_to_even]);
+    }
 }

@@ -10,8 +10,10 @@ mod around;
 mod backward;
 mod forward;
 pub mod naive;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 mod tests;
+#[cfg(any(test, fuzzing))]
+pub(crate) use tests::fuzz;
 
 pub use around::Around;
 pub use backward::{Grads, backward};

@@ -277,4 +277,13 @@ mod tests {
     fn target_out_of_range() {
         cross_entropy(3, &[0.0; 3], &[3], &mut [0.0]);
     }
+
+    #[test]
+    fn fewer_instructions_match_as_well() {
+        crate::testing::with_fewer_instructions(&[
+            loss_and_gradient_match_naive,
+            extreme_logits_masks_and_ties,
+            many_blocks_agree_with_naive,
+        ]);
+    }
 }

@@ -436,4 +436,13 @@ mod tests {
         let row = Matrix::rows(&[1.0, 2.0, 3.0], 2);
         product([2, 2, 1], 1.0, row, row, &mut [0.0; 2], (1, 1), false);
     }
+
+    #[test]
+    fn fewer_instructions_match_as_well() {
+        crate::testing::with_fewer_instructions(&[
+            strided_products_match_the_sum,
+            dot_products_match_the_sum,
+            every_order_of_strides_matches_the_sum,
+        ]);
+    }
 }

@@ -7,11 +7,16 @@ pub mod conv;
 pub mod cross_entropy;
 pub mod diagonal;
 mod disjoint;
+pub mod dropout;
 pub mod embedding;
 pub mod feature_attention;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod gemm;
 pub mod glu;
+pub mod instructions;
 pub mod inverse;
+pub mod long_conv;
 pub mod machine;
 pub mod math;
 pub mod matmul;
@@ -24,6 +29,6 @@ pub mod rope;
 pub mod scan;
 mod simd;
 pub mod softmax;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 mod testing;
 mod transpose;

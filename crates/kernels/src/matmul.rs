@@ -15,6 +15,8 @@ use rayon::prelude::*;
 
 use crate::bf16;
 use crate::gemm::{Matrix, span};
+#[cfg(target_arch = "x86_64")]
+use crate::instructions::Instructions;
 use crate::simd::{add_partials, block_rows, collect, dispatched, dot, reduction_rows};
 
 #[cfg(target_arch = "x86_64")]
@@ -49,11 +51,11 @@ pub enum Level {
 }
 
 impl Level {
-    /// The fastest that this machine runs.
+    /// The fastest that the calling thread may run.
     pub fn best(precision: Precision) -> Self {
         #[cfg(target_arch = "x86_64")]
         {
-            let wide = is_x86_feature_detected!("avx512f");
+            let wide = Instructions::Avx512.usable();
             let brief = precision == Precision::F32 || is_x86_feature_detected!("avx512bf16");
             if wide && brief {
                 return Level::Avx512;
@@ -359,5 +361,7 @@ fn portable(
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 mod tests;
+#[cfg(any(test, fuzzing))]
+pub(crate) use tests::fuzz;

@@ -5,12 +5,16 @@
 //! more rows. Backwards recompute the statistics of a row from the input and save nothing. Weight gradients are summed
 //! over fixed blocks of rows, in order.
 
+mod add;
 mod layer;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 mod naive;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 mod tests;
+#[cfg(any(test, fuzzing))]
+pub(crate) use tests::fuzz;
 
+pub use add::{After, add_norm, add_norm_backward};
 pub use layer::{layer_norm, layer_norm_backward};
 
 use std::iter::repeat_with;

@@ -283,4 +283,9 @@ mod tests {
         segment_means_backward(channels, &bounds, &dy, &mut dx);
         assert_close("dx", &dx, &grads[0], 2e-5);
     }
+
+    #[test]
+    fn fewer_instructions_match_as_well() {
+        crate::testing::with_fewer_instructions(&[packed_sequences_match_naive, grids_match_naive]);
+    }
 }

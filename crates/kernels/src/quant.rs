@@ -19,6 +19,8 @@ use rayon::prelude::*;
 
 use crate::disjoint::Disjoint;
 use crate::gemm::Matrix;
+#[cfg(target_arch = "x86_64")]
+use crate::instructions::Instructions;
 use crate::matmul::{self, Precision};
 
 mod brief;
@@ -57,13 +59,10 @@ pub enum Level {
 }
 
 impl Level {
-    /// The fastest that this machine runs.
+    /// The fastest that the calling thread may run.
     pub fn best() -> Self {
         #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512vnni")
-        {
+        if Instructions::Avx512.usable() && is_x86_feature_detected!("avx512vnni") {
             return Level::Avx512;
         }
         Level::Portable
@@ -281,5 +280,7 @@ fn many_rows(
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 mod tests;
+#[cfg(any(test, fuzzing))]
+pub(crate) use tests::fuzz;

@@ -231,4 +231,9 @@ mod tests {
         let want: Vec<f32> = want.iter().map(|v| *v as f32).collect();
         assert_close("rope", &y, &want, 1e-6);
     }
+
+    #[test]
+    fn fewer_instructions_match_as_well() {
+        crate::testing::with_fewer_instructions(&[rotation_and_its_inverse, many_rows_over_blocks]);
+    }
 }

@@ -14,8 +14,10 @@ mod backward;
 mod forward;
 pub mod naive;
 mod step;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 mod tests;
+#[cfg(any(test, fuzzing))]
+pub(crate) use tests::fuzz;
 
 use crate::transpose::transpose;
 use std::ops::Range;

@@ -1,7 +1,7 @@
 //! How the small kernels become SIMD code and use threads.
 //!
-//! [`dispatched!`] wraps a function so that its body is compiled for each instruction set and chosen at run time.
-//! [`each`] and [`collect`] run it over fixed blocks, on the rayon pool when there is enough to do. Blocks depend on the
+//! [`dispatched!`] wraps a function so that its body is compiled for each instruction set and chosen at run time
+//! (see [`crate::instructions`]). [`each`] and [`collect`] run it over fixed blocks, on the rayon pool when there is enough to do. Blocks depend on the
 //! sizes only and partial results are combined in block order, so results do not depend on the number of threads.
 
 use rayon::prelude::*;
@@ -89,7 +89,7 @@ macro_rules! dispatched {
                     $body
                 }
             }
-            pulp::Arch::new().dispatch(Call { $($arg,)* life: std::marker::PhantomData })
+            crate::instructions::dispatch(Call { $($arg,)* life: std::marker::PhantomData })
         }
     };
 }

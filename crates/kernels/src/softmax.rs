@@ -106,4 +106,13 @@ mod tests {
             assert_eq!(y, one);
         }
     }
+
+    #[test]
+    fn fewer_instructions_match_as_well() {
+        crate::testing::with_fewer_instructions(&[
+            softmax_matches_naive,
+            extremes_and_masks,
+            many_rows_give_the_same_as_one_at_a_time,
+        ]);
+    }
 }

@@ -1,5 +1,7 @@
 //! Deterministic random numbers and comparisons for the tests.
 
+use crate::instructions::Instructions;
+
 /// `n` values uniform in [-1, 1) from splitmix64.
 pub fn rand_vec(seed: u64, n: usize) -> Vec<f32> {
     let mut state = seed;
@@ -26,6 +28,12 @@ pub fn assert_close(name: &str, got: &[f32], want: &[f32], tol: f32) {
             "{name}[{index}]: got {a}, want {b}, relative error {error:e} > {tol:e}"
         );
     }
+}
+
+/// The same where summands are about as large as 1: sums of them that cancel are not held to more than the rounding of those.
+pub fn assert_near(name: &str, got: &[f32], want: &[f32], tol: f32) {
+    let with_unit = |values: &[f32]| [values, &[1.0]].concat();
+    assert_close(name, &with_unit(got), &with_unit(want), tol);
 }
 
 /// The outputs of a naive f64 form and, by central differences, the gradient of `sum(dy * output)` for every input.
@@ -65,4 +73,13 @@ pub fn differences(
         })
         .collect();
     (outputs, grads)
+}
+
+/// Runs `tests` with each set of instructions that is smaller than the machine's: its own is what they run with anyway.
+pub fn with_fewer_instructions(tests: &[fn()]) {
+    for level in Instructions::all() {
+        if level < Instructions::best() {
+            level.run(2, || tests.iter().for_each(|test| test()));
+        }
+    }
 }

@@ -2,6 +2,8 @@
 #![allow(unsafe_code)]
 
 use crate::gemm::span;
+#[cfg(target_arch = "x86_64")]
+use crate::instructions::Instructions;
 
 /// `to[j][i] = factor from[i][j]` for `from [rows, columns]` and `to [columns, rows]`, both contiguous along their second
 /// dimension with these strides from row to row.
@@ -21,7 +23,7 @@ pub(crate) fn transpose(
         "a transposition reaches past its operands"
     );
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx512f") {
+    if Instructions::Avx512.usable() {
         // SAFETY: every element lies within its slice, as just checked; AVX-512 was detected.
         unsafe { wide::blocks([rows, columns], factor, from, from_stride, to, to_stride) };
         return;
@@ -134,5 +136,12 @@ mod tests {
                 assert_eq!(*value, want, "{rows} x {columns} at {at}");
             }
         }
+    }
+
+    #[test]
+    fn fewer_instructions_match_as_well() {
+        crate::testing::with_fewer_instructions(&[
+            every_size_is_transposed_and_nothing_else_written,
+        ]);
     }
 }

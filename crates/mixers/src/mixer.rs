@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyformer_ops::Tensor;
 use anyformer_ops::adapter::sequences;
+use anyformer_ops::dropout::Dropout;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use crate::state::State;
@@ -49,6 +50,8 @@ pub struct Context {
     pub grid: Option<[usize; 2]>,
     /// Where mixers leave losses of their own, when they are wanted.
     pub losses: Option<Losses>,
+    /// What a pass of training drops; the blocks apply it to what the mixers give.
+    pub dropout: Option<Dropout>,
 }
 
 /// Losses `[1]` that mixers want added to the task's, as a balance of experts.
@@ -81,6 +84,14 @@ impl Context {
     /// Cumulative lengths of the sequences of an input `[batch, time, dim]`.
     pub fn sequences(&self, batch: usize, time: usize) -> Arc<Vec<usize>> {
         sequences(self.offsets.as_ref(), batch, time)
+    }
+
+    /// `x [batch, time, dim]` with values zeroed at random where the pass drops some; `site` is the place in the model.
+    pub fn dropped(&self, site: u32, x: Tensor<3>) -> Tensor<3> {
+        match &self.dropout {
+            Some(dropout) => dropout.apply(site, x, self.offsets.as_ref()),
+            None => x,
+        }
     }
 
     /// The cumulative lengths, where sequences are packed.

@@ -5,10 +5,15 @@
 //! layer to twice the width, and a gated linear unit, as in the released layer. Both directions: a second C whose run goes
 //! backwards over the tokens after t.
 //!
-//! Computed in chunks: inside a chunk the convolution is a triangular matrix per feature, between chunks the states go on.
+//! Whole sequences of more than [`LONG`] tokens, on the CPU: the taps of the convolution, then the convolution through Fourier
+//! transforms. Otherwise in chunks: inside a chunk the convolution is a triangular matrix per feature, between chunks the
+//! states go on.
+
+use std::sync::Arc;
 
 use anyformer_ops::activation::{gelu, sigmoid};
-use anyformer_ops::{Builder, Init, Linear, Param, Tensor, meter};
+use anyformer_ops::long_conv::{long_conv, long_conv_flops};
+use anyformer_ops::{Builder, Init, Linear, Param, Tensor, device_is_cpu, meter};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +23,9 @@ use crate::parts::{indices, linear_cost, row_by_row};
 
 /// Tokens of a chunk.
 const CHUNK: usize = 32;
+/// Above this many tokens of the longest sequence the transforms take over from the chunks. By count of operations, not by
+/// measurement yet: `anyformer bench --mixers s4d --lengths 256,512,1024,4096` before and after a change of it.
+const LONG: usize = 256;
 
 /// Knobs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -152,13 +160,12 @@ impl S4d {
         }
     }
 
-    /// The dynamics of a direction over chunks of `chunk` tokens.
-    fn dynamics(&self, c: &Param, chunk: usize) -> Dynamics {
+    /// The dynamics of a direction: `z` and `C (e^z - 1) / A`, real and imaginary parts `[dim, modes]`.
+    fn modes_of(&self, c: &Param) -> [[Tensor<2>; 2]; 2] {
         let (dim, modes) = (self.dim, self.modes);
         let dt = self.log_dt.tensor::<1>().exp().reshape([dim, 1]);
         let a_real = self.log_a_real.tensor::<2>().exp().neg();
         let a_imag = self.a_imag.tensor::<2>();
-        let device = dt.device();
         let (z_real, z_imag) = (a_real.clone() * dt.clone(), a_imag.clone() * dt);
         // C (e^z - 1) / A.
         let c = c.tensor::<3>();
@@ -174,17 +181,29 @@ impl S4d {
         let q_imag = (e_imag * a_real - e_real * a_imag) / size;
         let c_real = part(0) * q_real.clone() - part(1) * q_imag.clone();
         let c_imag = part(0) * q_imag + part(1) * q_real;
-        // e^(z l) for l = 0 to chunk, [dim, modes, chunk + 1].
-        let steps: Vec<f32> = (0..=chunk).map(|step| step as f32).collect();
-        let steps = Tensor::<1>::from_data(steps.as_slice(), &device).reshape([1, 1, chunk + 1]);
-        let over = |z: Tensor<2>| z.reshape([dim, modes, 1]) * steps.clone();
-        let (size, angle) = (over(z_real).exp(), over(z_imag));
-        let (p_real, p_imag) = (size.clone() * angle.clone().cos(), size * angle.sin());
-        let wide = |c: Tensor<2>| c.reshape([dim, modes, 1]);
-        let (c_real, c_imag) = (wide(c_real), wide(c_imag));
-        // 2 C' e^(z l), [dim, modes, chunk + 1].
-        let o_real = (p_real.clone() * c_real.clone() - p_imag.clone() * c_imag.clone()) * 2.0;
-        let o_imag = (p_real.clone() * c_imag + p_imag.clone() * c_real) * 2.0;
+        [[z_real, z_imag], [c_real, c_imag]]
+    }
+
+    /// The taps of a direction's convolution, `2 Re(sum_m C' e^(z l))` for l below `time`: `[dim, time]`. With l = 32 a + b it is
+    /// a product of what depends on a and what depends on b.
+    fn taps(&self, c: &Param, time: usize) -> Tensor<2> {
+        let count = time.div_ceil(CHUNK);
+        let [z, c] = self.modes_of(c);
+        let small = powers(&z, (0..CHUNK).map(|b| b as f32));
+        let [o_real, o_imag] = outputs(powers(&z, (0..count).map(|a| (a * CHUNK) as f32)), c);
+        let left = Tensor::cat(vec![o_real, o_imag.neg()], 1).swap_dims(1, 2);
+        let taps = left.matmul(Tensor::cat(small.into(), 1));
+        taps.reshape([self.dim, count * CHUNK]).narrow(1, 0, time)
+    }
+
+    /// The dynamics of a direction over chunks of `chunk` tokens.
+    fn dynamics(&self, c: &Param, chunk: usize) -> Dynamics {
+        let dim = self.dim;
+        let [z, c] = self.modes_of(c);
+        let device = z[0].device();
+        // For l = 0 to chunk, [dim, modes, chunk + 1].
+        let [p_real, p_imag] = powers(&z, (0..=chunk).map(|step| step as f32));
+        let [o_real, o_imag] = outputs([p_real.clone(), p_imag.clone()], c);
         let kernel = o_real.clone().sum_dim(1).reshape([dim, chunk + 1]);
         let none = Tensor::zeros([dim, 1], &device);
         let kernel = Tensor::cat(vec![kernel.narrow(1, 0, chunk), none], 1);
@@ -274,26 +293,82 @@ impl S4d {
         (Tensor::cat(parts, 1), state.permute([2, 0, 1]))
     }
 
+    /// Whole sequences of any lengths through Fourier transforms.
+    fn transformed(&self, x: Tensor<3>, context: &Context) -> Tensor<3> {
+        let [rows, time, dim] = x.dims();
+        let offsets = context.sequences(rows, time);
+        let lengths = offsets.windows(2).map(|pair| pair[1] - pair[0]);
+        let longest = lengths.max().unwrap_or(0);
+        let taps = self.taps(&self.c[0], longest);
+        meter::add(self.taps_flops(longest));
+        let mut y = long_conv(x.clone(), taps, Some(&offsets));
+        if let Some(back) = self.c.get(1) {
+            // Token t gets what the backward run holds after the token next to it: a tap of zero comes first.
+            let none = Tensor::zeros([dim, 1], &x.device());
+            let taps = self.taps(back, longest - 1);
+            meter::add(self.taps_flops(longest - 1));
+            let taps = Tensor::cat(vec![none, taps], 1);
+            let total = rows * time;
+            let from_end = offsets.iter().rev().map(|offset| total - offset).collect();
+            let turned = x.clone().reshape([1, total, dim]).flip([1]);
+            let from_end = long_conv(turned, taps, Some(&Arc::new(from_end)));
+            y = y + from_end.flip([1]).reshape([rows, time, dim]);
+        }
+        y
+    }
+
+    fn taps_flops(&self, time: usize) -> u64 {
+        2 * (self.dim * time.next_multiple_of(CHUNK) * 2 * self.modes) as u64
+    }
+
+    /// The rest of the layer, from what the convolution gives.
+    fn finish(&self, x: Tensor<3>, y: Tensor<3>) -> Tensor<3> {
+        let dim = self.dim;
+        let y = y + x * self.d.tensor::<1>().reshape([1, 1, dim]);
+        let both = self.output.forward(gelu(y));
+        let [a, b] = [0, dim].map(|start| both.clone().narrow(2, start, dim));
+        a * sigmoid(b)
+    }
+
     /// Rows of one length, `[rows, time, dim]`.
     fn run(&self, x: Tensor<3>, state: Option<Tensor<3>>) -> (Tensor<3>, Tensor<3>) {
-        let [rows, time, dim] = x.dims();
+        let [rows, time, _] = x.dims();
         let (mut y, state) = self.convolve(&self.c[0], x.clone(), state);
         if let Some(back) = self.c.get(1) {
             // Token t gets what the backward run holds after the token next to it.
             let (from_end, _) = self.convolve(back, x.clone().flip([1]), None);
-            let none = Tensor::zeros([rows, 1, dim], &x.device());
+            let none = Tensor::zeros([rows, 1, self.dim], &x.device());
             let moved = Tensor::cat(vec![none, from_end], 1).narrow(1, 0, time);
             y = y + moved.flip([1]);
         }
-        let y = y + x * self.d.tensor::<1>().reshape([1, 1, dim]);
-        let both = self.output.forward(gelu(y));
-        let [a, b] = [0, dim].map(|start| both.clone().narrow(2, start, dim));
-        (a * sigmoid(b), state)
+        (self.finish(x, y), state)
     }
 
     fn chunk_flops(&self, chunk: usize) -> u64 {
         2 * (self.dim * chunk * (chunk + 4 * self.modes)) as u64
     }
+}
+
+/// `e^(z l)` for each l, `[dim, modes, steps]`, real and imaginary parts.
+fn powers([z_real, z_imag]: &[Tensor<2>; 2], steps: impl Iterator<Item = f32>) -> [Tensor<3>; 2] {
+    let [dim, modes] = z_real.dims();
+    let steps: Vec<f32> = steps.collect();
+    let count = steps.len();
+    let steps = Tensor::<1>::from_data(steps.as_slice(), &z_real.device());
+    let steps = steps.reshape([1, 1, count]);
+    let over = |z: &Tensor<2>| z.clone().reshape([dim, modes, 1]) * steps.clone();
+    let (size, angle) = (over(z_real).exp(), over(z_imag));
+    [size.clone() * angle.clone().cos(), size * angle.sin()]
+}
+
+/// `2 C' e^(z l)` from those powers.
+fn outputs([p_real, p_imag]: [Tensor<3>; 2], c: [Tensor<2>; 2]) -> [Tensor<3>; 2] {
+    let [dim, modes] = c[0].dims();
+    let [c_real, c_imag] = c.map(|c| c.reshape([dim, modes, 1]));
+    [
+        (p_real.clone() * c_real.clone() - p_imag.clone() * c_imag.clone()) * 2.0,
+        (p_real * c_imag + p_imag * c_real) * 2.0,
+    ]
 }
 
 impl TokenMixer for S4d {
@@ -307,6 +382,15 @@ impl TokenMixer for S4d {
         if !causal && state.is_some() {
             return Err(RunError::CannotStream(CARD.name));
         }
+        let [rows, time, _] = x.dims();
+        let offsets = context.sequences(rows, time);
+        let long = offsets.windows(2).any(|pair| pair[1] - pair[0] > LONG);
+        // Chunks give a last state with their outputs; transforms do not.
+        let streams = state.is_some() || context.keep_state && causal;
+        if long && !streams && device_is_cpu(&x.device()) {
+            let y = self.transformed(x.clone(), context);
+            return Ok((self.finish(x, y), None));
+        }
         let held = state.map(|state| state.get::<3>("h"));
         let times = context.times_after(x.dims()[0], x.dims()[1], state);
         let (y, end) = row_by_row(x, context, held, |x, state| self.run(x, state));
@@ -315,9 +399,18 @@ impl TokenMixer for S4d {
     }
 
     fn cost(&self, time: usize) -> Cost {
+        // A whole sequence whose last state is not asked for.
         let runs = |time: usize| {
             let rest = time % CHUNK;
             (time / CHUNK) as u64 * self.chunk_flops(CHUNK) + self.chunk_flops(rest)
+        };
+        let conv = |taps: usize, zero: usize| {
+            self.taps_flops(taps) + long_conv_flops(time, self.dim, taps + zero)
+        };
+        let back = || conv(time - 1, 1);
+        let transformed = match time > LONG {
+            true => conv(time, 0) + self.c.get(1).map_or(0, |_| back()),
+            false => 0,
         };
         let own = [&self.log_dt, &self.log_a_real, &self.a_imag, &self.d];
         let own = own
@@ -328,12 +421,70 @@ impl TokenMixer for S4d {
         linear_cost(&[&self.output], time)
             + Cost {
                 params: own as u64,
-                flops: self.c.len() as u64 * runs(time),
+                flops: match time > LONG {
+                    true => transformed,
+                    false => self.c.len() as u64 * runs(time),
+                },
                 state_bytes: if self.c.len() == 1 {
                     4 * (self.dim * 2 * self.modes) as u64
                 } else {
                     0
                 },
             }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyformer_ops::{Device, portable, tensor_values};
+
+    /// Output, gradient of the input and of every parameter.
+    fn all(mixer: &S4d, store: &[Param], x: &Tensor<3>, context: &Context) -> Vec<Vec<f32>> {
+        let (y, _) = mixer.forward(x.clone(), context, None).expect("runs");
+        let wave = y.clone() * y.clone().cos();
+        let mut grads = wave.sum().backward();
+        let mut found = vec![tensor_values(y)];
+        found.push(tensor_values(x.grad(&grads).expect("tracked")));
+        let of = |param: &Param| param.gradient(&mut grads).expect("learns");
+        found.extend(store.iter().map(of));
+        found
+    }
+
+    #[test]
+    fn transforms_equal_chunks_with_every_gradient() {
+        let device = Device::flex().autodiff();
+        for causal in [true, false] {
+            let config = S4dConfig {
+                causal,
+                ..S4dConfig::default()
+            };
+            let builder = Builder::new(&device, 3);
+            let mixer = S4d::new(5, config, &builder);
+            let store = builder.store();
+            for lengths in [None, Some(vec![0, 40, 41, LONG + 50, LONG + 82])] {
+                let time = LONG + 82;
+                let values: Vec<f32> = (0..2 * time * 5)
+                    .map(|at| (at as f32 * 0.37).sin() + (at as f32 * 0.011).cos())
+                    .collect();
+                let rows = if lengths.is_some() { 1 } else { 2 };
+                let values = &values[..rows * time * 5];
+                let x = Tensor::<1>::from_data(values, &device).reshape([rows, time, 5]);
+                let x = x.require_grad();
+                let context = Context {
+                    offsets: lengths.map(Arc::new),
+                    ..Context::default()
+                };
+                let got = all(&mixer, store.params(), &x, &context);
+                let want = portable(|| all(&mixer, store.params(), &x, &context));
+                for (at, (got, want)) in got.iter().zip(&want).enumerate() {
+                    let largest = want.iter().fold(1e-6f32, |a, b| a.max(b.abs()));
+                    for (a, b) in got.iter().zip(want) {
+                        let error = (a - b).abs() / largest;
+                        assert!(error < 1e-4, "causal {causal}, {at}: {a} and {b}");
+                    }
+                }
+            }
+        }
     }
 }

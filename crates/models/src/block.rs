@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyformer_mixers::{
     ChannelMixer, Context, Cost, MixerSpec, RunError, State, TokenMixer, channel_mixer, token_mixer,
 };
-use anyformer_ops::norm::{layer_norm, rms_norm};
+use anyformer_ops::norm::{add_norm, layer_norm, rms_norm};
 use anyformer_ops::recompute::{Function, Given, recomputed};
 use anyformer_ops::{Builder, Init, Param, Tensor};
 
@@ -46,6 +46,53 @@ impl Norm {
         match &self.bias {
             None => rms_norm(x, weight, self.eps),
             Some(bias) => layer_norm(x, weight, Some(bias.tensor::<1>()), self.eps),
+        }
+    }
+
+    /// `x + r` and its norm.
+    fn after(&self, x: Tensor<3>, r: Tensor<3>) -> [Tensor<3>; 2] {
+        let bias = self.bias.as_ref().map(Param::tensor::<1>);
+        add_norm(x, r, self.weight.tensor::<1>(), bias, self.eps)
+    }
+}
+
+/// The residual stream `[batch, time, dim]`: its last sum, and what was added to it since, which the norm that reads it next
+/// sums up in its own pass over memory.
+pub(crate) struct Stream {
+    sum: Tensor<3>,
+    added: Option<Tensor<3>>,
+}
+
+impl Stream {
+    pub(crate) fn new(x: Tensor<3>) -> Self {
+        Stream {
+            sum: x,
+            added: None,
+        }
+    }
+
+    fn add(&mut self, y: Tensor<3>) {
+        self.sum = self.sum();
+        self.added = Some(y);
+    }
+
+    /// Its value.
+    pub(crate) fn sum(&mut self) -> Tensor<3> {
+        if let Some(added) = self.added.take() {
+            self.sum = self.sum.clone() + added;
+        }
+        self.sum.clone()
+    }
+
+    /// Its norm.
+    pub(crate) fn normed(&mut self, norm: &Norm) -> Tensor<3> {
+        match self.added.take() {
+            None => norm.forward(self.sum.clone()),
+            Some(added) => {
+                let [sum, y] = norm.after(self.sum.clone(), added);
+                self.sum = sum;
+                y
+            }
         }
     }
 }
@@ -93,12 +140,17 @@ impl Channel {
     }
 }
 
-/// `[batch, time, dim]` to the same shape.
+/// A token mixer and a channel mixer with their norms.
 pub(crate) struct Block {
     wiring: Wiring,
     norm: Norm,
     mixer: Box<dyn TokenMixer>,
     channel: Option<Channel>,
+}
+
+/// The places of dropout after a layer's token and channel mixer; 0 is the embedding.
+fn sites(layer: usize) -> [u32; 2] {
+    [1, 2].map(|after| 2 * layer as u32 + after)
 }
 
 impl Block {
@@ -145,63 +197,81 @@ impl Block {
         }
     }
 
-    /// What the token mixer adds to a stream, norm included.
+    /// What the token mixer adds to a stream as layer number `layer`, norm included.
     pub(crate) fn token_part(
         &self,
+        layer: usize,
         x: Tensor<3>,
         context: &Context,
         state: Option<&State>,
     ) -> Result<(Tensor<3>, Option<State>), RunError> {
-        self.mix(self.norm.forward(x), context, state)
+        let (y, state) = self.mix(self.norm.forward(x), context, state)?;
+        Ok((context.dropped(sites(layer)[0], y), state))
     }
 
-    /// What the channel mixer adds to a stream, norm included; nothing where there is none.
-    pub(crate) fn channel_part(&self, x: Tensor<3>, context: &Context) -> Option<Tensor<3>> {
+    /// What the channel mixer adds to a stream as layer number `layer`, norm included; nothing where there is none.
+    pub(crate) fn channel_part(
+        &self,
+        layer: usize,
+        x: Tensor<3>,
+        context: &Context,
+    ) -> Option<Tensor<3>> {
         let channel = self.channel.as_ref()?;
-        Some(channel.mix(channel.norm.forward(x), context))
+        let y = channel.mix(channel.norm.forward(x), context);
+        Some(context.dropped(sites(layer)[1], y))
     }
 
     pub(crate) fn has_channel(&self) -> bool {
         self.channel.is_some()
     }
 
+    /// Goes on with the stream as layer number `layer`.
     pub(crate) fn forward(
         &self,
-        x: Tensor<3>,
+        layer: usize,
+        mut stream: Stream,
         context: &Context,
         state: Option<&State>,
-    ) -> Result<(Tensor<3>, Option<State>), RunError> {
+    ) -> Result<(Stream, Option<State>), RunError> {
         let mix = |x: Tensor<3>| self.mix(x, context, state);
-        let (x, state) = match self.wiring {
+        let sites = sites(layer);
+        let dropped = |after: usize, y: Tensor<3>| context.dropped(sites[after], y);
+        let state = match self.wiring {
             Wiring::PreNorm => {
-                let (y, state) = mix(self.norm.forward(x.clone()))?;
-                (x + y, state)
+                let (y, state) = mix(stream.normed(&self.norm))?;
+                stream.add(dropped(0, y));
+                if let Some(channel) = &self.channel {
+                    let y = channel.mix(stream.normed(&channel.norm), context);
+                    stream.add(dropped(1, y));
+                }
+                state
             }
             Wiring::Parallel => {
-                let (y, state) = mix(self.norm.forward(x.clone()))?;
+                let (y, state) = mix(stream.normed(&self.norm))?;
+                let y = dropped(0, y);
                 let both = match &self.channel {
                     None => y,
-                    Some(channel) => y + channel.mix(channel.norm.forward(x.clone()), context),
+                    Some(channel) => {
+                        let x = stream.normed(&channel.norm);
+                        y + dropped(1, channel.mix(x, context))
+                    }
                 };
-                return Ok((x + both, state));
+                stream.add(both);
+                state
             }
             Wiring::PostNorm => {
-                let (y, state) = mix(x.clone())?;
-                (self.norm.forward(x + y), state)
+                let (y, state) = mix(stream.sum())?;
+                stream.add(dropped(0, y));
+                stream = Stream::new(stream.normed(&self.norm));
+                if let Some(channel) = &self.channel {
+                    let y = channel.mix(stream.sum(), context);
+                    stream.add(dropped(1, y));
+                    stream = Stream::new(stream.normed(&channel.norm));
+                }
+                state
             }
         };
-        let x = match (&self.channel, self.wiring) {
-            (None, _) => x,
-            (Some(channel), Wiring::PreNorm | Wiring::Parallel) => {
-                let y = channel.mix(channel.norm.forward(x.clone()), context);
-                x + y
-            }
-            (Some(channel), Wiring::PostNorm) => {
-                let y = channel.mix(x.clone(), context);
-                channel.norm.forward(x + y)
-            }
-        };
-        Ok((x, state))
+        Ok((stream, state))
     }
 
     /// Cost of the mixers; the norms' parameters are the model's to count.

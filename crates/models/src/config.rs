@@ -219,6 +219,8 @@ pub struct ModelConfig {
     pub embed_std: f32,
     /// Multiply the initial weights that write into the residual stream by 1/sqrt(number of such layers).
     pub scale_residual: bool,
+    /// Chance with which values of the embedding and of what mixers add are zeroed in training (Srivastava et al., 2014).
+    pub dropout: f64,
     /// Precision of the products of linear layers.
     pub precision: Precision,
     /// What the model reads.
@@ -253,6 +255,7 @@ impl Default for ModelConfig {
             initializer_range: None,
             embed_std: 0.02,
             scale_residual: true,
+            dropout: 0.0,
             precision: Precision::F32,
             reads: Reads::Tokens { vocab: 256 },
             gives: Gives::NextToken { tied: true },
@@ -432,14 +435,16 @@ impl ModelConfig {
     /// Refuses what cannot be built, before anything is allocated. The mixers check their own knobs when built.
     pub fn check(&self) -> Result<(), ModelError> {
         let impossible = |message: String| Err(ModelError::Impossible(message));
-        if self.dim == 0 || self.layers == 0 {
-            return impossible(format!(
-                "dim {} and layers {} must be at least 1",
-                self.dim, self.layers
-            ));
+        let (dim, layers) = (self.dim, self.layers);
+        if dim == 0 || layers == 0 {
+            return impossible(format!("dim {dim} and layers {layers} must be at least 1"));
         }
         if !(self.embed_std > 0.0 && self.embed_std.is_finite()) {
             return impossible(format!("embed_std {} must be above 0", self.embed_std));
+        }
+        if !(0.0..1.0).contains(&(self.dropout as f32)) {
+            let got = self.dropout;
+            return impossible(format!("dropout must be at least 0 and below 1, got {got}"));
         }
         if self.mixers.is_empty() {
             return impossible("mixers is empty; name at least one, as { name = \"gla\" }".into());

@@ -6,7 +6,7 @@ use anyformer_mixers::{Context, Losses, RunError, State};
 use anyformer_ops::Tensor;
 use anyformer_ops::recompute::{Function, Given, recomputed, reversible};
 
-use crate::block::Block;
+use crate::block::{Block, Stream};
 use crate::config::{ModelConfig, ModelError, Wiring};
 use crate::exits::{Exit, Watch};
 use crate::first_conv::FirstConv;
@@ -21,9 +21,9 @@ pub(crate) struct Depth<'a> {
     pub(crate) exits: &'a [Exit],
 }
 
-/// What came out: the hidden vectors, the layers' states, and whether an exit was taken.
+/// What came out: the stream of hidden vectors, the layers' states, and whether an exit was taken.
 pub(crate) struct Passed {
-    pub(crate) x: Tensor<3>,
+    pub(crate) stream: Stream,
     pub(crate) states: Vec<State>,
     pub(crate) left: bool,
 }
@@ -83,35 +83,45 @@ impl Depth<'_> {
         if self.config.reversible {
             return self.two_streams(x, context, state, watch);
         }
-        let (mut x, mut states) = (x, Vec::new());
+        let (mut stream, mut states) = (Stream::new(x), Vec::new());
         for layer in 0..self.config.layers {
             if watch.skip.get(layer) != Some(&true) {
                 let held = state.map(|state| &state.layers[layer]);
                 let first = self.first_conv.filter(|_| layer == 0);
-                let first = first.map(|conv| (conv, x.clone()));
+                let first = first.map(|conv| (conv, stream.sum()));
                 if watch.recompute && held.is_none() && !context.keep_state {
-                    let whole = |block: &Block, x: Tensor<3>, context: &Context| {
-                        Ok(block.forward(x, context, None)?.0)
+                    let whole = move |block: &Block, x: Tensor<3>, context: &Context| {
+                        let (mut after, _) = block.forward(layer, Stream::new(x), context, None)?;
+                        Ok(after.sum())
                     };
-                    let given = recomputed(x, &alone(self.block(layer), context, whole))?;
+                    let given =
+                        recomputed(stream.sum(), &alone(self.block(layer), context, whole))?;
                     add_loss(context, given.loss);
-                    x = given.y;
+                    stream = Stream::new(given.y);
                 } else {
-                    let (y, next) = self.block(layer).forward(x, context, held)?;
-                    x = y;
+                    let (after, next) = self.block(layer).forward(layer, stream, context, held)?;
+                    stream = after;
                     states.extend(next);
                 }
                 if let Some((conv, before)) = first {
-                    x = conv.forward(before, x, context);
+                    stream = Stream::new(conv.forward(before, stream.sum(), context));
                 }
             }
-            if self.leaves(layer, || x.clone(), context, watch)? {
+            if self.leaves(layer, || stream.sum(), context, watch)? {
                 let left = true;
-                return Ok(Passed { x, states, left });
+                return Ok(Passed {
+                    stream,
+                    states,
+                    left,
+                });
             }
         }
         let left = false;
-        Ok(Passed { x, states, left })
+        Ok(Passed {
+            stream,
+            states,
+            left,
+        })
     }
 
     /// The stream that a layer's token mixer is added to; its channel mixer is added to the other. A layer with one branch
@@ -145,7 +155,7 @@ impl Depth<'_> {
                 let (block, to) = (self.block(layer), self.to(layer));
                 let parallel = self.config.wiring == Wiring::Parallel;
                 let channel = move |block: &Block, x: Tensor<3>, context: &Context| {
-                    Ok(match block.channel_part(x.clone(), context) {
+                    Ok(match block.channel_part(layer, x.clone(), context) {
                         Some(y) => y,
                         None => x.zeros_like(),
                     })
@@ -153,7 +163,7 @@ impl Depth<'_> {
                 if carries {
                     let held = state.map(|state| &state.layers[layer]);
                     let from = streams[1 - to].clone();
-                    let (y, next) = block.token_part(from.clone(), context, held)?;
+                    let (y, next) = block.token_part(layer, from.clone(), context, held)?;
                     streams[to] = streams[to].clone() + y;
                     states.extend(next);
                     if block.has_channel() {
@@ -165,7 +175,7 @@ impl Depth<'_> {
                     }
                 } else {
                     let token = move |block: &Block, x: Tensor<3>, context: &Context| {
-                        let (y, _) = block.token_part(x.clone(), context, None)?;
+                        let (y, _) = block.token_part(layer, x.clone(), context, None)?;
                         Ok(match parallel && block.has_channel() {
                             true => y + channel(block, x, context)?,
                             false => y,
@@ -182,13 +192,21 @@ impl Depth<'_> {
                 run(&mut streams, &mut waiting)?;
             }
             if self.leaves(layer, || mean(streams.clone()), context, watch)? {
-                let (x, left) = (mean(streams), true);
-                return Ok(Passed { x, states, left });
+                let (stream, left) = (Stream::new(mean(streams)), true);
+                return Ok(Passed {
+                    stream,
+                    states,
+                    left,
+                });
             }
         }
         run(&mut streams, &mut waiting)?;
-        let (x, left) = (mean(streams), false);
-        Ok(Passed { x, states, left })
+        let (stream, left) = (Stream::new(mean(streams)), false);
+        Ok(Passed {
+            stream,
+            states,
+            left,
+        })
     }
 }
 

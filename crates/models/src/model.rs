@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyformer_mixers::{Context, Cost, Losses, State};
+use anyformer_ops::dropout::{Dropout, Key};
 use anyformer_ops::lengths::cumulative;
 use anyformer_ops::loss::{cross_entropy, distance};
 use anyformer_ops::workers::on_worker;
@@ -64,6 +65,8 @@ pub struct Pass<'a> {
     pub recompute: bool,
     /// Another model's scores of the same places.
     pub teacher: Option<Teacher<'a>>,
+    /// Which values go where the config has a `dropout`; none: every value stays, as in evaluation.
+    pub dropout: Option<Key>,
 }
 
 /// A teacher's part in the loss, Hinton et al. (2015), arXiv 1503.02531:
@@ -217,17 +220,19 @@ impl Model {
             first_conv: self.first_conv.as_ref(),
             exits: &self.exits,
         };
+        let x = context.dropped(0, x);
         let Passed {
-            mut x,
+            mut stream,
             states,
             left,
         } = depth.run(x, context, state, watch)?;
         if left {
-            return Ok((x, None));
+            return Ok((stream.sum(), None));
         }
-        if let Some(norm) = &self.norm {
-            x = norm.forward(x);
-        }
+        let x = match &self.norm {
+            Some(norm) => stream.normed(norm),
+            None => stream.sum(),
+        };
         let layers = self.config.layers;
         let next = (context.keep_state && states.len() == layers).then(|| ModelState {
             times: context.times_after(batch, time, times.as_ref()),
@@ -324,6 +329,10 @@ impl Model {
         let losses = Losses::default();
         let context = Context {
             losses: Some(losses.clone()),
+            dropout: pass.dropout.map(|key| Dropout {
+                key,
+                chance: self.config.dropout as f32,
+            }),
             ..Context::default()
         };
         let mut at_exits = Vec::new();

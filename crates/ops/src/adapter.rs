@@ -1,21 +1,16 @@
 //! The adapter through which a kernel becomes a differentiable op.
 //!
 //! A kernel author writes a forward and a backward over slices, once, with any number of inputs, outputs and saved
-//! arrays ([`Kernel`]), and calls [`apply`]. burn-autodiff knows one output node per op, so outputs after the first
-//! become nodes of their own whose only parent is the first: each hands its gradient over through a slot, and the
-//! first node's backward reads all the slots. First order only.
+//! arrays ([`Kernel`]), and calls [`apply`]. burn-autodiff knows one output node per op, so where there are several outputs
+//! they become nodes of their own whose only parent is a node without a value: each hands its gradient over through a slot,
+//! and that node's backward reads all the slots. First order only.
 
 use std::borrow::Cow;
 use std::cell::Cell;
 use std::fmt::Debug;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use burn::backend::autodiff::checkpoint::base::Checkpointer;
-use burn::backend::autodiff::checkpoint::strategy::{
-    BalancedCheckpointing, CheckpointStrategy, NoCheckpointing,
-};
-use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::autodiff::checkpoint::strategy::{BalancedCheckpointing, NoCheckpointing};
 use burn::backend::{
     Autodiff, AutodiffBackend, BackendTensor, DispatchAutodiffContext, DispatchDevice,
     DispatchTensor, DispatchTensorKind, Flex, GradientCheckpointingStrategy, tensor::FloatTensor,
@@ -23,6 +18,9 @@ use burn::backend::{
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use crate::profile::{self, Pass};
+
+mod record;
+use record::record;
 
 pub(crate) type Primitive = FloatTensor<Flex>;
 pub(crate) type Tracked = FloatTensor<Autodiff<Flex>>;
@@ -100,6 +98,17 @@ pub trait Kernel: Debug + Send + Sync + 'static {
     /// is made.
     fn keeps_output(&self) -> bool {
         false
+    }
+
+    /// False when [`Kernel::backward`] does not read the values of this input: they are not kept for it, and the view that it
+    /// gets has a shape and no data.
+    fn reads_again(&self, _input: usize) -> bool {
+        true
+    }
+
+    /// The earlier input whose gradient is that of this input as well; [`Kernel::backward`] returns `None` for this one.
+    fn same_gradient(&self, _input: usize) -> Option<usize> {
+        None
     }
 
     /// Bytes that the forward pass reads beside its inputs.
@@ -349,169 +358,6 @@ fn run(kernel: &dyn Kernel, inputs: &[Primitive], save: bool) -> Forward {
     profile::span(kernel.name(), Pass::Forward, size, || {
         kernel.forward(&views, save)
     })
-}
-
-/// Gradients of the outputs after the first, on their way to the first node's backward.
-type Slots = Arc<Mutex<Vec<Option<Primitive>>>>;
-
-/// What the first output's node keeps for its backward.
-#[derive(Clone, Debug)]
-struct State {
-    kernel: Arc<dyn Kernel>,
-    inputs: Arc<Vec<Primitive>>,
-    /// The first output, where the kernel keeps it.
-    output: Option<Primitive>,
-    saved: Arc<Vec<Array>>,
-    slots: Slots,
-}
-
-#[derive(Debug)]
-struct First;
-
-impl<const N: usize> Backward<Flex, N> for First {
-    type State = State;
-
-    fn backward(self, ops: Ops<State, N>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let mut outputs = vec![Some(grads.consume::<Flex>(&ops.node))];
-        let state = ops.state;
-        {
-            let mut slots = state.slots.lock().unwrap_or_else(PoisonError::into_inner);
-            outputs.extend(slots.iter_mut().map(Option::take));
-        }
-        let outputs: Vec<Option<Primitive>> = outputs
-            .into_iter()
-            .map(|grad| grad.map(|grad| contiguous(&grad)))
-            .collect();
-        let shapes: Vec<Vec<usize>> = outputs
-            .iter()
-            .map(|grad| grad.as_ref().map(dims).unwrap_or_default())
-            .collect();
-        let grad_views: Vec<Option<View>> = outputs
-            .iter()
-            .zip(&shapes)
-            .map(|(grad, shape)| {
-                grad.as_ref().map(|grad| View {
-                    shape,
-                    data: values(grad),
-                })
-            })
-            .collect();
-        let output = Borrowed::new(state.output.as_slice());
-        let mut saved = output.views();
-        saved.extend(state.saved.iter().map(Array::view));
-        let inputs = Borrowed::new(&state.inputs);
-        let (kernel, views) = (&*state.kernel, inputs.views());
-        let size = |made: &Vec<Option<Array>>| {
-            let read = inputs
-                .data
-                .iter()
-                .copied()
-                .chain(saved.iter().map(|saved| saved.data));
-            let given = grad_views.iter().flatten().map(|grad| grad.data);
-            let written = made.iter().flatten().map(|array| &array.data[..]);
-            [
-                bytes(read.chain(given).chain(written)),
-                kernel.flops(&views)[1],
-            ]
-        };
-        let result = profile::span(kernel.name(), Pass::Backward, size, || {
-            kernel.backward(&views, &saved, &grad_views)
-        });
-        assert_eq!(
-            result.len(),
-            N,
-            "{:?} returned {} gradients for {N} inputs",
-            state.kernel,
-            result.len()
-        );
-        for ((parent, grad), input) in ops.parents.into_iter().zip(result).zip(&inputs.shapes) {
-            let Some(parent) = parent else { continue };
-            let grad = match grad {
-                Some(grad) => {
-                    assert_eq!(&grad.shape, input, "gradient shape of {:?}", state.kernel);
-                    primitive(grad)
-                }
-                None => zeros(input),
-            };
-            grads.register::<Flex>(parent.id, grad);
-        }
-    }
-}
-
-fn zeros(shape: &[usize]) -> Primitive {
-    Primitive::zeros(shape.to_vec().into(), DType::F32)
-}
-
-/// An output after the first: hands its gradient over and wakes the first node, which may have no gradient of its own.
-#[derive(Debug)]
-struct Later;
-
-impl Backward<Flex, 1> for Later {
-    type State = (Slots, usize, Vec<usize>);
-
-    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let (slots, index, first_shape) = ops.state;
-        let grad = grads.consume::<Flex>(&ops.node);
-        slots.lock().unwrap_or_else(PoisonError::into_inner)[index] = Some(grad);
-        if let [Some(first)] = ops.parents {
-            grads.register::<Flex>(first.id, zeros(&first_shape));
-        }
-    }
-}
-
-fn record<C: CheckpointStrategy, const N: usize>(
-    kernel: Arc<dyn Kernel>,
-    inputs: [Tracked; N],
-) -> Vec<Tracked> {
-    let nodes = inputs.each_ref().map(|input| input.node());
-    let primitives: Vec<Primitive> = inputs
-        .iter()
-        .map(|input| contiguous(input.primitive()))
-        .collect();
-    match Backward::<Flex, N>::prepare::<C>(First, nodes)
-        .compute_bound()
-        .stateful()
-    {
-        OpsKind::UnTracked(prep) => {
-            let mut outputs = run(&*kernel, &primitives, false).outputs.into_iter();
-            let first = outputs.next().map(primitive).map(|y| prep.finish(y));
-            let rest = outputs
-                .map(|array| <Autodiff<Flex> as AutodiffBackend>::from_inner(primitive(array)));
-            first.into_iter().chain(rest).collect()
-        }
-        OpsKind::Tracked(prep) => {
-            let forward = run(&*kernel, &primitives, true);
-            let mut outputs = forward.outputs.into_iter().map(primitive);
-            let Some(first) = outputs.next() else {
-                panic!("{kernel:?} has no output")
-            };
-            let first_shape = dims(&first);
-            let slots: Slots = Arc::new(Mutex::new(vec![None; outputs.len()]));
-            let state = State {
-                output: kernel.keeps_output().then(|| first.clone()),
-                kernel,
-                inputs: Arc::new(primitives),
-                saved: Arc::new(forward.saved),
-                slots: slots.clone(),
-            };
-            let first = prep.finish(state, first);
-            let mut all = vec![first];
-            for (index, output) in outputs.enumerate() {
-                let parent = [all[0].node()];
-                let later = match Backward::<Flex, 1>::prepare::<C>(Later, parent)
-                    .compute_bound()
-                    .stateful()
-                {
-                    OpsKind::Tracked(prep) => {
-                        prep.finish((slots.clone(), index, first_shape.clone()), output)
-                    }
-                    OpsKind::UnTracked(prep) => prep.finish(output),
-                };
-                all.push(later);
-            }
-            all
-        }
-    }
 }
 
 #[cfg(test)]

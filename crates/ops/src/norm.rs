@@ -1,11 +1,13 @@
 //! Norms over the last dimension.
 #![allow(unsafe_code)]
 
-use anyformer_kernels::norm::{self as kernel, Gate, Rows};
+use anyformer_kernels::norm::{self as kernel, After, Gate, Rows};
 use burn::tensor::Tensor;
 
 use crate::activation::{only, output, silu, single};
-use crate::adapter::{Array, Forward, Kernel, View, erase, filled, on_cpu};
+use crate::adapter::{
+    Array, Erased, Forward, Kernel, View, apply, erase, filled, on_cpu, or_zeros,
+};
 
 /// RMS or L2 norm; inputs `x` and, if `weighted`, the weight.
 #[derive(Debug)]
@@ -247,6 +249,122 @@ pub fn layer_norm<const D: usize>(
     }
 }
 
+/// `x + r` and its norm; inputs `x`, `r`, the weight and, if `biased`, the bias of a layer norm.
+#[derive(Debug)]
+struct AddNorm {
+    rows: Rows,
+    biased: bool,
+}
+
+impl AddNorm {
+    fn after<'a>(&self, inputs: &[View<'a>]) -> After<'a> {
+        After {
+            rows: self.rows,
+            weight: inputs[2].data,
+            bias: self.biased.then(|| inputs[3].data),
+        }
+    }
+}
+
+impl Kernel for AddNorm {
+    fn forward(&self, inputs: &[View], _save: bool) -> Forward {
+        let (x, r) = (inputs[0], inputs[1]);
+        let mut y = Vec::new();
+        let fill = |s: &mut [f32]| {
+            let fill = |y: &mut [f32]| kernel::add_norm(self.after(inputs), x.data, r.data, s, y);
+            // SAFETY: the kernel writes every value, and reads one only after.
+            y = unsafe { filled(x.data.len(), fill) };
+        };
+        // SAFETY: as above.
+        let s = unsafe { filled(x.data.len(), fill) };
+        Forward {
+            outputs: vec![Array::new(x.shape, s), Array::new(x.shape, y)],
+            saved: vec![],
+        }
+    }
+
+    fn backward(
+        &self,
+        inputs: &[View],
+        saved: &[View],
+        grads: &[Option<View>],
+    ) -> Vec<Option<Array>> {
+        let (s, weight) = (saved[0], inputs[2]);
+        let ds = grads[0].map(|grad| grad.data);
+        let mut dw = vec![0.0; weight.data.len()];
+        let mut db = vec![0.0; if self.biased { weight.data.len() } else { 0 }];
+        let dx = match grads[1] {
+            // The norm was not used.
+            None => or_zeros(grads[0], s.data.len()).into_owned(),
+            Some(dy) => {
+                let fill = |dx: &mut [f32]| {
+                    let after = self.after(inputs);
+                    let db = self.biased.then_some(&mut db[..]);
+                    kernel::add_norm_backward(after, s.data, ds, dy.data, dx, &mut dw, db);
+                };
+                // SAFETY: the kernel writes every value, and reads one only after.
+                unsafe { filled(s.data.len(), fill) }
+            }
+        };
+        let mut all = vec![
+            Some(Array::new(s.shape, dx)),
+            None,
+            Some(Array::new(weight.shape, dw)),
+        ];
+        if self.biased {
+            all.push(Some(Array::new(inputs[3].shape, db)));
+        }
+        all
+    }
+
+    fn keeps_output(&self) -> bool {
+        true
+    }
+
+    fn reads_again(&self, input: usize) -> bool {
+        input >= 2
+    }
+
+    fn same_gradient(&self, input: usize) -> Option<usize> {
+        (input == 1).then_some(0)
+    }
+}
+
+/// `x + r`, and its layer norm where there is a bias, its RMS norm where there is none: a residual sum and the norm that
+/// follows it, in one pass over memory each way.
+pub fn add_norm<const D: usize>(
+    x: Tensor<D>,
+    r: Tensor<D>,
+    weight: Tensor<1>,
+    bias: Option<Tensor<1>>,
+    eps: f32,
+) -> [Tensor<D>; 2] {
+    assert_eq!(x.dims(), r.dims(), "residual sum: shapes differ");
+    let dim = x.dims()[D - 1];
+    assert_eq!(weight.dims()[0], dim, "norm: weight");
+    if on_cpu(&x) {
+        let kernel = AddNorm {
+            rows: Rows::mean(dim, eps),
+            biased: bias.is_some(),
+        };
+        let [x, r, weight] = [erase(x), erase(r), erase(weight)];
+        let made = match bias {
+            Some(bias) => apply(kernel, [x, r, weight, erase(bias)]),
+            None => apply(kernel, [x, r, weight]),
+        };
+        return match <[Erased; 2]>::try_from(made) {
+            Ok(made) => made.map(Erased::into_tensor),
+            Err(made) => unreachable!("a sum and a norm, got {} outputs", made.len()),
+        };
+    }
+    let sum = x + r;
+    let y = match bias {
+        Some(_) => layer_norm(sum.clone(), weight, bias, eps),
+        None => rms_norm(sum.clone(), weight, eps),
+    };
+    [sum, y]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -312,6 +430,32 @@ mod tests {
                 let x = v[0].clone().reshape([rows, dim]);
                 layer_norm(x, v[1].clone(), None, 1e-5).reshape([rows * dim])
             });
+        }
+    }
+
+    #[test]
+    fn sum_and_norm_agree_with_composed_whichever_is_used() {
+        let (rows, dim) = (6, 33);
+        let inputs = [
+            values(1, rows * dim),
+            values(2, rows * dim),
+            values(3, dim),
+            values(4, dim),
+        ];
+        for biased in [false, true] {
+            let used = &inputs[..if biased { 4 } else { 3 }];
+            for which in [[true, true], [true, false], [false, true]] {
+                let name = format!("sum and norm, bias {biased}, used {which:?}");
+                agree(&name, TOL, used, |v| {
+                    let [x, r] = [0, 1].map(|at| v[at].clone().reshape([2, rows / 2, dim]));
+                    let made = add_norm(x, r, v[2].clone(), biased.then(|| v[3].clone()), 1e-5);
+                    let parts = made.into_iter().zip(which).filter(|(_, used)| *used);
+                    // Where the norm is not used its parameters get zeros.
+                    let none = (v[2].clone().sum() + v[used.len() - 1].clone().sum()) * 0.0;
+                    let parts = parts.map(|(part, _)| part.reshape([rows * dim]) + none.clone());
+                    Tensor::cat(parts.collect(), 0)
+                });
+            }
         }
     }
 }

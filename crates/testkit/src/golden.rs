@@ -238,6 +238,7 @@ impl Golden {
             keep_state: true,
             offsets: None,
             losses: None,
+            dropout: None,
         };
         let (y, state) = match token_mixer(&self.mixer) {
             Ok(entry) => {

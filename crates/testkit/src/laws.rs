@@ -256,6 +256,7 @@ fn packed_equals_alone(case: &Case) -> Result<(), String> {
         keep_state: case.streams(),
         grid: None,
         losses: None,
+        dropout: None,
     };
     let weight = uniform(93, [1, total, DIM], &device);
     let (packed, states) = run(&*mixer, x.clone(), &context, None)?;

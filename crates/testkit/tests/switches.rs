@@ -2,6 +2,7 @@
 
 use anyformer_mixers::{Losses, MixerSpec, Options, channel_mixer};
 use anyformer_models::{Gives, Input, Model, ModelConfig, Pass, Target, Teacher};
+use anyformer_ops::dropout::Key;
 use anyformer_ops::recompute::kept;
 use anyformer_ops::{Builder, Device, tensor_values};
 use anyformer_testkit::uniform;
@@ -231,6 +232,8 @@ fn a_pass_that_leaves_nothing_out_and_learns_from_nobody_is_the_plain_one() {
     let neutral = Pass {
         skip: &skip,
         teacher: teacher(0.0),
+        // Of a model that drops nothing.
+        dropout: Some(Key::new(1, 2)),
         ..Pass::default()
     };
     assert_eq!(gradients(&model, &neutral), plain);
@@ -268,6 +271,34 @@ fn a_pass_that_leaves_nothing_out_and_learns_from_nobody_is_the_plain_one() {
     };
     let error = model.loss_with(input(), None, Target::Tokens(&WANTED), &short);
     assert!(error.is_err_and(|error| error.to_string().contains("teacher")));
+}
+
+#[test]
+fn dropout_is_of_training_and_the_same_for_the_same_key_and_layout() {
+    for wiring in ["pre_norm", "post_norm", "parallel"] {
+        let plain = model(json!({"wiring": wiring}));
+        let drops = model(json!({"wiring": wiring, "dropout": 0.3}));
+        assert_eq!(scores(&plain), scores(&drops));
+        let none = gradients(&plain, &Pass::default());
+        assert_eq!(gradients(&drops, &Pass::default()), none);
+        let with = |pass: u64| Pass {
+            dropout: Some(Key::new(1, pass)),
+            ..Pass::default()
+        };
+        let first = gradients(&drops, &with(1));
+        assert_eq!(gradients(&drops, &with(1)), first);
+        assert_ne!(gradients(&drops, &with(2)).0, first.0);
+        assert_ne!(first.0, none.0);
+        // Padded rows are packed; they drop what they drop as a batch.
+        let target = Target::Tokens(&WANTED);
+        let packed = drops.loss_with(input(), Some(&[5, 5]), target, &with(1));
+        let packed = tensor_values(packed.expect("runs").loss)[0];
+        assert!((packed - first.0).abs() < 1e-5, "{packed} and {}", first.0);
+        // The mean over many passes is near to what nothing dropped gives.
+        let losses = (0..64).map(|pass| gradients(&drops, &with(pass)).0);
+        let mean = losses.sum::<f32>() / 64.0;
+        assert!((mean - none.0).abs() < 0.2, "{mean} and {}", none.0);
+    }
 }
 
 /// The knob of the pool of experts reaches the config of a model by name.

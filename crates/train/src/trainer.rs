@@ -9,6 +9,7 @@ use anyformer_data::{Batch, Loader, Split, Task};
 use anyformer_hub::Extra;
 use anyformer_models::{Gives, Model, Pass};
 use anyformer_ops::Device;
+use anyformer_ops::dropout::Key;
 use serde_json::{Value, json};
 
 use crate::checkpoint::{self, Saved};
@@ -247,11 +248,8 @@ impl<'a> Trainer<'a> {
         for part in 0..self.config.accumulate as u64 {
             let batch = self.loader.next_batch()?;
             let layers = self.model.config().layers;
-            let skip = skipped(
-                &self.config,
-                layers,
-                self.step * self.config.accumulate as u64 + part,
-            );
+            let nth = self.step * self.config.accumulate as u64 + part;
+            let skip = skipped(&self.config, layers, nth);
             let taught = self.tutor.as_ref().map(|tutor| tutor.scores(&batch));
             let taught = taught.transpose()?;
             let pass = Pass {
@@ -266,6 +264,7 @@ impl<'a> Trainer<'a> {
                         temperature: tutor.temperature,
                         mix: tutor.mix,
                     }),
+                dropout: Some(Key::new(self.config.seed, nth)),
             };
             let scored = score_with(&self.model, &batch, &pass)?;
             let weight = match self.config.accumulate {

@@ -1,10 +1,14 @@
-//! Layers left out by chance and teachers: at their neutral values no bit changes.
+//! Layers left out by chance, values dropped and teachers: at their neutral values no bit changes.
 
 mod common;
 
+use std::fs;
+use std::path::Path;
+
 use anyformer_hub::{Extra, save};
-use anyformer_train::{NoEvents, StopFlag, TrainConfig, TrainError, Trainer};
-use common::{Successor, config, tiny_model};
+use anyformer_train::{Event, NoEvents, RunFolder, StopFlag, TrainConfig, TrainError, Trainer};
+use common::{Successor, config, model_with, tiny_model};
+use serde_json::json;
 
 /// The parameters after a run.
 fn trained(task: &Successor, config: &TrainConfig) -> Vec<Vec<f32>> {
@@ -56,4 +60,57 @@ fn a_teacher_that_is_not_there_is_named() {
     let error = error.expect("no such folder");
     assert!(matches!(error, TrainError::Hub(_)), "{error}");
     assert!(error.to_string().contains("nowhere/at/all"), "{error}");
+}
+
+/// The folder of a run with dropout, stopped after `stop_at` updates and gone on with, or unbroken.
+fn dropping(task: &Successor, path: &Path, stop_at: &[u64]) -> Vec<u8> {
+    let config = TrainConfig {
+        steps: 9,
+        accumulate: 2,
+        log_every: 1,
+        ..config()
+    };
+    for stop_at in stop_at.iter().map(|step| Some(*step)).chain([None]) {
+        let model = model_with(&config, json!({"dropout": 0.2}));
+        let trainer = Trainer::new(model, task, config.clone()).expect("a run");
+        let folder = match path.join("run.toml").exists() {
+            true => RunFolder::open(path).expect("there").0,
+            false => RunFolder::create(path, &trainer.options()).expect("made"),
+        };
+        let mut trainer = trainer.with_folder(folder).expect("goes on");
+        let stop = StopFlag::default();
+        let mut watch = |event: &Event| {
+            if matches!(event, Event::Step { step, .. } if Some(*step) == stop_at) {
+                stop.request();
+            }
+            Ok(())
+        };
+        trainer.run(&mut watch, &stop).expect("runs");
+    }
+    fs::read(path.join("checkpoints/00000009/model.safetensors")).expect("a checkpoint")
+}
+
+#[test]
+fn a_run_with_dropout_that_was_stopped_has_the_bits_of_an_unbroken_one() {
+    let task = Successor::default();
+    let folder = tempfile::tempdir().expect("a folder");
+    let unbroken = dropping(&task, &folder.path().join("one"), &[]);
+    assert_eq!(
+        dropping(&task, &folder.path().join("two"), &[2, 5]),
+        unbroken
+    );
+    let plain = TrainConfig {
+        steps: 9,
+        accumulate: 2,
+        ..config()
+    };
+    let without = folder.path().join("three");
+    let mut trainer = Trainer::new(tiny_model(&plain), &task, plain.clone()).expect("a run");
+    let made = RunFolder::create(&without, &trainer.options()).expect("made");
+    trainer = trainer.with_folder(made).expect("begins");
+    trainer
+        .run(&mut NoEvents, &StopFlag::default())
+        .expect("runs");
+    let path = without.join("checkpoints/00000009/model.safetensors");
+    assert_ne!(fs::read(path).expect("a checkpoint"), unbroken);
 }

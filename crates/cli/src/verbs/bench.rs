@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use anyformer_kernels::instructions::Instructions;
 use anyformer_kernels::memory;
 use anyformer_lab::units::{bytes, seconds};
 use anyformer_mixers::{MixerSpec, token_mixer, token_mixers};
@@ -71,9 +72,36 @@ pub struct Args {
     /// With --ops: leave the composed forms out
     #[arg(long, requires = "ops")]
     pub kernels: bool,
+    /// Use no more than these instructions: what a machine without the others would do
+    #[arg(long, value_enum, value_name = "SET")]
+    pub instructions: Option<Set>,
     /// Keys of the model that differ, as model.channel.name=mlp or model.mixers.0.heads=8
     #[arg(value_name = "KEY=VALUE")]
     pub changes: Vec<String>,
+}
+
+/// Sets of instructions; each holds those before it.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum Set {
+    /// What every processor of this kind has
+    Portable,
+    /// AVX2 and FMA
+    Avx2,
+    /// AVX-512
+    Avx512,
+}
+
+impl Set {
+    /// Holds this thread and the workers to them.
+    fn apply(self) {
+        let most = match self {
+            Set::Portable => Instructions::Portable,
+            Set::Avx2 => Instructions::Avx2,
+            Set::Avx512 => Instructions::Avx512,
+        };
+        most.limit_this_thread();
+        rayon::broadcast(|_| most.limit_this_thread());
+    }
 }
 
 /// What can be measured beside mixers.
@@ -127,6 +155,9 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
         .map(|name| config(args, name))
         .collect::<Result<_, _>>()?;
     let threads = start_threads(global, None)?;
+    if let Some(set) = args.instructions {
+        set.apply();
+    }
     let device = device(&device_name(global, None))?;
     let mut rows = Vec::new();
     for config in &configs {
@@ -186,6 +217,9 @@ fn run_ops(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
         )));
     }
     let threads = start_threads(global, None)?;
+    if let Some(set) = args.instructions {
+        set.apply();
+    }
     let measured = ops::measure(&args.only, args.runs, !args.kernels, |text| say.note(text))?;
     let peaks = Peaks::measure();
     let value = json!({

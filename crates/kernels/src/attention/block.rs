@@ -6,6 +6,8 @@ mod wide;
 
 use super::plan::Plan;
 use super::{Attention, Group, KEYS, LANES, OWN, ROWS};
+#[cfg(target_arch = "x86_64")]
+use crate::instructions::Instructions;
 use crate::math::exp;
 use crate::simd::dispatched;
 use crate::transpose::transpose;
@@ -250,7 +252,7 @@ pub(super) fn soften(
 ) {
     adjust(block, tile, scores);
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx512f") {
+    if Instructions::Avx512.usable() {
         // SAFETY: rows are whole and the width is of a block; AVX-512 was detected.
         unsafe { wide::soften(block.width, scores, running, o) };
         return;
@@ -270,7 +272,7 @@ pub(super) fn soften_back(
     assert_eq!(scores.len(), dp.len(), "attention scores");
     adjust(block, tile, scores);
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx512f") {
+    if Instructions::Avx512.usable() {
         // SAFETY: as above, and there are as many gradients as scores.
         unsafe { wide::soften_back(block.width, scores, dp, lse, delta) };
         block.stop_own(dp, tile.from);

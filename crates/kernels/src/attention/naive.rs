@@ -62,7 +62,11 @@ impl Naive {
                         if self.reads.is_some_and(unread) {
                             continue;
                         }
-                        if late || self.mask.window.is_some_and(|w| distance.abs() >= w as i64) {
+                        if late
+                            || self.mask.window.is_some_and(|w| {
+                                distance.abs() >= i64::try_from(w).unwrap_or(i64::MAX)
+                            })
+                        {
                             continue;
                         }
                         let at = j * self.kv_heads + h / fold;

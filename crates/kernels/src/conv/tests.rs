@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::{assert_close, rand_vec};
+use crate::testing::{assert_close, assert_near, rand_vec};
 
 fn wide(x: &[f32]) -> Vec<f64> {
     x.iter().map(|x| *x as f64).collect()
@@ -64,7 +64,7 @@ fn check(
     let mut inputs = [wide(&x), wide(&weight), wide(&bias), wide(&initial)];
     let (want_y, want_last) = run(&inputs[0], &inputs[1], &inputs[2], &inputs[3]);
     let (y, last) = forward(&conv);
-    assert_close("y", &y, &narrow(&want_y), 1e-6);
+    assert_near("y", &y, &narrow(&want_y), 1e-6);
     assert_close("last", &last, &narrow(&want_last), 0.0);
     if !differences && channels < 30 {
         return;
@@ -86,7 +86,7 @@ fn check(
             inputs[input][index] = value;
             want[index] = (loss[1] - loss[0]) / 2e-5;
         }
-        assert_close(
+        assert_near(
             ["dx", "dweight", "dbias", "dinitial"][input],
             got,
             &narrow(&want),
@@ -149,4 +149,29 @@ fn weight_gradient_adds_up_over_groups() {
     let loss = dot(&wide(&y), &wide(&dy));
     assert!((dot(&wide(&grads.weight), &wide(&weight)) - loss).abs() < 1e-3);
     assert!((dot(&wide(&grads.x), &wide(&x)) - loss).abs() < 1e-3);
+}
+
+#[test]
+fn fewer_instructions_match_as_well() {
+    crate::testing::with_fewer_instructions(&[
+        outputs_and_gradients_equal_the_equation,
+        carried_state_joins_a_cut,
+        weight_gradient_adds_up_over_groups,
+    ]);
+}
+
+/// A problem from bytes, against the equation.
+pub(crate) fn fuzz(bytes: &mut crate::fuzzing::Bytes) {
+    let (width, channels) = (bytes.number(1, 8), bytes.number(1, 40));
+    let [silu, full, differences] = [(); 3].map(|()| bytes.flag());
+    let most = if differences { 12 } else { 140 };
+    let channels = if differences {
+        channels.min(20)
+    } else {
+        channels
+    };
+    let offsets = bytes.offsets(most);
+    if offsets[offsets.len() - 1] * channels < 600 || !differences {
+        check(&offsets, width, channels.min(29), silu, full, differences);
+    }
 }

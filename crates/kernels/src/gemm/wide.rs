@@ -1,5 +1,6 @@
 //! What our loops read on their right side, and what they ask for ahead of time.
 
+use crate::instructions::Instructions;
 use std::arch::x86_64::*;
 
 use crate::bf16::Held;
@@ -42,9 +43,7 @@ impl Right for Brief {
 
 /// True where our loops run: with AVX-512F, and BW and VL for what is held as bf16.
 pub fn there() -> bool {
-    is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512vl")
+    Instructions::Avx512.usable()
 }
 
 /// Rows that are needed next. A loop asks for them one by one, so that they come while it works.

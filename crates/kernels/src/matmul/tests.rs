@@ -171,3 +171,71 @@ fn columns_are_summed() {
         assert_close("sums", &column_sums(&x, width), &want, 1e-5);
     }
 }
+
+#[test]
+fn fewer_instructions_match_as_well() {
+    crate::testing::with_fewer_instructions(&[
+        every_layout_level_and_finish_matches_the_sum,
+        what_is_not_a_number_stays_where_it_belongs,
+        columns_are_summed,
+    ]);
+}
+
+/// A problem from bytes, against the sum.
+pub(crate) fn fuzz(bytes: &mut crate::fuzzing::Bytes) {
+    let size = [bytes.length(90), bytes.length(200), bytes.length(90)];
+    let [m, k, n] = size;
+    let matrix = |bytes: &mut crate::fuzzing::Bytes, rows: usize, columns: usize| {
+        let gap = bytes.number(1, 3);
+        let strides = match bytes.flag() {
+            true => (columns * gap, bytes.one_of(&[1, gap])),
+            false => (bytes.one_of(&[1, gap]), rows * gap),
+        };
+        (bytes.values(span(rows, columns, strides), 1e4), strides)
+    };
+    let ((a, a_strides), (b, b_strides)) = (matrix(bytes, m, k), matrix(bytes, k, n));
+    let [left, right] =
+        [(&a, a_strides), (&b, b_strides)].map(|(data, strides)| Matrix { data, strides });
+    let bias = bytes.values(n, 10.0);
+    let before = bytes.values(m * n, 10.0);
+    let finish = Finish {
+        add: bytes.flag(),
+        bias: bytes.flag().then_some(&bias[..]),
+    };
+    let precision = bytes.one_of(&[Precision::F32, Precision::Bf16]);
+    let want = naive(precision, size, left, right, &before, finish);
+    // Sums that cancel are not held to more than the rounding of their summands.
+    let sizes = |values: &[f32]| values.iter().map(|value| value.abs()).collect::<Vec<f32>>();
+    let (a, b, all_bias, all_before) = (sizes(&a), sizes(&b), sizes(&bias), sizes(&before));
+    let [left_sizes, right_sizes] =
+        [(&a, a_strides), (&b, b_strides)].map(|(data, strides)| Matrix { data, strides });
+    let finish_sizes = Finish {
+        add: finish.add,
+        bias: finish.bias.map(|_| &all_bias[..]),
+    };
+    let rounding = naive(
+        precision,
+        size,
+        left_sizes,
+        right_sizes,
+        &all_before,
+        finish_sizes,
+    );
+    let near = |name: &str, got: &[f32]| {
+        for (at, (got, want)) in got.iter().zip(&want).enumerate() {
+            let most = 1e-5 * rounding[at] + 1e-30;
+            assert!(
+                (got - want).abs() <= most,
+                "{name} {size:?} [{at}]: {got} and {want}"
+            );
+        }
+    };
+    for level in levels(precision) {
+        let mut got = before.clone();
+        matmul_at(level, precision, size, left, right, &mut got, finish);
+        near(&format!("{level:?}"), &got);
+    }
+    let mut got = before.clone();
+    matmul(precision, size, left, right, &mut got, finish);
+    near("chosen", &got);
+}

@@ -108,7 +108,7 @@ fn gradients(
 }
 
 dispatched! {
-    fn forward_block<'a>(
+    pub(super) fn forward_block<'a>(
         rows: Rows,
         first: usize,
         x: &'a [f32],
@@ -130,7 +130,7 @@ dispatched! {
 
 dispatched! {
     /// With `x^ = (x - mean) r`: `dx = r (dy w - mean(dy w) - x^ mean(dy w x^))`, `dw += dy x^`, `db += dy`.
-    fn backward_block<'a>(
+    pub(super) fn backward_block<'a>(
         rows: Rows,
         first: usize,
         x: &'a [f32],

@@ -247,3 +247,135 @@ fn zero_and_large_rows_stay_finite() {
         );
     }
 }
+
+/// The sum and the norm one after the other, each tested above.
+#[test]
+fn sum_and_norm_in_one_pass_have_the_bits_of_two() {
+    for (rows, dim) in [(1, 1), (3, 5), (700, 130), (0, 4), (2000, 64)] {
+        let n = rows * dim;
+        let shape = Rows::mean(dim, EPS);
+        let (x, r, w, b) = (
+            rand_vec(1, n),
+            rand_vec(2, n),
+            rand_vec(3, dim),
+            rand_vec(4, dim),
+        );
+        let (ds, dy) = (rand_vec(5, n), rand_vec(6, n));
+        let sum: Vec<f32> = x.iter().zip(&r).map(|(x, r)| x + r).collect();
+        for (bias, past) in [(false, true), (true, true), (false, false), (true, false)] {
+            let after = After {
+                rows: shape,
+                weight: &w,
+                bias: bias.then_some(&b[..]),
+            };
+            let (mut s, mut y) = (vec![f32::NAN; n], vec![f32::NAN; n]);
+            add_norm(after, &x, &r, &mut s, &mut y);
+            assert_eq!(s, sum);
+            let (mut want_y, mut want_dx) = (vec![0.0; n], vec![0.0; n]);
+            let (mut want_dw, mut want_db) = (vec![0.0; dim], vec![0.0; dim]);
+            match bias {
+                false => {
+                    rms_norm(shape, &sum, Some(&w), &mut want_y);
+                    let dw = Some(&mut want_dw[..]);
+                    rms_norm_backward(shape, &sum, Some(&w), &dy, &mut want_dx, dw);
+                }
+                true => {
+                    layer_norm(shape, &sum, Some(&w), Some(&b), &mut want_y);
+                    let (dw, db) = (Some(&mut want_dw[..]), Some(&mut want_db[..]));
+                    layer_norm_backward(shape, &sum, Some(&w), &dy, &mut want_dx, dw, db);
+                }
+            }
+            assert_eq!(y, want_y);
+            if past {
+                want_dx.iter_mut().zip(&ds).for_each(|(dx, ds)| *dx += ds);
+            }
+            let (mut dx, mut dw, mut db) = (vec![f32::NAN; n], vec![9.0; dim], vec![9.0; dim]);
+            let past = past.then_some(&ds[..]);
+            let own = bias.then_some(&mut db[..]);
+            add_norm_backward(after, &s, past, &dy, &mut dx, &mut dw, own);
+            assert_eq!(dx, want_dx);
+            assert_eq!(dw, want_dw);
+            assert!(!bias || db == want_db);
+        }
+    }
+}
+
+#[test]
+fn fewer_instructions_match_as_well() {
+    crate::testing::with_fewer_instructions(&[
+        rms_forms_match_naive_with_every_gradient,
+        layer_norm_matches_naive_with_every_gradient,
+        many_rows_give_the_same_as_one_at_a_time,
+        zero_and_large_rows_stay_finite,
+        sum_and_norm_in_one_pass_have_the_bits_of_two,
+    ]);
+}
+
+/// Norms, softmax and cross entropy of values from bytes, against the equations.
+pub(crate) fn fuzz(bytes: &mut crate::fuzzing::Bytes) {
+    let (rows, dim) = (bytes.length(70), bytes.number(1, 300));
+    let n = rows * dim;
+    let x = bytes.values(n, 1e6);
+    let z = bytes.values(n, 50.0);
+    let (w, b) = (bytes.values(dim, 10.0), bytes.values(dim, 10.0));
+    let wide = |x: &[f32]| x.iter().map(|x| f64::from(*x)).collect::<Vec<f64>>();
+    let narrow = |x: Vec<f64>| x.iter().map(|x| *x as f32).collect::<Vec<f32>>();
+    let (wide_x, wide_z) = (wide(&x), wide(&z));
+    let (wide_w, wide_b) = (wide(&w), wide(&b));
+    let mut y = vec![f32::NAN; n];
+    let eps = bytes.one_of(&[1e-5f32, 1e-12, 0.1]);
+    let shape = bytes.one_of(&[Rows::mean(dim, eps), Rows::length(dim, eps)]);
+    let gate = bytes.one_of(&[None, Some(Gate::BeforeNorm), Some(Gate::AfterNorm)]);
+    let want = all_rows(rows, dim, 1, |at, _| {
+        let gate = gate.map(|kind| (kind, &wide_z[at..at + dim]));
+        let (eps, divisor) = (f64::from(eps), f64::from(shape.divisor));
+        naive::rms(&wide_x[at..at + dim], gate, &wide_w, eps, divisor)
+    });
+    match gate {
+        None => rms_norm(shape, &x, Some(&w), &mut y),
+        Some(kind) => gated_rms_norm(shape, kind, &x, &z, Some(&w), &mut y),
+    }
+    assert_close("rms", &y, &narrow(want), 1e-5);
+    layer_norm(Rows::mean(dim, eps), &x, Some(&w), Some(&b), &mut y);
+    for (at, (x, y)) in x.chunks(dim).zip(y.chunks(dim)).enumerate() {
+        let own = &wide_x[at * dim..][..dim];
+        let want = narrow(naive::layer(own, &wide_w, &wide_b, f64::from(eps)));
+        // The mean of large values is off by their rounding, which is as large as a deviation near to it.
+        let largest = x.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+        let mean = own.iter().sum::<f64>() / dim as f64;
+        let spread = own.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / dim as f64;
+        let lost = f64::from(largest) * 1e-6 / (spread + f64::from(eps)).sqrt();
+        assert_close("layer norm", y, &want, 2e-5 + 20.0 * lost as f32);
+    }
+    let mut dx = vec![f32::NAN; n];
+    crate::softmax::softmax(dim, &x, &mut y);
+    for (x, y) in wide_x.chunks(dim).zip(y.chunks(dim)) {
+        let largest = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let total: f64 = x.iter().map(|x| (x - largest).exp()).sum();
+        let want = x.iter().map(|x| (x - largest).exp() / total).collect();
+        assert_close("softmax", y, &narrow(want), 2e-6);
+    }
+    crate::softmax::softmax_backward(dim, &y, &z, &mut dx);
+    assert!(dx.iter().all(|dx| dx.is_finite()), "softmax's gradient");
+    let target: Vec<i64> = (0..rows).map(|_| bytes.number(0, dim) as i64 - 1).collect();
+    let mut lse = vec![f32::NAN; rows];
+    let got = crate::cross_entropy::cross_entropy(dim, &x, &target, &mut lse);
+    let (mut total, mut counted) = (0.0, 0);
+    for (row, target) in wide_x.chunks(dim).zip(&target) {
+        if let Ok(target) = usize::try_from(*target) {
+            let largest = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let sum: f64 = row.iter().map(|x| (x - largest).exp()).sum();
+            total += largest + sum.ln() - row[target];
+            counted += 1;
+        }
+    }
+    assert_eq!(got.counted, counted);
+    let want = total / f64::max(counted as f64, 1.0);
+    let error = (f64::from(got.loss) - want).abs();
+    // Of large logits the difference is taken after their rounding.
+    let largest = x
+        .iter()
+        .fold(0.0f64, |most, x| most.max(f64::from(x.abs())));
+    let most = 1e-5 * (1.0 + want.abs()) + 2e-7 * largest;
+    assert!(error <= most, "loss {} and {want}", got.loss);
+}

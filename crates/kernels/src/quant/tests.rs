@@ -426,3 +426,51 @@ fn rounded_inputs_give_the_sum_of_the_rounded_numbers() {
         }
     }
 }
+
+#[test]
+fn fewer_instructions_match_as_well() {
+    crate::testing::with_fewer_instructions(&[
+        every_scheme_level_and_number_of_rows_matches_the_sum,
+        weights_of_16_bits_are_what_they_are,
+        products_of_bytes_are_exact_sums_of_the_rounded_rows,
+    ]);
+}
+
+/// A weight and rows from bytes, against the sum, and back from the packed form.
+pub(crate) fn fuzz(bytes: &mut crate::fuzzing::Bytes) {
+    let [m, k, n] = [bytes.length(70), bytes.number(1, 300), bytes.number(1, 70)];
+    let scheme = bytes.one_of(&schemes());
+    let weights = bytes.values(n * k, 100.0);
+    let mut quants = nearest(scheme, [n, k], &weights).expect("fits");
+    if bytes.flag() {
+        quants.inputs = Some(bytes.values(k, 10.0));
+    }
+    let packed = Packed::new(&quants).expect("fits");
+    assert_eq!(packed.quants(), Some(quants.clone()));
+    let x = bytes.values(m * k, 100.0);
+    let bias = bytes.values(n, 10.0);
+    let bias = bytes.flag().then_some(&bias[..]);
+    let want = naive(&x, &quants, bias);
+    // Sums that cancel are not held to more than the rounding of their summands.
+    let weights = values(&quants);
+    let rounding = |at: usize| {
+        let (x, row) = (&x[at / n * k..][..k], &weights[at % n * k..][..k]);
+        let sum: f64 = x
+            .iter()
+            .zip(row)
+            .map(|(x, w)| f64::from(x.abs()) * w.abs())
+            .sum();
+        sum + bias.map_or(0.0, |bias| f64::from(bias[at % n].abs()))
+    };
+    for level in levels() {
+        let got = product_at(level, Precision::F32, &x, &packed, bias);
+        for (at, (got, want)) in got.iter().zip(&want).enumerate() {
+            let most = 1e-5 * rounding(at) + 1e-30;
+            let error = f64::from((got - want).abs());
+            assert!(
+                error <= most,
+                "{scheme:?} {level:?} {m} x {k} x {n} [{at}]: {got} and {want}"
+            );
+        }
+    }
+}

@@ -30,13 +30,15 @@ mod forward;
 mod gram;
 #[cfg(test)]
 mod known;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 mod naive;
 mod solve;
 mod step;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 mod tests;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+pub(crate) use tests::fuzz;
+#[cfg(any(test, fuzzing))]
 mod whole;
 
 pub use backward::{Gradients, backward};

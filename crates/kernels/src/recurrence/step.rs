@@ -13,6 +13,8 @@ use super::chunk::Inputs;
 use super::forward::begin;
 use super::{Gate, Problem, Write};
 use crate::disjoint::Disjoint;
+#[cfg(target_arch = "x86_64")]
+use crate::instructions::Instructions;
 use crate::math::exp;
 use crate::simd::{dispatched, dot};
 
@@ -89,7 +91,7 @@ dispatched! {
 /// One token; the state comes from `before` (zero when absent) where this is the `first`, else it is in place.
 fn step(token: &Token, before: Option<&[f32]>, first: bool, state: &mut [f32], o: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx512f") {
+    if Instructions::Avx512.usable() {
         if first && before.is_none() {
             state.fill(0.0);
         }

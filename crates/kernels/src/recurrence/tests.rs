@@ -3,7 +3,7 @@
 use super::naive::{Wide, beta_values, gate_values, run, widen};
 use super::whole::forward;
 use super::{Gate, Problem, Write, backward};
-use crate::testing::{assert_close, rand_vec};
+use crate::testing::{assert_close, assert_near, rand_vec};
 
 struct Case {
     offsets: Vec<usize>,
@@ -88,8 +88,8 @@ fn check(case: &Case, kind: usize, delta: bool, with_initial: bool, with_final: 
     };
     let want = run(&p, &wide, gate, write);
     let got = forward(&p, &q, &k, &v, gate, write, given, true);
-    assert_close(&(name.clone() + "o"), &got.o, &narrow(&want.o), 2e-5);
-    assert_close(
+    assert_near(&(name.clone() + "o"), &got.o, &narrow(&want.o), 2e-5);
+    assert_near(
         &(name.clone() + "state"),
         &got.final_state,
         &narrow(&want.last),
@@ -118,7 +118,7 @@ fn check(case: &Case, kind: usize, delta: bool, with_initial: bool, with_final: 
             numeric.push(((plus - minus) / (2.0 * eps)) as f32);
         }
         let got: Vec<f32> = places.iter().map(|at| grad[*at]).collect();
-        assert_close(&(name.clone() + what), &got, &numeric, 2e-4);
+        assert_near(&(name.clone() + what), &got, &numeric, 2e-4);
     };
     against("dq", &grads.q, &|w| &mut w.q);
     against("dk", &grads.k, &|w| &mut w.k);
@@ -330,4 +330,33 @@ fn threads_do_not_change_a_bit() {
     };
     assert!(p.work(Write::Additive) >= super::forward::PARALLEL_FLOPS);
     assert!(run(1) == run(3));
+}
+
+#[test]
+fn fewer_instructions_match_as_well() {
+    crate::testing::with_fewer_instructions(&[
+        chunks_equal_the_loop_around_the_chunk_length,
+        two_levels_equal_the_loop,
+        packs_with_an_empty_sequence_and_shared_keys_equal_the_loop,
+        short_sequences_equal_the_loop,
+        a_chunk_of_one_token_equals_the_loop,
+        strong_decay_stays_finite_and_right,
+    ]);
+}
+
+/// A problem from bytes, against the loop.
+pub(crate) fn fuzz(bytes: &mut crate::fuzzing::Bytes) {
+    let key_heads = bytes.number(1, 2);
+    let case = Case {
+        offsets: bytes.offsets(40),
+        key_heads,
+        heads: key_heads * bytes.number(1, 2),
+        key_dim: bytes.number(1, 18),
+        value_dim: bytes.number(1, 18),
+        chunk_len: bytes.one_of(&[1, 2, 7, 8, 16, 64]),
+        decay: bytes.one_of(&[0.1, 0.0, 1.0, 30.0]),
+    };
+    let kind = bytes.number(0, 2);
+    let [delta, with_initial, with_final] = [(); 3].map(|()| bytes.flag());
+    check(&case, kind, delta, with_initial, with_final);
 }

@@ -3,6 +3,8 @@
 #![allow(unsafe_code)]
 
 use super::{LANES, Scan, Task};
+#[cfg(target_arch = "x86_64")]
+use crate::instructions::Instructions;
 
 /// Sequences of at most this many tokens go this way.
 const STEPS: usize = 4;
@@ -10,7 +12,7 @@ const STEPS: usize = 4;
 /// True when [`steps`] can be asked: AVX-512, a few tokens, a state of whole vectors.
 pub(super) fn fits(state: usize, rows: usize) -> bool {
     #[cfg(target_arch = "x86_64")]
-    let wide = is_x86_feature_detected!("avx512f");
+    let wide = Instructions::Avx512.usable();
     #[cfg(not(target_arch = "x86_64"))]
     let wide = false;
     wide && state > 0 && state.is_multiple_of(16) && rows <= STEPS

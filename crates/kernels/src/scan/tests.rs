@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::{assert_close, rand_vec};
+use crate::testing::{assert_close, assert_near, rand_vec};
 
 fn wide(x: &[f32]) -> Vec<f64> {
     x.iter().map(|x| *x as f64).collect()
@@ -78,8 +78,8 @@ impl Case {
         let scan = self.scan(full);
         let output = run(&scan, true);
         let (y, last) = self.naive(&x, full);
-        assert_close("y", &output.y, &narrow(&y), 1e-5);
-        assert_close("last", &output.last, &narrow(&last), 1e-5);
+        assert_near("y", &output.y, &narrow(&y), 1e-5);
+        assert_near("last", &output.last, &narrow(&last), 1e-5);
         let unsaved = run(&scan, false);
         // A few tokens go another way where nothing is saved.
         assert!(unsaved.saved.is_empty());
@@ -114,7 +114,7 @@ impl Case {
                 picked.push(got[index]);
                 want.push(((loss[1] - loss[0]) / 2e-5) as f32);
             }
-            assert_close(NAMES[input], &picked, &want, 3e-5);
+            assert_near(NAMES[input], &picked, &want, 3e-5);
         }
     }
 }
@@ -223,4 +223,18 @@ fn run(scan: &Scan, save: bool) -> Run {
     let mut last = vec![f32::NAN; scan.sequences() * scan.channels * scan.state];
     let Output { y, saved } = forward(scan, save, &mut last);
     Run { y, last, saved }
+}
+
+#[test]
+fn fewer_instructions_match_as_well() {
+    crate::testing::with_fewer_instructions(&[
+        outputs_and_every_gradient_equal_the_equation,
+        carried_state_joins_a_cut,
+    ]);
+}
+
+/// A problem from bytes, against the equation.
+pub(crate) fn fuzz(bytes: &mut crate::fuzzing::Bytes) {
+    let (channels, state) = (bytes.number(1, 40), bytes.number(1, 20));
+    Case::new(&bytes.offsets(70), channels, state).check(bytes.flag(), 5);
 }

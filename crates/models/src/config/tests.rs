@@ -23,6 +23,14 @@ fn shared_layers_and_narrow_embeddings_have_their_limits() {
         let error = ModelConfig::from_json(&config).expect_err(part).to_string();
         assert!(error.contains(part), "{error}");
     }
+    for (config, part) in [
+        (json!({"dropout": 1.0}), "below 1, got 1"),
+        (json!({"dropout": -0.1}), "at least 0"),
+        (json!({"dropout": 0.99999999999}), "below 1"),
+    ] {
+        let error = ModelConfig::from_json(&config).expect_err(part).to_string();
+        assert!(error.contains(part), "{error}");
+    }
     let fits = json!({"embed_dim": 8, "share_layers": 1, "gives": {"next_token": {"tied": false}}});
     assert!(ModelConfig::from_json(&fits).is_ok());
 }

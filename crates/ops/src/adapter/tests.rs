@@ -28,16 +28,14 @@ impl Kernel for ProductAndSum {
     ) -> Vec<Option<Array>> {
         let (a, b) = (inputs[0], inputs[1]);
         let last = a.shape[a.shape.len() - 1];
-        let Some(gy) = grads[0] else {
-            return vec![None, None];
-        };
-        let mut da: Vec<f32> = gy.data.iter().zip(b.data).map(|(g, b)| g * b).collect();
+        let gy = or_zeros(grads[0], a.data.len());
+        let mut da: Vec<f32> = gy.iter().zip(b.data).map(|(g, b)| g * b).collect();
         if let Some(gs) = grads[1] {
             for (row, g) in da.chunks_mut(last).zip(gs.data) {
                 row.iter_mut().for_each(|v| *v += g);
             }
         }
-        let db = gy.data.iter().zip(a.data).map(|(g, a)| g * a).collect();
+        let db = gy.iter().zip(a.data).map(|(g, a)| g * a).collect();
         vec![Some(Array::new(a.shape, da)), Some(Array::new(b.shape, db))]
     }
 }

@@ -8,7 +8,7 @@ use anyformer_data::{
 use anyformer_models::{Model, ModelConfig};
 use anyformer_ops::Device;
 use anyformer_train::{TrainConfig, training_device};
-use serde_json::json;
+use serde_json::{Value, json};
 
 pub const VOCAB: u64 = 13;
 pub const TIME: usize = 7;
@@ -150,10 +150,18 @@ pub fn config() -> TrainConfig {
 }
 
 pub fn tiny_model(config: &TrainConfig) -> Model {
-    let model = json!({
+    model_with(config, json!({}))
+}
+
+/// The same with other values for some keys.
+pub fn model_with(config: &TrainConfig, changes: Value) -> Model {
+    let mut model = json!({
         "dim": 16, "layers": 2, "mixers": [{"name": "attention", "heads": 2}],
         "reads": {"tokens": {"vocab": VOCAB}}, "gives": {"next_token": {"tied": false}},
     });
+    for (key, value) in changes.as_object().unwrap() {
+        model[key] = value.clone();
+    }
     let model = ModelConfig::from_json(&model).unwrap();
     Model::new(
         &model,

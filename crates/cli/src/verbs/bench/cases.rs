@@ -7,9 +7,11 @@ use anyformer_ops::activation::{gelu, silu, softmax, swiglu};
 use anyformer_ops::attention::{AttentionOptions, cached_attention, flash_attention};
 use anyformer_ops::cache::{Cache, Element};
 use anyformer_ops::conv::causal_conv1d;
+use anyformer_ops::dropout::{Dropout, Key};
 use anyformer_ops::linear::{Precision, linear};
+use anyformer_ops::long_conv::long_conv;
 use anyformer_ops::loss::cross_entropy;
-use anyformer_ops::norm::{layer_norm, rms_norm};
+use anyformer_ops::norm::{add_norm, layer_norm, rms_norm};
 use anyformer_ops::recurrence::{Gate, RecurrenceOptions, Write, linear_recurrence};
 use anyformer_ops::scan::{ScanInputs, selective_scan};
 
@@ -216,6 +218,33 @@ fn conv(size: &[usize], x: &[Tensor<1>]) -> Tensor<1> {
     flat(causal_conv1d(input, weight, None, true, None, None).0)
 }
 
+/// What a block does with its residual stream: both the sum and its norm are used.
+fn sum_and_norm(size: &[usize], x: &[Tensor<1>]) -> Tensor<1> {
+    let [a, b] = [0, 1].map(|at| two(size, &x[at]));
+    let [sum, y] = add_norm(a, b, x[2].clone(), x.get(3).cloned(), 1e-5);
+    flat(sum) + flat(y)
+}
+
+/// Size is rows and features.
+fn drop(size: &[usize], x: &[Tensor<1>]) -> Tensor<1> {
+    let dropout = Dropout {
+        key: Key::new(1, 1),
+        chance: 0.1,
+    };
+    let x = x[0].clone().reshape([1, size[0], size[1]]);
+    flat(dropout.apply(0, x, None))
+}
+
+/// Size is batch, time, channels.
+fn long(size: &[usize], x: &[Tensor<1>]) -> Tensor<1> {
+    let input = x[0].clone().reshape([size[0], size[1], size[2]]);
+    flat(long_conv(
+        input,
+        x[1].clone().reshape([size[2], size[1]]),
+        None,
+    ))
+}
+
 /// An engine over one sequence of `time` tokens, or (`time` 1) a step of `batch` sequences from their states.
 fn engine(
     name: &'static str,
@@ -371,5 +400,23 @@ pub fn cases() -> Vec<Case> {
         forward_only: false,
         kernel_only: false,
     });
+    for (name, weights) in [("add_rms_norm", 1), ("add_layer_norm", 2)] {
+        let mut case = rows(name, sum_and_norm, weights);
+        case.inputs.insert(1, case.inputs[0]);
+        all.push(case);
+    }
+    all.push(pointwise("dropout", drop, 1));
+    for time in [32, 64, 128, 256, 1024, 4096, 16384, 65536] {
+        // As many tokens at every length.
+        let (batch, channels) = (65536 / time, 64);
+        all.push(Case {
+            name: "long_conv",
+            size: vec![batch, time, channels],
+            inputs: vec![batch * time * channels, channels * time],
+            run: Box::new(long),
+            forward_only: false,
+            kernel_only: time > 256,
+        });
+    }
     all
 }
