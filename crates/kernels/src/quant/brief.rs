@@ -3,8 +3,11 @@
 //! As llama.cpp multiplies its quantised blocks; unlike w8a8 the weights may be of 4 bits, and every group of inputs has a scale
 //! of its own. Less near to the model than inputs in f32: whoever wants it asks for it.
 
-use super::{Bits, LANES, Level, Packed, ROWS, each_panel, give, portable};
+use rayon::prelude::*;
+
+use super::{Bits, LANES, Level, PARALLEL, Packed, ROWS, each_panel, give, portable};
 use crate::disjoint::Disjoint;
+use crate::simd::dispatched;
 
 /// Rounded rows of inputs.
 #[derive(Clone, Copy)]
@@ -31,28 +34,46 @@ pub(super) fn offset(bits: Bits, zeros: bool) -> i32 {
 /// Each group of `x [m, stride]` in -127..=127 with a scale: numbers, scales and sums.
 fn rounded(x: &[f32], stride: usize, group: usize, groups: usize) -> (Vec<i8>, Vec<f32>, Vec<i32>) {
     let rows = x.len() / stride.max(1);
-    let mut bytes = Vec::with_capacity(x.len());
-    let (mut factors, mut sums) = (
-        Vec::with_capacity(rows * groups),
-        Vec::with_capacity(rows * groups),
-    );
-    for row in x.chunks_exact(stride) {
-        for part in row.chunks(group).take(groups) {
-            let largest = part
-                .iter()
-                .fold(0.0f32, |most, value| most.max(value.abs()));
-            // A group of zeros stays one; what is no number becomes one of the range.
+    let mut bytes = vec![0; x.len()];
+    let (mut factors, mut sums) = (vec![0.0; rows * groups], vec![0; rows * groups]);
+    let parts = x
+        .par_chunks_exact(stride)
+        .zip(bytes.par_chunks_exact_mut(stride))
+        .zip(factors.par_chunks_exact_mut(groups))
+        .zip(sums.par_chunks_exact_mut(groups));
+    parts
+        .with_min_len((PARALLEL / stride).max(1))
+        .for_each(|(((x, bytes), factors), sums)| round_row(x, group, bytes, factors, sums));
+    (bytes, factors, sums)
+}
+
+/// What is added to a number to have its nearest whole one, ties to even, in the lowest bits.
+const WHOLE: f32 = 12_582_912.0;
+
+dispatched! {
+    fn round_row<'a>(
+        x: &'a [f32],
+        group: usize,
+        bytes: &'a mut [i8],
+        factors: &'a mut [f32],
+        sums: &'a mut [i32],
+    ) {
+        let parts = x.chunks(group).zip(bytes.chunks_mut(group));
+        for ((x, bytes), (factor, sum)) in parts.zip(factors.iter_mut().zip(sums)) {
+            // Magnitudes as whole numbers have the same order, and their largest is found side by side.
+            let largest = x.iter().fold(0, |most, x| (x.to_bits() & 0x7fff_ffff).max(most));
+            let largest = f32::from_bits(largest);
+            // A group of zeros stays one; of one with a number that is none the scale is none.
             let up = if largest > 0.0 { 127.0 / largest } else { 0.0 };
-            let from = bytes.len();
-            bytes.extend(
-                part.iter()
-                    .map(|value| (value * up).round_ties_even() as i8),
-            );
-            sums.push(bytes[from..].iter().map(|byte| i32::from(*byte)).sum());
-            factors.push(largest / 127.0);
+            let mut total = 0i32;
+            for (byte, x) in bytes.iter_mut().zip(x) {
+                *byte = (x * up + WHOLE).to_bits() as i8;
+                total += i32::from(*byte);
+            }
+            *sum = total;
+            *factor = largest / 127.0;
         }
     }
-    (bytes, factors, sums)
 }
 
 /// `x Wᵀ + bias` for prepared `x [m, stride]`, its groups rounded; of weights of 8 or 4 bits.
