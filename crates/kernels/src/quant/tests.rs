@@ -451,15 +451,19 @@ pub(crate) fn fuzz(bytes: &mut crate::fuzzing::Bytes) {
     let bias = bytes.values(n, 10.0);
     let bias = bytes.flag().then_some(&bias[..]);
     let want = naive(&x, &quants, bias);
-    // Sums that cancel are not held to more than the rounding of their summands.
+    // Sums that cancel are not held to more than the rounding of their summands; with zeros, these are numbers as large as the
+    // whole range and what they are taken too high.
     let weights = values(&quants);
     let rounding = |at: usize| {
         let (x, row) = (&x[at / n * k..][..k], &weights[at % n * k..][..k]);
-        let sum: f64 = x
-            .iter()
-            .zip(row)
-            .map(|(x, w)| f64::from(x.abs()) * w.abs())
-            .sum();
+        let largest = row.iter().fold(0.0f64, |most, w| most.max(w.abs()));
+        let sum: f64 = match scheme.zeros {
+            true => x.iter().map(|x| f64::from(x.abs()) * largest).sum(),
+            false => {
+                let products = x.iter().zip(row);
+                products.map(|(x, w)| f64::from(x.abs()) * w.abs()).sum()
+            }
+        };
         sum + bias.map_or(0.0, |bias| f64::from(bias[at % n].abs()))
     };
     for level in levels() {

@@ -1,6 +1,6 @@
 //! The softmax of a block of scores on AVX-512, sixteen rows at a time.
 //!
-//! `e^(s - m)` is `2^(s log2 e - m log2 e)`: the subtraction and the factor are one instruction.
+//! `e^(s - m)` is `2^((s - m) log2 e)`, the difference first: scores may be as large as [`super::super::OWN`].
 
 use std::arch::x86_64::*;
 use std::f32::consts::LOG2_E;
@@ -38,11 +38,12 @@ pub(super) unsafe fn soften(
             // Rows that no key has reached yet keep zero sums; -inf must not meet -inf.
             let none = _mm512_set1_ps(f32::NEG_INFINITY);
             let reached = _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(largest, none);
-            let base = _mm512_maskz_mul_ps(reached, largest, log2_e);
+            let base = _mm512_maskz_mov_ps(reached, largest);
             let mut sum = _mm512_setzero_ps();
             for key in 0..keys {
                 let at = scores.add(key * ROWS + lane);
-                let p = exp2(_mm512_fmsub_ps(_mm512_loadu_ps(at), log2_e, base));
+                let below = _mm512_sub_ps(_mm512_loadu_ps(at), base);
+                let p = exp2(_mm512_mul_ps(below, log2_e));
                 _mm512_storeu_ps(at, p);
                 sum = _mm512_add_ps(sum, p);
             }
@@ -51,7 +52,7 @@ pub(super) unsafe fn soften(
                 _mm512_storeu_ps(sum_at, _mm512_add_ps(_mm512_loadu_ps(sum_at), sum));
                 continue;
             }
-            let factor = exp2(_mm512_fmsub_ps(before, log2_e, base));
+            let factor = exp2(_mm512_mul_ps(_mm512_sub_ps(before, base), log2_e));
             let sum = _mm512_fmadd_ps(factor, _mm512_loadu_ps(sum_at), sum);
             _mm512_storeu_ps(sum_at, sum);
             for value in 0..values {
@@ -80,12 +81,12 @@ pub(super) unsafe fn soften_back(
     for lane in (0..width).step_by(LANES) {
         // SAFETY: lanes `lane..lane + 16` of each row exist.
         unsafe {
-            let base = _mm512_mul_ps(_mm512_loadu_ps(lse.as_ptr().add(lane)), log2_e);
+            let lse = _mm512_loadu_ps(lse.as_ptr().add(lane));
             let delta = _mm512_loadu_ps(delta.as_ptr().add(lane));
             for key in 0..keys {
                 let at = key * ROWS + lane;
                 let score = _mm512_loadu_ps(scores.add(at));
-                let p = exp2(_mm512_fmsub_ps(score, log2_e, base));
+                let p = exp2(_mm512_mul_ps(_mm512_sub_ps(score, lse), log2_e));
                 _mm512_storeu_ps(scores.add(at), p);
                 let ds = _mm512_sub_ps(_mm512_loadu_ps(dp.add(at)), delta);
                 _mm512_storeu_ps(dp.add(at), _mm512_mul_ps(p, ds));
