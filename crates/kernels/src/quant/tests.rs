@@ -451,25 +451,24 @@ pub(crate) fn fuzz(bytes: &mut crate::fuzzing::Bytes) {
     let bias = bytes.values(n, 10.0);
     let bias = bytes.flag().then_some(&bias[..]);
     let want = naive(&x, &quants, bias);
-    // Sums that cancel are not held to more than the rounding of their summands; with zeros, these are numbers as large as the
-    // whole range and what they are taken too high.
-    let weights = values(&quants);
-    let rounding = |at: usize| {
-        let (x, row) = (&x[at / n * k..][..k], &weights[at % n * k..][..k]);
-        let largest = row.iter().fold(0.0f64, |most, w| most.max(w.abs()));
-        let sum: f64 = match scheme.zeros {
-            true => x.iter().map(|x| f64::from(x.abs()) * largest).sum(),
-            false => {
-                let products = x.iter().zip(row);
-                products.map(|(x, w)| f64::from(x.abs()) * w.abs()).sum()
-            }
-        };
-        sum + bias.map_or(0.0, |bias| f64::from(bias[at % n].abs()))
-    };
+    // Sums that cancel are not held to more than the rounding of their summands, stored numbers and zeros apart.
+    let mut apart = quants.clone();
+    for value in &mut apart.values {
+        *value = value.saturating_abs();
+    }
+    for zero in apart.zeros.iter_mut().flatten() {
+        *zero = half::f16::from_f64(zero.to_f64().abs());
+    }
+    for factor in apart.inputs.iter_mut().flatten() {
+        *factor = factor.abs();
+    }
+    let sizes: Vec<f32> = x.iter().map(|x| x.abs()).collect();
+    let most: Option<Vec<f32>> = bias.map(|bias| bias.iter().map(|b| b.abs()).collect());
+    let summands = naive(&sizes, &apart, most.as_deref());
     for level in levels() {
         let got = product_at(level, Precision::F32, &x, &packed, bias);
         for (at, (got, want)) in got.iter().zip(&want).enumerate() {
-            let most = 1e-5 * rounding(at) + 1e-30;
+            let most = 1e-5 * f64::from(summands[at]) + 1e-30;
             let error = f64::from((got - want).abs());
             assert!(
                 error <= most,
