@@ -229,6 +229,12 @@ pub fn flops(
     2 * pairs * (heads * (head_dim + value_dim)) as u64
 }
 
+/// Operations of a forward pass over the pairs that plans list.
+pub fn listed_flops(plans: &[Arc<Plan>], heads: usize, [head_dim, value_dim]: [usize; 2]) -> u64 {
+    let one = |plan: &Arc<Plan>| plan.flops(heads, head_dim, value_dim);
+    plans.iter().map(one).sum()
+}
+
 /// One key head of one sequence, with the query heads that read it.
 #[derive(Clone, Copy, Debug)]
 struct Group {
@@ -335,6 +341,19 @@ impl<'a> Attention<'a> {
         self.plans.map(|plans| &*plans[group.sequence])
     }
 
+    /// First row and rows of each block of a group.
+    fn row_blocks(&self, group: &Group) -> Vec<(usize, usize)> {
+        if let Some(plan) = self.plan(group) {
+            let blocks = plan.blocks(group.kv_head).iter();
+            return blocks.map(|block| (block.first, block.rows)).collect();
+        }
+        let rows = group.queries * self.fold();
+        let firsts = (0..rows).step_by(ROWS);
+        firsts
+            .map(|first| (first, ROWS.min(rows - first)))
+            .collect()
+    }
+
     /// The ranges of a tile whose keys do not lie together; none where they do.
     #[inline(always)]
     fn pieces(&self, group: &Group, tile: Tile) -> &'a [Range<usize>] {
@@ -349,17 +368,15 @@ impl<'a> Attention<'a> {
 
     /// Operations of a forward pass.
     pub fn flops(&self) -> u64 {
+        let dims = [self.head_dim, self.value_dim];
         match self.plans {
-            Some(plans) => plans
-                .iter()
-                .map(|plan| plan.flops(self.heads, self.head_dim, self.value_dim))
-                .sum(),
+            Some(plans) => listed_flops(plans, self.heads, dims),
             None => flops(
                 self.q_offsets,
                 self.k_offsets,
                 self.starts,
                 self.heads,
-                [self.head_dim, self.value_dim],
+                dims,
                 self.mask,
             ),
         }
@@ -418,10 +435,11 @@ impl<'a> Attention<'a> {
         }
         let Some(plans) = self.plans else { return };
         let flat = matches!((self.k, self.v), (Rows::Flat(_), Rows::Flat(_)));
-        let plain = self.alibi.is_none() && self.bias.is_none() && self.ids.is_none();
+        let biases = self.alibi.is_some() || self.bias.is_some();
+        let plain = !biases && self.ids.is_none() && self.starts.is_none();
         assert!(
             flat && plain && self.heads == self.kv_heads,
-            "attention with a plan: flat keys, no biases or numbers, a key head for each query head"
+            "attention with a plan: flat keys, no biases, numbers or starts, a key head for each query head"
         );
         assert!(
             self.q_offsets == self.k_offsets && plans.len() + 1 == self.q_offsets.len(),

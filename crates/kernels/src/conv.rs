@@ -115,6 +115,21 @@ fn segments(offsets: &[usize]) -> Vec<Segment> {
     segments
 }
 
+/// `values`, `[rows, channels]`, cut as the segments are.
+fn cut<'v>(
+    segments: &[Segment],
+    channels: usize,
+    values: &'v mut [f32],
+) -> Vec<(Segment, &'v mut [f32])> {
+    let (mut rest, mut parts) = (values, Vec::new());
+    for segment in segments {
+        let (own, after) = rest.split_at_mut((segment.to - segment.from) * channels);
+        parts.push((*segment, own));
+        rest = after;
+    }
+    parts
+}
+
 /// Rows of the input as the taps see them: those before a sequence come from its initial state, or are zero.
 struct Rows<'a> {
     conv: Conv<'a>,

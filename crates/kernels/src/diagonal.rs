@@ -59,14 +59,18 @@ impl Diagonal<'_> {
         self.lambda.len() / 2
     }
 
+    /// Values of the states of all sequences.
+    fn sizes(&self) -> usize {
+        (self.offsets.len() - 1) * self.lambda.len()
+    }
+
     fn check(&self, v: &[f32]) {
         let total = self.offsets[self.offsets.len() - 1];
-        let sequences = self.offsets.len() - 1;
         assert!(self.lambda.len().is_multiple_of(2), "diagonal lambda");
         assert_eq!(v.len(), total * self.lambda.len(), "diagonal v");
         assert!(
             self.initial
-                .is_none_or(|initial| initial.len() == sequences * self.lambda.len()),
+                .is_none_or(|initial| initial.len() == self.sizes()),
             "diagonal initial"
         );
     }
@@ -117,6 +121,7 @@ impl Diagonal<'_> {
 pub fn forward(diagonal: &Diagonal, v: &[f32], h: &mut [f32], last: &mut [f32]) {
     diagonal.check(v);
     assert_eq!(h.len(), v.len(), "diagonal h");
+    assert_eq!(last.len(), diagonal.sizes(), "diagonal last");
     let (h, last) = (Disjoint::new(h), Disjoint::new(last));
     diagonal
         .tasks()
@@ -130,11 +135,15 @@ pub fn forward(diagonal: &Diagonal, v: &[f32], h: &mut [f32], last: &mut [f32]) 
 pub fn backward(diagonal: &Diagonal, h: &[f32], dh: &[f32], dlast: Option<&[f32]>) -> Grads {
     diagonal.check(h);
     assert_eq!(dh.len(), h.len(), "diagonal dh");
+    assert!(
+        dlast.is_none_or(|dlast| dlast.len() == diagonal.sizes()),
+        "diagonal dlast"
+    );
     let size = diagonal.lambda.len();
     let mut grads = Grads {
         v: vec![0.0; h.len()],
         lambda: vec![0.0; size],
-        initial: vec![0.0; (diagonal.offsets.len() - 1) * size],
+        initial: vec![0.0; diagonal.sizes()],
     };
     let (dv, dinitial) = (
         Disjoint::new(&mut grads.v),
@@ -294,5 +303,10 @@ mod tests {
             };
             assert_eq!(run(&bare), run(&zeros));
         }
+    }
+
+    #[test]
+    fn fewer_instructions_match_as_well() {
+        crate::testing::with_fewer_instructions(&[states_and_gradients_match_the_equation]);
     }
 }

@@ -55,8 +55,7 @@ impl Dropout {
             "dropout: sequences and rows of {dim} values"
         );
         // A value goes where its word is below this: 2^32 chances.
-        let limit = (f64::from(self.chance) * 4_294_967_296.0).round() as u64;
-        let limit = limit.min(u64::from(u32::MAX)) as u32;
+        let limit = (f64::from(self.chance) * 4_294_967_296.0).round() as u32;
         let scale = 1.0 / (1.0 - self.chance);
         let rows = block_rows(dim);
         let blocks = x.chunks(rows * dim).zip(y.chunks_mut(rows * dim));
@@ -149,6 +148,7 @@ dispatched! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::instructions::Instructions;
 
     fn mask(dropout: &Dropout, offsets: &[usize], dim: usize) -> Vec<f32> {
         let ones = vec![1.0; offsets[offsets.len() - 1] * dim];
@@ -304,11 +304,7 @@ mod tests {
     fn threads_and_blocks_do_not_show() {
         let (dropout, dim) = (at(3, 7, 0, 0.3), 96);
         let offsets: Vec<usize> = vec![0, 700, 700, 1000];
-        let run = |threads| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-            pool.expect("threads")
-                .install(|| mask(&dropout, &offsets, dim))
-        };
+        let run = |threads| Instructions::best().run(threads, || mask(&dropout, &offsets, dim));
         let got = run(1);
         assert_eq!(got, run(3));
         // One row at a time.

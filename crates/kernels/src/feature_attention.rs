@@ -13,7 +13,8 @@
 mod backward;
 mod forward;
 mod map;
-pub mod naive;
+#[cfg(test)]
+mod naive;
 #[cfg(test)]
 mod tests;
 
@@ -141,6 +142,20 @@ impl FeatureAttention<'_> {
         }
     }
 
+    /// Adds `phi^T values`, `[features, value_dim]`, of a block of `count` tokens from `from` on to `sums`.
+    fn add_products(
+        &self,
+        phi: &[f32],
+        values: &[f32],
+        (head, from, count): (usize, usize, usize),
+        sums: &mut [f32],
+    ) {
+        let shape = [self.features(), count, self.value_dim];
+        let rows = self.rows(values, self.value_dim, head, from);
+        let left = Matrix::rows(phi, ROWS);
+        product(shape, 1.0, left, rows, sums, (self.value_dim, 1), true);
+    }
+
     /// The reverse of [`Self::gather`], into rows that are the caller's own.
     #[allow(unsafe_code)]
     fn scatter(
@@ -161,7 +176,7 @@ impl FeatureAttention<'_> {
     }
 }
 
-/// `[n, ROWS] (+)= left [n, inner] right [inner, ROWS]`, `left` at any strides.
+/// `[n, ROWS] = left [n, inner] right [inner, ROWS]`, `left` at any strides.
 fn across([n, inner]: [usize; 2], left: Matrix, right: &[f32], out: &mut [f32]) {
     let right = Matrix::rows(right, ROWS);
     product([n, inner, ROWS], 1.0, left, right, out, (ROWS, 1), false);

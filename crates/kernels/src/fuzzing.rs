@@ -23,7 +23,7 @@ impl<'a> Bytes<'a> {
         }
     }
 
-    /// A number from `low` to `high`, at most 65,536 apart.
+    /// A number from `low` to `high`, at most 65,535 apart.
     pub(crate) fn number(&mut self, low: usize, high: usize) -> usize {
         let drawn = self.next() << 8 | self.next();
         low + drawn % (high - low + 1)

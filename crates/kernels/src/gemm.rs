@@ -132,8 +132,11 @@ fn widened<'a>(
     match values {
         Held::F32(values) => (Cow::Borrowed(values), stride),
         Held::Bf16(values) => {
-            let values = (0..rows).flat_map(|row| &values[row * stride..][..dim]);
-            (values.map(|value| bf16::to_f32(*value)).collect(), dim)
+            let mut wide = vec![0.0; rows * dim];
+            for (row, wide) in wide.chunks_exact_mut(dim.max(1)).enumerate() {
+                bf16::widen(&values[row * stride..][..dim], wide);
+            }
+            (Cow::Owned(wide), dim)
         }
     }
 }

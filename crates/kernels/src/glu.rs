@@ -87,4 +87,9 @@ mod tests {
             assert_close("glu dx", &dx, &grads[0], 2e-5);
         }
     }
+
+    #[test]
+    fn fewer_instructions_match_as_well() {
+        crate::testing::with_fewer_instructions(&[outputs_and_gradients_match_the_equation]);
+    }
 }

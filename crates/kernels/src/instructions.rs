@@ -28,24 +28,16 @@ thread_local! {
 impl Instructions {
     /// The most that this machine has.
     pub fn best() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        {
-            if pulp::x86::V4::is_available() {
-                return Instructions::Avx512;
-            }
-            if pulp::x86::V3::is_available() {
-                return Instructions::Avx2;
-            }
-        }
-        Instructions::Portable
+        use Instructions::{Avx2, Avx512, Portable};
+        let more = [Avx512, Avx2].into_iter().find(|level| level.present());
+        more.unwrap_or(Portable)
     }
 
     /// All that this machine has, the fewest first.
     pub fn all() -> Vec<Self> {
         use Instructions::{Avx2, Avx512, Portable};
-        let best = Self::best();
         let known = [Portable, Avx2, Avx512];
-        known.into_iter().filter(|level| *level <= best).collect()
+        known.into_iter().filter(|level| level.present()).collect()
     }
 
     /// Lets the kernels that the calling thread runs use no more than these. Loops over many threads ask each of their own: give

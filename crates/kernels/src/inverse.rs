@@ -6,40 +6,37 @@
 use rayon::prelude::*;
 
 use crate::gemm::{Matrix, product};
+use crate::transpose::transpose;
 
-/// The inverses, and the Z before each step for [`backward`], `[count, steps, m, m]`.
+/// The inverses and, where `save` is set, the Z before each step for [`backward`], `[count, steps, m, m]`.
 ///
 /// Panics when `a` is not made of `m x m` matrices.
-pub fn forward(a: &[f32], m: usize, steps: usize) -> (Vec<f32>, Vec<f32>) {
+pub fn forward(a: &[f32], m: usize, steps: usize, save: bool) -> (Vec<f32>, Vec<f32>) {
     let size = check(a, m);
+    let kept = if save { size * steps } else { 0 };
     let mut z = vec![0.0; a.len()];
-    let mut saved = vec![0.0; a.len() * steps];
-    let work = |(a, (z, saved)): (&[f32], (&mut [f32], &mut [f32]))| {
-        let (_, largest) = column_sum(a, m);
-        transpose_scaled(a, m, 1.0 / largest, z);
-        let mut step = Step::new(m);
-        for before in saved.chunks_exact_mut(size) {
-            before.copy_from_slice(z);
-            step.parts(a, before);
-            multiply(m, 0.25, rows(before, m), rows(&step.outer, m), z, false);
-        }
-    };
-    // Chunks of nothing are not allowed.
-    match steps {
-        0 => a
-            .par_chunks(size)
-            .zip(z.par_chunks_mut(size))
-            .for_each(|(a, z)| {
-                work((a, (z, &mut [])));
-            }),
-        _ => a
-            .par_chunks(size)
-            .zip(
-                z.par_chunks_mut(size)
-                    .zip(saved.par_chunks_mut(size * steps)),
-            )
-            .for_each(work),
+    let mut saved = vec![0.0; a.len() / size * kept];
+    let mut rest = &mut saved[..];
+    let mut parts = Vec::new();
+    for _ in a.chunks_exact(size) {
+        let (own, after) = rest.split_at_mut(kept);
+        parts.push(own);
+        rest = after;
     }
+    let tasks = a.par_chunks(size).zip(z.par_chunks_mut(size)).zip(parts);
+    tasks.for_each(|((a, z), saved)| {
+        let (_, largest) = column_sum(a, m);
+        transpose([m, m], 1.0 / largest, a, m, z, m);
+        let (mut step, mut before) = (Step::new(m), vec![0.0; size]);
+        for at in 0..steps {
+            before.copy_from_slice(z);
+            step.parts(a, &before);
+            multiply(m, 0.25, rows(&before, m), rows(&step.outer, m), z, false);
+            if save {
+                saved[at * size..][..size].copy_from_slice(&before);
+            }
+        }
+    });
     (z, saved)
 }
 
@@ -151,14 +148,6 @@ fn column_sum(a: &[f32], m: usize) -> (usize, f32) {
         })
 }
 
-fn transpose_scaled(a: &[f32], m: usize, factor: f32, out: &mut [f32]) {
-    for i in 0..m {
-        for j in 0..m {
-            out[j * m + i] = factor * a[i * m + j];
-        }
-    }
-}
-
 /// The products inside a step: `P = A Z`, `7 I - P`, `15 I - P (7 I - P)` and `13 I - P (15 I - ..)`.
 struct Step {
     m: usize,
@@ -249,7 +238,7 @@ mod tests {
                     .flat_map(|a| naive(a, m, steps))
                     .collect()
             });
-            let (z, saved) = forward(&a, m, steps);
+            let (z, saved) = forward(&a, m, steps, true);
             assert_close("z", &z, &want, 2e-5);
             let da = backward(&a, m, steps, &saved, &dz);
             assert_close("da", &da, &grads[0], 2e-4);
@@ -260,7 +249,7 @@ mod tests {
     #[test]
     fn many_steps_invert() {
         let a = [0.7, 0.2, 0.1, 0.1, 0.8, 0.1, 0.2, 0.2, 0.6];
-        let (z, _) = forward(&a, 3, 20);
+        let (z, _) = forward(&a, 3, 20, false);
         let mut one = [0.0; 9];
         multiply(3, 1.0, rows(&a, 3), rows(&z, 3), &mut one, false);
         assert_close(
@@ -269,5 +258,13 @@ mod tests {
             &[1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0],
             1e-4,
         );
+    }
+
+    #[test]
+    fn fewer_instructions_match_as_well() {
+        crate::testing::with_fewer_instructions(&[
+            inverses_and_gradients_match_the_equation,
+            many_steps_invert,
+        ]);
     }
 }

@@ -27,7 +27,7 @@ pub(crate) use tests::fuzz;
 
 /// The longest sequence whose sum is taken as it stands. By count of operations (64 multiply-adds for each token and channel against
 /// two transforms), not by measurement yet: `anyformer bench --ops --only long_conv` has the lengths around it.
-pub const DIRECT: usize = 64;
+const DIRECT: usize = 64;
 /// Channels that are worked on at once: a line of the cache.
 const WIDTH: usize = 16;
 /// Tokens that are moved between the two layouts at once.
@@ -52,12 +52,13 @@ pub fn forward(p: Problem, x: &[f32], kernel: &[f32]) -> Vec<f32> {
 }
 
 /// As [`forward`], sequences of up to `direct` tokens by the sum as it stands.
-pub fn forward_above(direct: usize, p: Problem, x: &[f32], kernel: &[f32]) -> Vec<f32> {
+fn forward_above(direct: usize, p: Problem, x: &[f32], kernel: &[f32]) -> Vec<f32> {
     p.check(&[x.len()], kernel.len());
     let mut y = vec![0.0; x.len()];
     let out = Disjoint::new(&mut y);
+    let (groups, longest) = (p.groups(direct), p.longest_up_to(direct));
     p.each_block(|block| {
-        let mut lines = vec![0.0; WIDTH * p.longest_up_to(direct)];
+        let mut lines = vec![0.0; WIDTH * longest];
         let taps = block.taps(kernel, direct);
         for (start, time) in p.sequences() {
             if time <= direct {
@@ -66,12 +67,12 @@ pub fn forward_above(direct: usize, p: Problem, x: &[f32], kernel: &[f32]) -> Ve
                 block.put(&out, start, lines);
             }
         }
-        for (plan, members) in p.groups(direct) {
-            let mut work = Work::new(&plan);
-            let used = p.used(&members);
+        for (plan, members) in &groups {
+            let mut work = Work::new(plan);
+            let used = p.used(members);
             let responses = block.spectra(&mut work, kernel, used);
             let mut rows = vec![0.0; block.width * plan.size];
-            for (start, time) in members {
+            for &(start, time) in members {
                 block.rows(x, start, time, &mut rows, plan.size);
                 for (row, response) in rows.chunks_mut(plan.size).zip(&responses) {
                     work.transform(row);
@@ -93,7 +94,7 @@ pub fn backward(p: Problem, x: &[f32], kernel: &[f32], dy: &[f32]) -> (Vec<f32>,
 }
 
 /// As [`backward`], sequences of up to `direct` tokens by the sum as it stands.
-pub fn backward_above(
+fn backward_above(
     direct: usize,
     p: Problem,
     x: &[f32],
@@ -103,8 +104,9 @@ pub fn backward_above(
     p.check(&[x.len(), dy.len()], kernel.len());
     let (mut dx, mut dkernel) = (vec![0.0; x.len()], vec![0.0; kernel.len()]);
     let (dx_out, dkernel_out) = (Disjoint::new(&mut dx), Disjoint::new(&mut dkernel));
+    let (groups, longest) = (p.groups(direct), p.longest_up_to(direct));
     p.each_block(|block| {
-        let mut lines = vec![0.0; WIDTH * p.longest_up_to(direct)];
+        let mut lines = vec![0.0; WIDTH * longest];
         let taps = block.taps(kernel, direct);
         let mut dtaps = vec![0.0; taps.len()];
         // SAFETY: the rows of the kernel's gradient of this block's channels.
@@ -123,15 +125,15 @@ pub fn backward_above(
                 own[c * p.taps + l] += value;
             }
         }
-        for (plan, members) in p.groups(direct) {
-            let mut work = Work::new(&plan);
-            let used = p.used(&members);
+        for (plan, members) in &groups {
+            let mut work = Work::new(plan);
+            let used = p.used(members);
             let responses = block.spectra(&mut work, kernel, used);
             let none = Complex::new(0.0, 0.0);
             let mut sums = vec![vec![none; plan.size / 2 + 1]; block.width];
             let mut rows = vec![0.0; block.width * plan.size];
             let mut gradients = vec![0.0; block.width * plan.size];
-            for (start, time) in members {
+            for &(start, time) in members {
                 block.rows(x, start, time, &mut rows, plan.size);
                 block.rows(dy, start, time, &mut gradients, plan.size);
                 let channels = rows.chunks_mut(plan.size).zip(&mut sums);
@@ -168,9 +170,11 @@ pub fn backward_above(
 pub fn flops(p: Problem) -> [u64; 2] {
     let mut totals = [0; 2];
     for (_, time) in p.sequences() {
-        let pairs = (0..time).map(|t| (t + 1).min(p.taps) as u64).sum::<u64>();
         let (one, both) = match time <= DIRECT {
-            true => (2 * pairs, 4 * pairs),
+            true => {
+                let pairs = (0..time).map(|t| (t + 1).min(p.taps) as u64).sum::<u64>();
+                (2 * pairs, 4 * pairs)
+            }
             false => {
                 let size = fast_size(time + p.taps.min(time)) as f64;
                 let transform = (2.5 * size * size.log2()) as u64;

@@ -1,5 +1,5 @@
 //! Scalar functions that LLVM can vectorise: no branch, no table, no call, so that a loop over a slice that is run
-//! through `pulp::Arch::dispatch` becomes SIMD code of the widest kind the processor has.
+//! through [`crate::instructions::dispatch`] becomes SIMD code of the widest kind the processor has.
 //!
 //! They are written with fused multiply-adds: outside such a dispatched loop they give the same bits, slowly.
 //! Polynomials are Chebyshev interpolants on the reduced range, rounded to f32.
@@ -10,7 +10,7 @@ pub(crate) mod wide;
 use std::f32::consts::LOG2_E;
 
 /// `1.5 * 2^23`: adding it to a number below `2^22` rounds that number to the nearest integer, held in the low bits.
-const ROUND: f32 = 12_582_912.0;
+pub(crate) const ROUND: f32 = 12_582_912.0;
 /// High part of ln 2, with enough trailing zero bits that its product with an exponent is exact.
 const LN_2_HIGH: f32 = 0.693_359_4;
 const LN_2_LOW: f32 = (std::f64::consts::LN_2 - LN_2_HIGH as f64) as f32;

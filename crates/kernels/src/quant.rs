@@ -15,6 +15,8 @@
 //! - [`rounded_product`]: inputs are rounded to 8 bits for every group of the weight, and the sums are those of integers.
 #![allow(unsafe_code)]
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::disjoint::Disjoint;
@@ -174,6 +176,28 @@ fn give(
     }
 }
 
+/// Fills the outputs of `m` rows: `work` gets a panel of the weight, the rows of a block and their sums, all zero, to fill.
+fn each_block(
+    weight: &Packed,
+    m: usize,
+    bias: Option<&[f32]>,
+    out: &mut [f32],
+    work: impl Fn(Panel, Range<usize>, &mut [[f32; LANES]]) + Sync,
+) {
+    let out = Disjoint::new(out);
+    // As even blocks of rows as there can be.
+    let block = m.div_ceil(m.div_ceil(ROWS));
+    each_panel(weight, m, |index| {
+        for first in (0..m).step_by(block) {
+            let rows = first..m.min(first + block);
+            let mut sums = [[0.0; LANES]; ROWS];
+            let sums = &mut sums[..rows.len()];
+            work(weight.panel(index), rows, sums);
+            give(&out, weight.rows, index, first, sums, bias);
+        }
+    });
+}
+
 fn few_rows(
     level: Level,
     x: &[f32],
@@ -182,7 +206,7 @@ fn few_rows(
     bias: Option<&[f32]>,
     out: &mut [f32],
 ) {
-    let (n, m) = (weight.rows, x.len() / stride);
+    let m = x.len() / stride;
     let sums: Vec<f32> = match weight.zeros {
         None => Vec::new(),
         Some(_) => x
@@ -191,31 +215,22 @@ fn few_rows(
             .map(|group| group.iter().sum())
             .collect(),
     };
-    let (groups, out) = (weight.groups(), Disjoint::new(out));
-    each_panel(weight, m, |index| {
-        let panel = weight.panel(index);
-        // As even blocks of rows as there can be.
-        let block = m.div_ceil(m.div_ceil(ROWS));
-        for first in (0..m).step_by(block) {
-            let count = block.min(m - first);
-            let rows = Rows {
-                values: &x[first * stride..(first + count) * stride],
-                stride,
-                sums: sums
-                    .get(first * groups..(first + count) * groups)
-                    .unwrap_or_default(),
-            };
-            let mut sums = [[0.0; LANES]; ROWS];
-            let sums = &mut sums[..count];
-            match level {
-                #[cfg(target_arch = "x86_64")]
-                // SAFETY: the level was checked to run on this machine.
-                Level::Avx512 => unsafe { wide::multiply(weight.bits, panel, rows, sums) },
-                #[cfg(not(target_arch = "x86_64"))]
-                Level::Avx512 => unreachable!("levels are checked"),
-                Level::Portable => portable::multiply(weight.bits, panel, rows, sums),
-            }
-            give(&out, n, index, first, sums, bias);
+    let groups = weight.groups();
+    each_block(weight, m, bias, out, |panel, block, totals| {
+        let rows = Rows {
+            values: &x[block.start * stride..block.end * stride],
+            stride,
+            sums: sums
+                .get(block.start * groups..block.end * groups)
+                .unwrap_or_default(),
+        };
+        match level {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the level was checked to run on this machine.
+            Level::Avx512 => unsafe { wide::multiply(weight.bits, panel, rows, totals) },
+            #[cfg(not(target_arch = "x86_64"))]
+            Level::Avx512 => unreachable!("levels are checked"),
+            Level::Portable => portable::multiply(weight.bits, panel, rows, totals),
         }
     });
 }

@@ -1,8 +1,9 @@
 //! How the small kernels become SIMD code and use threads.
 //!
 //! [`dispatched!`] wraps a function so that its body is compiled for each instruction set and chosen at run time
-//! (see [`crate::instructions`]). [`each`] and [`collect`] run it over fixed blocks, on the rayon pool when there is enough to do. Blocks depend on the
-//! sizes only and partial results are combined in block order, so results do not depend on the number of threads.
+//! (see [`crate::instructions`]). [`each`] and [`collect`] run it over fixed blocks, on the rayon pool when there is enough to
+//! do. Blocks depend on the sizes only and partial results are combined in block order, so results do not depend on the
+//! number of threads.
 
 use rayon::prelude::*;
 
@@ -10,6 +11,8 @@ use rayon::prelude::*;
 pub(crate) const BLOCK: usize = 16 * 1024;
 /// Below this many values the threads cost more than they bring.
 const PARALLEL: usize = 2 * BLOCK;
+/// Below this many operations the threads cost more than they bring.
+pub(crate) const PARALLEL_FLOPS: u64 = 400_000;
 /// Most blocks of a reduction whose partial results are whole rows.
 const REDUCTION_BLOCKS: usize = 32;
 

@@ -30,6 +30,9 @@ pub fn assert_close(name: &str, got: &[f32], want: &[f32], tol: f32) {
     }
 }
 
+/// [`assert_close`] or [`assert_near`].
+pub type Close = fn(&str, &[f32], &[f32], f32);
+
 /// The same where summands are about as large as 1: sums of them that cancel are not held to more than the rounding of those.
 pub fn assert_near(name: &str, got: &[f32], want: &[f32], tol: f32) {
     let with_unit = |values: &[f32]| [values, &[1.0]].concat();

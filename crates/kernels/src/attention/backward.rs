@@ -78,7 +78,6 @@ fn run(
     [dq, dk, dv]: &[Disjoint; 3],
 ) -> Vec<f32> {
     let (head_dim, value_dim) = (attention.head_dim, attention.value_dim);
-    let rows = group.queries * attention.fold();
     let zeros = |rows: usize, cols: usize| vec![0.0f32; rows * cols];
     let (mut dk_here, mut dv_here) = (zeros(group.keys, head_dim), zeros(group.keys, value_dim));
     let (mut q, mut q_rows, mut dq_here) = (
@@ -92,22 +91,10 @@ fn run(
     let mut dbias = vec![0.0; attention.bias.map_or(0, |bias| bias.table.len())];
     let block = attention.wide_block();
     let mut wide = (zeros(1, block), zeros(1, block));
-    let blocks: Vec<(usize, usize)> = match attention.plan(group) {
-        Some(plan) => {
-            let blocks = plan.blocks(group.kv_head).iter();
-            blocks.map(|block| (block.first, block.rows)).collect()
-        }
-        None => {
-            let firsts = (0..rows).step_by(ROWS);
-            firsts
-                .map(|first| (first, ROWS.min(rows - first)))
-                .collect()
-        }
-    };
     // Gradients of the keys and values of a tile that do not lie together.
     let gathered = if attention.plans.is_some() { KEYS } else { 0 };
     let (mut dk_tile, mut dv_tile) = (zeros(gathered, head_dim), zeros(gathered, value_dim));
-    for (first, count) in blocks {
+    for (first, count) in attention.row_blocks(group) {
         let block = Block::new(attention, group, first, count);
         let width = block.width;
         if block.rows < ROWS {

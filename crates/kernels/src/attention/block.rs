@@ -140,13 +140,13 @@ impl<'a> Block<'a> {
         self.low[self.rows - 1] as usize <= from && to <= self.high[0] as usize
     }
 
-    /// Scores of a query and a key of one number are given: no gradient goes through them.
+    /// Sets the values of pairs of a query and a key of one number.
     #[inline(always)]
-    fn stop_own(&self, scores: &mut [f32], from: usize) {
+    fn set_own(&self, values: &mut [f32], from: usize, own: f32) {
         let Some((rows, ids)) = &self.ids else { return };
-        for (id, scores) in ids[from..].iter().zip(scores.chunks_exact_mut(ROWS)) {
+        for (id, values) in ids[from..].iter().zip(values.chunks_exact_mut(ROWS)) {
             for l in 0..ROWS {
-                scores[l] = if rows[l] == *id { 0.0 } else { scores[l] };
+                values[l] = if rows[l] == *id { own } else { values[l] };
             }
         }
     }
@@ -188,13 +188,7 @@ impl<'a> Block<'a> {
                 }
             }
         }
-        if let Some((rows, ids)) = &self.ids {
-            for (id, scores) in ids[from..].iter().zip(scores.chunks_exact_mut(ROWS)) {
-                for l in 0..ROWS {
-                    scores[l] = if rows[l] == *id { OWN } else { scores[l] };
-                }
-            }
-        }
+        self.set_own(scores, from, OWN);
         if !self.open(from, from + keys) {
             for (key, scores) in scores.chunks_exact_mut(ROWS).enumerate() {
                 let key = (from + key) as i32;
@@ -275,11 +269,18 @@ pub(super) fn soften_back(
     if Instructions::Avx512.usable() {
         // SAFETY: as above, and there are as many gradients as scores.
         unsafe { wide::soften_back(block.width, scores, dp, lse, delta) };
-        block.stop_own(dp, tile.from);
+        stop_own(block, tile, dp);
         return;
     }
     portable_soften_back(block, scores, dp, lse, delta);
-    block.stop_own(dp, tile.from);
+    stop_own(block, tile, dp);
+}
+
+dispatched! {
+    /// Scores of pairs of one number are given: no gradient goes through them.
+    fn stop_own<'a>(block: &'a Block<'a>, tile: Tile, dp: &'a mut [f32]) {
+        block.set_own(dp, tile.from, 0.0);
+    }
 }
 
 dispatched! {

@@ -153,7 +153,7 @@ impl Table {
         let pages = gone / PAGE;
         let full = match pages {
             0 => self.full.clone(),
-            _ => Arc::new(self.full[pages.min(self.full.len())..].to_vec()),
+            _ => Arc::new(self.full[pages..].to_vec()),
         };
         Table {
             len: self.len - pages * PAGE,

@@ -6,6 +6,7 @@ use super::block::{Block, Running, gather_transposed, soften};
 use super::{Attention, Group, KEYS, ROWS, decode};
 use crate::disjoint::Disjoint;
 use crate::gemm::{Matrix, product};
+use crate::simd::PARALLEL_FLOPS;
 use crate::transpose::transpose;
 
 /// What [`forward`] gives.
@@ -16,9 +17,6 @@ pub struct Output {
     /// Natural logarithm of the sum of exponentials, `[total_q, heads]`.
     pub lse: Vec<f32>,
 }
-
-/// Below this many operations threads cost more than they bring.
-const PARALLEL_FLOPS: u64 = 400_000;
 
 /// Where tasks write: each its own rows.
 pub(super) struct Shared<'a> {
@@ -66,16 +64,8 @@ pub fn forward(attention: &Attention) -> Output {
             continue;
         }
         for group in sequence {
-            if let Some(plan) = attention.plan(group) {
-                let blocks = plan.blocks(group.kv_head).iter();
-                tasks.extend(blocks.map(|block| (group, block.first, block.rows)));
-                continue;
-            }
-            tasks.extend(
-                (0..rows)
-                    .step_by(ROWS)
-                    .map(|first| (group, first, ROWS.min(rows - first))),
-            );
+            let blocks = attention.row_blocks(group).into_iter();
+            tasks.extend(blocks.map(|(first, rows)| (group, first, rows)));
         }
     }
     decode::forward(attention, &few, &shared, parallel);

@@ -6,7 +6,7 @@
 
 use rayon::prelude::*;
 
-use super::{ROWS, Segment, segments, transposed};
+use super::{ROWS, Segment, cut, segments, transposed};
 use crate::simd::{add_partials, dispatched};
 
 /// The arguments.
@@ -60,22 +60,17 @@ impl Around<'_> {
         }
     }
 
+    /// First row of a segment's sequence, and the row after its last.
+    fn ends(&self, segment: Segment) -> [usize; 2] {
+        [segment.sequence, segment.sequence + 1].map(|at| self.offsets[at])
+    }
+
     /// The convolution of `x` with `taps`.
     fn convolve(&self, x: &[f32], taps: &[f32]) -> Vec<f32> {
         let mut y = vec![0.0; x.len()];
-        let mut rest = &mut y[..];
-        let mut tasks = Vec::new();
-        for segment in segments(self.offsets) {
-            let (head, tail) = rest.split_at_mut((segment.to - segment.from) * self.channels);
-            tasks.push((segment, head));
-            rest = tail;
-        }
+        let tasks = cut(&segments(self.offsets), self.channels, &mut y);
         tasks.into_par_iter().for_each(|(segment, y)| {
-            let ends = [
-                self.offsets[segment.sequence],
-                self.offsets[segment.sequence + 1],
-            ];
-            rows(segment, ends, self.channels, taps, x, y);
+            rows(segment, self.ends(segment), self.channels, taps, x, y);
         });
         y
     }
@@ -98,10 +93,7 @@ impl Around<'_> {
             .map(|some| {
                 let mut sums = vec![0.0; width * self.channels];
                 for segment in some {
-                    let ends = [
-                        self.offsets[segment.sequence],
-                        self.offsets[segment.sequence + 1],
-                    ];
+                    let ends = self.ends(*segment);
                     weights(*segment, ends, self.channels, self.x, dy, &mut sums);
                 }
                 sums
@@ -222,5 +214,10 @@ mod tests {
             assert_close("dx", &dx, &grads[0], 2e-5);
             assert_close("dweight", &dweight, &grads[1], 2e-5);
         }
+    }
+
+    #[test]
+    fn fewer_instructions_match_as_well() {
+        crate::testing::with_fewer_instructions(&[outputs_and_gradients_match_the_equation]);
     }
 }

@@ -8,9 +8,9 @@ use std::borrow::Cow;
 use rayon::prelude::*;
 
 use super::forward::sums;
-use super::{Conv, Rows, Segment, segments, transposed, with_width};
+use super::{Conv, Rows, Segment, cut, segments, transposed, with_width};
 use crate::math::sigmoid;
-use crate::simd::dispatched;
+use crate::simd::{add_partials, dispatched};
 
 /// Segments whose weight gradients one task adds up; a fixed number, so that sums do not depend on the threads.
 const GROUP: usize = 16;
@@ -58,11 +58,7 @@ pub fn backward(conv: &Conv, dy: &[f32], dlast: Option<&[f32]>) -> Grads {
         })
         .collect();
     let mut dw = vec![0.0; (width + 1) * channels];
-    for part in &partial {
-        dw.iter_mut()
-            .zip(part)
-            .for_each(|(sum, value)| *sum += value);
-    }
+    add_partials(&mut dw, &partial);
     let initial = edges(conv, &dz, &weight, dlast, &mut dx);
     let bias = dw.split_off(width * channels);
     Grads {
@@ -82,15 +78,9 @@ fn before_silu(
     dy: &[f32],
 ) -> Vec<f32> {
     let mut dz = vec![0.0; dy.len()];
-    let mut rest = &mut dz[..];
-    let mut tasks = Vec::new();
-    for segment in segments {
-        let (head, tail) = rest.split_at_mut((segment.to - segment.from) * conv.channels);
-        tasks.push((segment, head));
-        rest = tail;
-    }
+    let tasks = cut(segments, conv.channels, &mut dz);
     tasks.into_par_iter().for_each(|(segment, dz)| {
-        through_silu(conv, rows, weight, *segment, dy, dz);
+        through_silu(conv, rows, weight, segment, dy, dz);
     });
     dz
 }

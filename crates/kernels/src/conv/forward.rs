@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{Conv, Rows, Segment, segments, transposed, with_width};
+use super::{Conv, Rows, Segment, cut, segments, transposed, with_width};
 use crate::math::sigmoid;
 use crate::simd::dispatched;
 
@@ -12,13 +12,7 @@ pub fn forward(conv: &Conv) -> (Vec<f32>, Vec<f32>) {
     let weight = transposed(conv.weight, conv.channels, conv.width);
     let rows = Rows::new(conv);
     let mut y = vec![0.0; conv.x.len()];
-    let mut rest = &mut y[..];
-    let mut tasks = Vec::new();
-    for segment in segments(conv.offsets) {
-        let (head, tail) = rest.split_at_mut((segment.to - segment.from) * conv.channels);
-        tasks.push((segment, head));
-        rest = tail;
-    }
+    let tasks = cut(&segments(conv.offsets), conv.channels, &mut y);
     tasks.into_par_iter().for_each(|(segment, y)| {
         outputs(conv, &rows, &weight, segment, y);
     });

@@ -6,7 +6,7 @@ use super::forward::{Scratch, add_rows, divisors, multiply};
 use super::map::Side;
 use super::{FeatureAttention, Head, ROWS, across};
 use crate::disjoint::Disjoint;
-use crate::gemm::{Matrix, product};
+use crate::gemm::Matrix;
 use crate::simd::dispatched;
 
 /// Gradients in the shapes of the arguments.
@@ -134,17 +134,7 @@ fn queries(
         map.backward(x, from, phi, dphi, &mut buffers.dx);
         attention.scatter(&buffers.dx, dim, block, factor, turned, dq);
         multiply(phi, &inverse);
-        let rows = attention.rows(d_o, value_dim, head.head, from);
-        let left = Matrix::rows(phi, ROWS);
-        product(
-            [features, count, value_dim],
-            1.0,
-            left,
-            rows,
-            &mut buffers.ds,
-            (value_dim, 1),
-            true,
-        );
+        attention.add_products(phi, d_o, block, &mut buffers.ds);
         if attention.normalise {
             multiply(phi, &through);
             add_rows(phi, count, &mut buffers.dz);

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::map::Side;
 use super::{FeatureAttention, Head, ROWS, SMALLEST_DIVISOR, across};
 use crate::disjoint::Disjoint;
-use crate::gemm::{Matrix, product};
+use crate::gemm::Matrix;
 use crate::simd::dispatched;
 
 /// What [`forward`] gives.
@@ -89,17 +89,7 @@ fn sums(attention: &FeatureAttention, head: Head, scratch: &mut Scratch, saved: 
         let block = (head.head, from, count);
         attention.gather(k, dim, block, map.factor(dim), x);
         map.forward(x, from, Side::Key(most[0]), phi);
-        let values = attention.rows(v, value_dim, head.head, from);
-        let left = Matrix::rows(phi, ROWS);
-        product(
-            [features, count, value_dim],
-            1.0,
-            left,
-            values,
-            s,
-            (value_dim, 1),
-            true,
-        );
+        attention.add_products(phi, v, block, s);
         add_rows(phi, count, z);
     }
 }

@@ -120,3 +120,12 @@ fn empty_divisors_are_guarded() {
     let got = backward(&attention, &o, &saved, &[1.0, 1.0]);
     assert!([got.q, got.k, got.v].iter().flatten().all(|x| *x == 0.0));
 }
+
+#[test]
+fn fewer_instructions_match_as_well() {
+    crate::testing::with_fewer_instructions(&[
+        every_map_matches_the_equation,
+        long_sequences_match_the_equation,
+        empty_divisors_are_guarded,
+    ]);
+}

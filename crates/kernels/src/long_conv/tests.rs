@@ -1,4 +1,5 @@
 use super::*;
+use crate::instructions::Instructions;
 use crate::testing::{assert_near, rand_vec};
 
 /// The equation and its gradients in f64: `[y, dx, dkernel]`.
@@ -119,9 +120,8 @@ fn threads_do_not_change_a_bit() {
         rand_vec(3, 15_000),
     );
     let run = |threads| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-        pool.expect("threads")
-            .install(|| (forward(p, &x, &kernel), backward(p, &x, &kernel, &dy)))
+        let both = || (forward(p, &x, &kernel), backward(p, &x, &kernel, &dy));
+        Instructions::best().run(threads, both)
     };
     assert_eq!(run(1), run(3));
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::instructions::Instructions;
 use crate::testing::{assert_close, rand_vec};
 
 /// The sums in f64, of operands rounded as the precision says.
@@ -112,9 +113,8 @@ fn many_tasks_and_stretches_match_and_threads_do_not_show() {
         let finish = Finish::default();
         let want = naive(precision, [m, k, n], left, right, &[], finish);
         let run = |threads: usize| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
             let mut got = vec![0.0; m * n];
-            pool.expect("a pool").install(|| {
+            Instructions::best().run(threads, || {
                 matmul(precision, [m, k, n], left, right, &mut got, finish);
             });
             got

@@ -5,8 +5,8 @@
 
 use rayon::prelude::*;
 
-use super::{Bits, LANES, Level, PARALLEL, Packed, ROWS, each_panel, give, portable};
-use crate::disjoint::Disjoint;
+use super::{Bits, Level, PARALLEL, Packed, each_block, portable};
+use crate::math::ROUND;
 use crate::simd::dispatched;
 
 /// Rounded rows of inputs.
@@ -47,9 +47,6 @@ fn rounded(x: &[f32], stride: usize, group: usize, groups: usize) -> (Vec<i8>, V
     (bytes, factors, sums)
 }
 
-/// What is added to a number to have its nearest whole one, ties to even, in the lowest bits.
-const WHOLE: f32 = 12_582_912.0;
-
 dispatched! {
     fn round_row<'a>(
         x: &'a [f32],
@@ -67,7 +64,7 @@ dispatched! {
             let up = if largest > 0.0 { 127.0 / largest } else { 0.0 };
             let mut total = 0i32;
             for (byte, x) in bytes.iter_mut().zip(x) {
-                *byte = (x * up + WHOLE).to_bits() as i8;
+                *byte = (x * up + ROUND).to_bits() as i8;
                 total += i32::from(*byte);
             }
             *sum = total;
@@ -85,7 +82,7 @@ pub(super) fn multiply(
     bias: Option<&[f32]>,
     out: &mut [f32],
 ) {
-    let (n, groups, bits) = (weight.rows, weight.groups(), weight.bits);
+    let (groups, bits) = (weight.groups(), weight.bits);
     let (mut bytes, factors, sums) = rounded(x, stride, weight.group, groups);
     if bits == Bits::Four {
         for eight in bytes.as_chunks_mut::<8>().0 {
@@ -94,30 +91,22 @@ pub(super) fn multiply(
         }
     }
     let m = x.len() / stride;
-    let out = Disjoint::new(out);
-    each_panel(weight, m, |index| {
-        let panel = weight.panel(index);
-        let block = m.div_ceil(m.div_ceil(ROWS));
-        for first in (0..m).step_by(block) {
-            let count = block.min(m - first);
-            let rows = Brief {
-                bytes: &bytes[first * stride..(first + count) * stride],
-                stride,
-                factors: &factors[first * groups..(first + count) * groups],
-                sums: &sums[first * groups..(first + count) * groups],
-                groups,
-            };
-            let mut totals = [[0.0f32; LANES]; ROWS];
-            let totals = &mut totals[..count];
-            match level {
-                #[cfg(target_arch = "x86_64")]
-                // SAFETY: the level was checked to run on this machine.
-                Level::Avx512 => unsafe { super::vnni::multiply(bits, panel, rows, totals) },
-                #[cfg(not(target_arch = "x86_64"))]
-                Level::Avx512 => unreachable!("levels are checked"),
-                Level::Portable => portable::brief(bits, panel, rows, totals),
-            }
-            give(&out, n, index, first, totals, bias);
+    each_block(weight, m, bias, out, |panel, block, totals| {
+        let of_groups = block.start * groups..block.end * groups;
+        let rows = Brief {
+            bytes: &bytes[block.start * stride..block.end * stride],
+            stride,
+            factors: &factors[of_groups.clone()],
+            sums: &sums[of_groups],
+            groups,
+        };
+        match level {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the level was checked to run on this machine.
+            Level::Avx512 => unsafe { super::vnni::multiply(bits, panel, rows, totals) },
+            #[cfg(not(target_arch = "x86_64"))]
+            Level::Avx512 => unreachable!("levels are checked"),
+            Level::Portable => portable::brief(bits, panel, rows, totals),
         }
     });
 }

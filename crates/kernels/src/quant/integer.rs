@@ -1,7 +1,6 @@
 //! Products of 8 bits on both sides.
 
-use super::{LANES, Level, Packed, ROWS, each_panel, give, portable};
-use crate::disjoint::Disjoint;
+use super::{LANES, Level, Packed, ROWS, each_block, portable};
 
 /// Each row of `x [m, stride]` in -127..=127 with the scale of the row: the nearest number, ties to even.
 pub(super) fn rounded(x: &[f32], stride: usize) -> (Vec<i8>, Vec<f32>) {
@@ -27,7 +26,7 @@ pub(super) fn multiply(
     out: &mut [f32],
 ) {
     let (bytes, factors) = rounded(x, stride);
-    let (m, n, groups) = (factors.len(), weight.rows, weight.groups());
+    let (m, groups) = (factors.len(), weight.groups());
     // What the flipped sign bit of the weights adds to the sums, of every row and group.
     let added: Vec<i32> = match level {
         Level::Portable => Vec::new(),
@@ -37,38 +36,29 @@ pub(super) fn multiply(
             .map(|group| 128 * group.iter().map(|byte| i32::from(*byte)).sum::<i32>())
             .collect(),
     };
-    let out = Disjoint::new(out);
-    each_panel(weight, m, |index| {
-        let panel = weight.panel(index);
-        let block = m.div_ceil(m.div_ceil(ROWS));
-        for first in (0..m).step_by(block) {
-            let count = block.min(m - first);
-            let bytes = &bytes[first * stride..(first + count) * stride];
-            let mut totals = [[0.0f32; LANES]; ROWS];
-            for (group, lines) in panel.lines.chunks(panel.per_group).enumerate() {
-                let mut sums = [[0i32; LANES]; ROWS];
-                let (sums, word) = (&mut sums[..count], group * panel.per_group);
-                match level {
-                    #[cfg(target_arch = "x86_64")]
-                    // SAFETY: the level was checked to run on this machine.
-                    Level::Avx512 => unsafe {
-                        super::wide::integers(lines, bytes, stride, word, sums);
-                    },
-                    #[cfg(not(target_arch = "x86_64"))]
-                    Level::Avx512 => unreachable!("levels are checked"),
-                    Level::Portable => portable::integers(lines, bytes, stride, word, sums),
-                }
-                let scales = &panel.scales[group * LANES..][..LANES];
-                for (row, (total, sums)) in totals.iter_mut().zip(sums).enumerate() {
-                    let at = first + row;
-                    let added = added.get(at * groups + group).copied().unwrap_or(0);
-                    for lane in 0..LANES {
-                        let scale = scales[lane].to_f32() * factors[at];
-                        total[lane] += (sums[lane] - added) as f32 * scale;
-                    }
+    each_block(weight, m, bias, out, |panel, block, totals| {
+        let bytes = &bytes[block.start * stride..block.end * stride];
+        for (group, lines) in panel.lines.chunks(panel.per_group).enumerate() {
+            let mut sums = [[0i32; LANES]; ROWS];
+            let (sums, word) = (&mut sums[..block.len()], group * panel.per_group);
+            match level {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: the level was checked to run on this machine.
+                Level::Avx512 => unsafe {
+                    super::wide::integers(lines, bytes, stride, word, sums);
+                },
+                #[cfg(not(target_arch = "x86_64"))]
+                Level::Avx512 => unreachable!("levels are checked"),
+                Level::Portable => portable::integers(lines, bytes, stride, word, sums),
+            }
+            let scales = &panel.scales[group * LANES..][..LANES];
+            for ((at, total), sums) in block.clone().zip(totals.iter_mut()).zip(sums) {
+                let added = added.get(at * groups + group).copied().unwrap_or(0);
+                for lane in 0..LANES {
+                    let scale = scales[lane].to_f32() * factors[at];
+                    total[lane] += (sums[lane] - added) as f32 * scale;
                 }
             }
-            give(&out, n, index, first, &totals[..count], bias);
         }
     });
 }

@@ -433,6 +433,7 @@ fn fewer_instructions_match_as_well() {
         every_scheme_level_and_number_of_rows_matches_the_sum,
         weights_of_16_bits_are_what_they_are,
         products_of_bytes_are_exact_sums_of_the_rounded_rows,
+        rounded_inputs_give_the_sum_of_the_rounded_numbers,
     ]);
 }
 

@@ -5,11 +5,11 @@ use rayon::prelude::*;
 
 use super::chunk::Inputs;
 use super::chunk_backward::{Local, gates, one_chunk};
-use super::forward::{PARALLEL_FLOPS, each_state};
+use super::forward::each_state;
 use super::solve::Scratch;
 use super::{Gate, Problem, Write};
 use crate::disjoint::Disjoint;
-use crate::simd::dispatched;
+use crate::simd::{PARALLEL_FLOPS, dispatched};
 
 /// Gradients of every input.
 #[derive(Clone, Debug)]

@@ -9,7 +9,7 @@ use super::step::{STEPS, steps};
 use super::{Gate, Problem, Write};
 use crate::disjoint::Disjoint;
 use crate::gemm::{Matrix, product};
-use crate::simd::dispatched;
+use crate::simd::{PARALLEL_FLOPS, dispatched};
 
 /// What the forward pass gives beside the final states.
 #[derive(Clone, Debug)]
@@ -20,9 +20,6 @@ pub struct Output {
     /// unless asked for.
     pub chunk_states: Vec<f32>,
 }
-
-/// Below this many operations the threads cost more than they bring.
-pub(super) const PARALLEL_FLOPS: u64 = 400_000;
 
 /// Where the heads write.
 struct Targets<'a> {

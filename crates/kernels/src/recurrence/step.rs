@@ -41,10 +41,18 @@ pub(super) fn steps(
     inputs: &Inputs,
     range: [usize; 2],
     head: usize,
-    before: Option<&[f32]>,
+    mut before: Option<&[f32]>,
     state: &mut [f32],
     o: &Disjoint,
 ) {
+    #[cfg(target_arch = "x86_64")]
+    let wide = Instructions::Avx512.usable();
+    #[cfg(not(target_arch = "x86_64"))]
+    let wide = false;
+    // Otherwise the first token reads the state from where it was.
+    if !wide || before.is_none() {
+        begin(before.take(), state);
+    }
     let (kd, vd, heads) = (problem.key_dim, problem.value_dim, problem.heads);
     let key_head = head / (heads / problem.key_heads);
     let mut decay = vec![1.0; kd];
@@ -69,14 +77,11 @@ pub(super) fn steps(
         };
         // SAFETY: this token of this head is this task's alone.
         let o = unsafe { o.part(one * vd, vd) };
-        // Later tokens go on from what the first one wrote.
-        step(
-            &token,
-            before.filter(|_| t == range[0]),
-            t == range[0],
-            state,
-            o,
-        );
+        match wide {
+            #[cfg(target_arch = "x86_64")]
+            true => wide::step(&token, before.take(), state, o),
+            _ => portable(&token, state, o),
+        }
     }
 }
 
@@ -88,24 +93,8 @@ dispatched! {
     }
 }
 
-/// One token; the state comes from `before` (zero when absent) where this is the `first`, else it is in place.
-fn step(token: &Token, before: Option<&[f32]>, first: bool, state: &mut [f32], o: &mut [f32]) {
-    #[cfg(target_arch = "x86_64")]
-    if Instructions::Avx512.usable() {
-        if first && before.is_none() {
-            state.fill(0.0);
-        }
-        wide::step(token, before, state, o);
-        return;
-    }
-    if first {
-        begin(before, state);
-    }
-    portable(token, state, o);
-}
-
 dispatched! {
-    /// As [`step`], in place.
+    /// One token, the state in place.
     fn portable<'a>(token: &'a Token<'a>, state: &'a mut [f32], o: &'a mut [f32]) {
         let vd = o.len();
         let mut written = token.v.to_vec();

@@ -3,7 +3,8 @@
 use super::naive::{Wide, beta_values, gate_values, run, widen};
 use super::whole::forward;
 use super::{Gate, Problem, Write, backward};
-use crate::testing::{assert_close, assert_near, rand_vec};
+use crate::instructions::Instructions;
+use crate::testing::{Close, assert_close, assert_near, rand_vec};
 
 struct Case {
     offsets: Vec<usize>,
@@ -27,6 +28,16 @@ fn loss(p: &Problem, w: &Wide, gate: Gate, write: Write, co: &[f32], cs: &[f32])
 }
 
 fn check(case: &Case, kind: usize, delta: bool, with_initial: bool, with_final: bool) {
+    check_by(assert_close, case, kind, delta, [with_initial, with_final]);
+}
+
+fn check_by(
+    close: Close,
+    case: &Case,
+    kind: usize,
+    delta: bool,
+    [with_initial, with_final]: [bool; 2],
+) {
     let p = Problem {
         offsets: &case.offsets,
         heads: case.heads,
@@ -88,8 +99,8 @@ fn check(case: &Case, kind: usize, delta: bool, with_initial: bool, with_final: 
     };
     let want = run(&p, &wide, gate, write);
     let got = forward(&p, &q, &k, &v, gate, write, given, true);
-    assert_near(&(name.clone() + "o"), &got.o, &narrow(&want.o), 2e-5);
-    assert_near(
+    close(&(name.clone() + "o"), &got.o, &narrow(&want.o), 2e-5);
+    close(
         &(name.clone() + "state"),
         &got.final_state,
         &narrow(&want.last),
@@ -118,7 +129,7 @@ fn check(case: &Case, kind: usize, delta: bool, with_initial: bool, with_final: 
             numeric.push(((plus - minus) / (2.0 * eps)) as f32);
         }
         let got: Vec<f32> = places.iter().map(|at| grad[*at]).collect();
-        assert_near(&(name.clone() + what), &got, &numeric, 2e-4);
+        close(&(name.clone() + what), &got, &numeric, 2e-4);
     };
     against("dq", &grads.q, &|w| &mut w.q);
     against("dk", &grads.k, &|w| &mut w.k);
@@ -319,8 +330,7 @@ fn threads_do_not_change_a_bit() {
     let v = rand_vec(3, 2 * time * heads * dim);
     let gate: Vec<f32> = rand_vec(4, v.len()).iter().map(|v| -v.abs()).collect();
     let run = |threads: usize| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-        pool.expect("a pool").install(|| {
+        Instructions::best().run(threads, || {
             let gate = Gate::Vector(&gate);
             let y = forward(&p, &q, &k, &v, gate, Write::Additive, None, true);
             let states = &y.chunk_states;
@@ -328,7 +338,7 @@ fn threads_do_not_change_a_bit() {
             (y.o, y.final_state, d.q, d.k, d.v, d.gate, d.initial)
         })
     };
-    assert!(p.work(Write::Additive) >= super::forward::PARALLEL_FLOPS);
+    assert!(p.work(Write::Additive) >= crate::simd::PARALLEL_FLOPS);
     assert!(run(1) == run(3));
 }
 
@@ -358,5 +368,6 @@ pub(crate) fn fuzz(bytes: &mut crate::fuzzing::Bytes) {
     };
     let kind = bytes.number(0, 2);
     let [delta, with_initial, with_final] = [(); 3].map(|()| bytes.flag());
-    check(&case, kind, delta, with_initial, with_final);
+    let given = [with_initial, with_final];
+    check_by(assert_near, &case, kind, delta, given);
 }

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::{CHUNK, LANES, Lanes, Scan, Task, flops, step};
 use crate::disjoint::Disjoint;
 use crate::math::{exp, softplus};
-use crate::simd::dispatched;
+use crate::simd::{PARALLEL_FLOPS, dispatched};
 
 /// What [`forward`] gives.
 #[derive(Clone, Debug)]
@@ -17,9 +17,6 @@ pub struct Output {
     /// States at the start of every chunk, in the layout of [`super::backward`]; empty unless asked for.
     pub saved: Vec<f32>,
 }
-
-/// Below this many operations the threads cost more than they bring.
-const PARALLEL_FLOPS: u64 = 400_000;
 
 /// Computes the outputs, with what the backward pass needs where `save` is set. `last`, the final states `[sequences,
 /// channels, state]`, is overwritten; nothing in it is read before.

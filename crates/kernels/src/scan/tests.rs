@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::{assert_close, assert_near, rand_vec};
+use crate::testing::{Close, assert_close, assert_near, rand_vec};
 
 fn wide(x: &[f32]) -> Vec<f64> {
     x.iter().map(|x| *x as f64).collect()
@@ -74,17 +74,24 @@ impl Case {
     /// Holds the outputs against the equation; the gradients too, by differences along each coordinate of the small
     /// arguments and at about `samples` coordinates of every other one.
     fn check(&self, full: bool, samples: usize) {
+        self.check_by(assert_close, full, samples);
+    }
+
+    fn check_by(&self, close: Close, full: bool, samples: usize) {
         let mut x: Vec<Vec<f64>> = self.inputs.iter().map(|x| wide(x)).collect();
         let scan = self.scan(full);
         let output = run(&scan, true);
         let (y, last) = self.naive(&x, full);
-        assert_near("y", &output.y, &narrow(&y), 1e-5);
-        assert_near("last", &output.last, &narrow(&last), 1e-5);
+        close("y", &output.y, &narrow(&y), 1e-5);
+        close("last", &output.last, &narrow(&last), 1e-5);
         let unsaved = run(&scan, false);
         // A few tokens go another way where nothing is saved.
+        let mut lengths = self.offsets.windows(2).map(|pair| pair[1] - pair[0]);
+        let brief = lengths.any(|length| step::fits(self.state, length));
         assert!(unsaved.saved.is_empty());
-        assert_close("y unsaved", &unsaved.y, &narrow(&y), 1e-5);
-        assert_close("last unsaved", &unsaved.last, &narrow(&last), 1e-5);
+        assert!(brief || (unsaved.y == output.y && unsaved.last == output.last));
+        close("y unsaved", &unsaved.y, &narrow(&y), 1e-5);
+        close("last unsaved", &unsaved.last, &narrow(&last), 1e-5);
         let (dy, dlast) = (rand_vec(11, y.len()), rand_vec(12, last.len()));
         let grads = backward(&scan, &output.saved, &dy, full.then_some(&dlast[..]));
         let (dy, dlast) = (wide(&dy), wide(&dlast));
@@ -114,7 +121,7 @@ impl Case {
                 picked.push(got[index]);
                 want.push(((loss[1] - loss[0]) / 2e-5) as f32);
             }
-            assert_near(NAMES[input], &picked, &want, 3e-5);
+            close(NAMES[input], &picked, &want, 3e-5);
         }
     }
 }
@@ -235,6 +242,7 @@ fn fewer_instructions_match_as_well() {
 
 /// A problem from bytes, against the equation.
 pub(crate) fn fuzz(bytes: &mut crate::fuzzing::Bytes) {
-    let (channels, state) = (bytes.number(1, 40), bytes.number(1, 20));
-    Case::new(&bytes.offsets(70), channels, state).check(bytes.flag(), 5);
+    let (channels, state) = (bytes.number(1, 40), bytes.one_of(&[1, 2, 5, 16, 20, 32]));
+    let case = Case::new(&bytes.offsets(70), channels, state);
+    case.check_by(assert_near, bytes.flag(), 5);
 }
