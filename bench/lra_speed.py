@@ -2,7 +2,8 @@
 
     python bench/lra_speed.py target/release/anyformer [--lengths 1024,2048,4096,8192,16384] [--models attention,...] [--rounds 2]
 
-Needs torch, transformers, linformer, performer-pytorch and reformer-pytorch (versions: oracles/README.md); unset OPENBLAS_*
+Needs torch, transformers, mambapy, linformer, performer-pytorch, reformer-pytorch, sinkhorn-transformer, routing-transformer and
+local-attention (versions: oracles/README.md); unset OPENBLAS_*
 first. Both sides run the text model of `anyformer lra --preset small`: embedding of 256 tokens and sinusoids at width 64, two
 pre-norm blocks (mixer with 4 heads, MLP of 128 with GELU), norm, mean, a head of 128 and 2 classes; cross entropy and the
 gradients of every parameter of one sequence, f32, 2 threads. Each measurement is a process of its own, ours and theirs in turn;
@@ -14,7 +15,10 @@ A length is left out after one that took longer than --limit seconds.
 The mixers: attention: scaled_dot_product_attention; linformer: package linformer, k = 64; performer: performer-pytorch's
 FastAttention, its own number of features; reformer: reformer-pytorch's LSHSelfAttention, bucket 32, 2 rounds; longformer, bigbird,
 nystromformer: transformers' layers, window 64 to each side (one global token), block 64 and 3 random, 64 landmarks;
-linear_attention: elu + 1 as two torch.einsum, there being no package for it without others of its own.
+sinkhorn: package sinkhorn-transformer, buckets of 64, 7 steps; routing: routing-transformer's KmeansAttention, clusters of 64 by
+one pass; local: package local-attention, windows of 64 that see both neighbours whole (192 keys; ours the 127 nearest); mamba: mambapy
+with its parallel scan; fnet: torch.fft.fft2; linear_attention: elu + 1 as two torch.einsum, there being no package for it without
+others of its own.
 """
 
 import argparse
@@ -37,13 +41,21 @@ MODELS = {
     "longformer": [],
     "bigbird": [],
     "reformer": [],
+    "sinkhorn": ["block=64"],
+    "routing": ["clusters={windows}", "iterations=0"],
+    "local": ["causal=false", 'position="none"', "window=64"],
+    "fnet": [],
+    "mamba": [],
 }
+WITHOUT_HEADS = ["fnet", "mamba"]
 LEAST = {"bigbird": 1024, "longformer": 256, "nystromformer": 256}
 
 
 def ours(binary, name, length, steps):
-    knobs = MODELS[name] + ([f"max_time={length}"] if name == "linformer" else [])
-    spec = ", ".join([f'name="{name}"', "heads=4", *knobs])
+    knobs = [knob.format(windows=length // 64) for knob in MODELS[name]]
+    knobs += [f"max_time={length}"] if name == "linformer" else []
+    knobs += [] if name in WITHOUT_HEADS else ["heads=4"]
+    spec = ", ".join([f'name="{name}"', *knobs])
     command = [binary, "--json", "--quiet", "--threads", "2", "bench", "--mixers", name, "--lengths", str(length), "--dim", str(DIM),
                "--layers", str(LAYERS), "--runs", str(steps), f"model.mixers=[{{{spec}}}]", f'model.channel={{name="mlp", hidden={HIDDEN}}}',
                'model.norm="layer"', 'model.positions="sinusoid"', f"model.max_time={length}",
@@ -104,6 +116,10 @@ def theirs(name, length, steps):
             y = self.layer(x, **self.arguments)
             return self.o(y[0] if isinstance(y, tuple) else y)
 
+    class Fourier(nn.Module):
+        def forward(self, x):
+            return torch.fft.fft2(x).real
+
     def mixer(layer):
         if name == "attention":
             return Heads()
@@ -118,6 +134,23 @@ def theirs(name, length, steps):
         if name == "reformer":
             from reformer_pytorch import LSHSelfAttention
             return LSHSelfAttention(DIM, heads=HEADS, bucket_size=32, n_hashes=2)
+        if name == "sinkhorn":
+            from sinkhorn_transformer import SinkhornSelfAttention
+            return SinkhornSelfAttention(DIM, bucket_size=64, max_seq_len=length, heads=HEADS, sinkhorn_iter=7)
+        if name == "routing":
+            from routing_transformer.routing_transformer import KmeansAttention
+            inner = KmeansAttention(length // 64, 64, HEADS, DIM // HEADS)
+            both = Heads(lambda q, k, v: inner(q, k, v)[0])
+            both.clusters = inner
+            return both
+        if name == "local":
+            from local_attention import LocalAttention
+            return Heads(LocalAttention(64, causal=False, look_backward=1, look_forward=1, use_rotary_pos_emb=False))
+        if name == "fnet":
+            return Fourier()
+        if name == "mamba":
+            from mambapy.mamba import MambaBlock, MambaConfig
+            return MambaBlock(MambaConfig(d_model=DIM, n_layers=1, pscan=True))
         import transformers
         if name == "nystromformer":
             from transformers.models.nystromformer.modeling_nystromformer import NystromformerSelfAttention as Layer

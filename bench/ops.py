@@ -5,8 +5,11 @@
 A round runs `anyformer bench --ops --kernels` on some ops and then PyTorch's best form of the same work on tensors of the same
 shapes: fused operators, scaled_dot_product_attention, 2 threads, f32 (and bf16 where ours is bf16: bf16 tensors, which
 saves PyTorch the rounding that ours does). Forward and backward unless the table says forward. Prints the median over
-rounds of each side and of the ratios ours/theirs (below 1: ours is faster). Unset OPENBLAS_* first. Recurrences and scans
-have no PyTorch operator: bench/mixers.py runs them beside fla, mambapy and transformers; here they are told alone.
+rounds of each side and of the ratios ours/theirs (below 1: ours is faster). Unset OPENBLAS_* first. The recurrences stand
+beside fla's torch forms (fla-core): chunked where it has one (delta, gated_delta, and simple_gla for ssd), for gla its
+recurrent one, up to --recurrent tokens; the scan beside mambapy's parallel one, up to --recurrent tokens (it holds
+[time, channels, state] several times). --compile wraps PyTorch's side in torch.compile where that works. Steps of
+one token and ops without a PyTorch form are told alone.
 """
 
 import argparse
@@ -26,8 +29,13 @@ def leaf(*shape, dtype=torch.float32):
     return torch.rand(*shape).mul_(2).sub_(1).to(dtype).requires_grad_()
 
 
+COMPILED = False
+
+
 def both(work, leaves):
     """The gradient to start from is made within the measured time, as ours is."""
+    if COMPILED:
+        work = torch.compile(work)
 
     def run():
         for x in leaves:
@@ -104,12 +112,134 @@ def conv(size):
     return both(work, [x, weight])
 
 
+def decay(x):
+    return x * 0.05 - 0.06
+
+
+def heads(extra, work):
+    """A recurrence of three `[batch, time, heads, head_dim]` and `extra` more: "wide" ones of that shape, others one for each head."""
+
+    def make(size):
+        leaves = [leaf(*size) for _ in range(3)] + [leaf(*(size if kind == "wide" else size[:3])) for kind in extra]
+        return both(lambda: work(*leaves), leaves)
+
+    return make
+
+
+def gla(q, k, v, g):
+    from fla.ops.gla.naive import naive_recurrent_gla
+
+    return naive_recurrent_gla(q, k, v, decay(g))[0]
+
+
+def delta(q, k, v, b):
+    from fla.ops.delta_rule.naive import delta_rule_chunkwise
+
+    turned = (x.transpose(1, 2) for x in (q, k * k.shape[-1] ** -0.5, v, b * 0.4 + 0.5))
+    return delta_rule_chunkwise(*turned)[0].transpose(1, 2)
+
+
+def gated_delta(q, k, v, g, b):
+    from fla.ops.gated_delta_rule.naive import naive_chunk_gated_delta_rule
+
+    return naive_chunk_gated_delta_rule(q, k * k.shape[-1] ** -0.5, v, decay(g), b * 0.4 + 0.5)[0]
+
+
+def ssd(q, k, v, g):
+    from fla.ops.simple_gla.naive import naive_chunk_simple_gla
+
+    return naive_chunk_simple_gla(q, k, v, decay(g))[0]
+
+
+def scan(size):
+    from mambapy.pscan import pscan
+
+    batch, time, channels, state = size
+    u, delta, a, b, c = leaf(batch, time, channels), leaf(batch, time, channels), leaf(channels, state), leaf(batch, time, state), leaf(batch, time, state)
+    bias, d = leaf(channels), leaf(channels)
+
+    def work():
+        step = F.softplus(delta + bias).unsqueeze(-1)
+        held = pscan(torch.exp(step * -a.abs()), step * b.unsqueeze(2) * u.unsqueeze(-1))
+        return (held @ c.unsqueeze(-1)).squeeze(3) + d * u
+
+    return both(work, [u, delta, a, b, c, bias, d])
+
+
+def summed(norm):
+    def work(a, b, *weights):
+        y = a + b
+        return y + norm(y, *weights)
+
+    return work
+
+
+def long_conv(size):
+    batch, time, channels = size
+    x, k = leaf(batch, time, channels), leaf(channels, time)
+
+    def work():
+        length = 2 * time
+        product = torch.fft.rfft(x.transpose(1, 2), length) * torch.fft.rfft(k, length)
+        return torch.fft.irfft(product, length)[..., :time].transpose(1, 2)
+
+    return both(work, [x, k])
+
+
+def adamw(size):
+    p = torch.rand(*size)
+    p.grad = torch.rand(*size)
+    return torch.optim.AdamW([p], lr=1e-3, weight_decay=0.1, fused=True).step
+
+
+def embedding(size):
+    table, ids = leaf(size[1], size[2]), torch.arange(size[0]) * 7 % size[1]
+    return both(lambda: F.embedding(ids, table), [table])
+
+
+def rope(size):
+    b, t, h, d = size
+    angle = torch.arange(t)[:, None] * 10000.0 ** (-torch.arange(d // 2) / (d // 2))
+    cos, sin = angle.cos()[:, None], angle.sin()[:, None]
+
+    def work(x):
+        a, b = x.chunk(2, -1)
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+    x = leaf(*size)
+    return both(lambda: work(x), [x])
+
+
+def linear_attention(size):
+    def work(q, k, v):
+        q, k = F.elu(q) + 1, F.elu(k) + 1
+        y = torch.einsum("bnhd,bhde->bnhe", q, torch.einsum("bnhd,bnhe->bhde", k, v))
+        return y / torch.einsum("bnhd,bhd->bnh", q, k.sum(1))[..., None]
+
+    leaves = [leaf(*size) for _ in range(3)]
+    return both(lambda: work(*leaves), leaves)
+
+
+RMS = lambda x, w: F.rms_norm(x, w.shape, w, 1e-5)
+LAYER = lambda x, w, b: F.layer_norm(x, w.shape, w, b, 1e-5)
+
+
+def sums(norm, weights):
+    def make(size):
+        leaves = [leaf(*size), leaf(*size)] + [leaf(size[1]) for _ in range(weights)]
+        return both(lambda: summed(norm)(*leaves), leaves)
+
+    return make
+
+
 THEIRS = {
     "gelu": pointwise(F.gelu, 1),
     "silu": pointwise(F.silu, 1),
     "swiglu": pointwise(lambda a, b: F.silu(a) * b, 2),
-    "rms_norm": rows(lambda x, w: F.rms_norm(x, w.shape, w, 1e-5), 1),
-    "layer_norm": rows(lambda x, w, b: F.layer_norm(x, w.shape, w, b, 1e-5), 2),
+    "rms_norm": rows(RMS, 1),
+    "layer_norm": rows(LAYER, 2),
+    "add_rms_norm": sums(RMS, 1),
+    "add_layer_norm": sums(LAYER, 2),
     "softmax": rows(lambda x: x.softmax(-1), 0),
     "cross_entropy": entropy,
     "matmul f32": matmul(torch.float32),
@@ -118,8 +248,21 @@ THEIRS = {
     "decode": decode(torch.float32),
     "decode bf16": decode(torch.bfloat16),
     "conv": conv,
+    "dropout": pointwise(lambda x: F.dropout(x, 0.1), 1),
+    "rope": rope,
+    "embedding": embedding,
+    "adamw": adamw,
+    "long_conv": long_conv,
+    "linear_attention": linear_attention,
+    "gla": heads(["wide"], gla),
+    "delta": heads(["head"], delta),
+    "gated_delta": heads(["head", "head"], gated_delta),
+    "ssd": heads(["head"], ssd),
+    "scan": scan,
 }
-ALONE = ["gla", "delta", "gated_delta", "ssd", "scan", "gla step", "delta step", "gated_delta step", "ssd step", "scan step"]
+ALONE = ["diagonal", "inverse", "listed attention", "gla step", "delta step", "gated_delta step", "ssd step", "scan step"]
+# These walk or hold every token: up to --recurrent of them.
+RECURRENT = ["gla", "scan"]
 
 
 def main():
@@ -127,7 +270,11 @@ def main():
     flags.add_argument("binary")
     flags.add_argument("--rounds", type=int, default=7)
     flags.add_argument("--only", default="")
+    flags.add_argument("--recurrent", type=int, default=2048)
+    flags.add_argument("--compile", action="store_true")
     flags = flags.parse_args()
+    global COMPILED
+    COMPILED = flags.compile
     names = flags.only.split(",") if flags.only else list(THEIRS) + ALONE
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
     print("| op | size | passes | ours, ms | PyTorch, ms | ours / theirs | ours, GFLOP/s | ours, GB/s |\n|---|---|---|---|---|---|---|---|")
@@ -141,11 +288,12 @@ def main():
             times = []
             for row in said["ops"]:
                 key = tuple(row["size"])
-                if name in THEIRS and key not in theirs:
+                runs = name in THEIRS and not (name in RECURRENT and row["size"][1] > flags.recurrent)
+                if runs and key not in theirs:
                     theirs[key] = THEIRS[name](row["size"])
                     theirs[key]()
                 taken = []
-                for _ in range(3 if name in THEIRS else 0):
+                for _ in range(3 if runs else 0):
                     began = time.perf_counter()
                     theirs[key]()
                     taken.append(time.perf_counter() - began)

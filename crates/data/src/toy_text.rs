@@ -3,7 +3,8 @@
 //!
 //! `toy_reviews`: sentences about the film of the review and about another one; the class is the verdict of most sentences
 //! about the film itself, which is named in the first sentence only, and a sentence may be negated. Words of praise and
-//! blame are equally frequent in both classes.
+//! blame are equally frequent in both classes. With a smaller `distraction` there are fewer sentences about the other film, and
+//! words tell more; at 0 there are none.
 //!
 //! `toy_citations`: two documents of invented words. Each has a topic, a set of words of its own that it mixes among
 //! common ones; a pair is of one topic (class 1) or of two.

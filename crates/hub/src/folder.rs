@@ -55,7 +55,11 @@ impl FolderWriter {
         let mut sum = Sha256::new();
         let path = self.temporary.join(name);
         let wrong = |error| HubError::write(&self.target.join(name), error);
-        fs::create_dir_all(parent(&path)).map_err(wrong)?;
+        // The folder itself is flushed at the end, once.
+        let below = Some(parent(&path)).filter(|folder| *folder != self.temporary);
+        if let Some(below) = below {
+            fs::create_dir_all(below).map_err(wrong)?;
+        }
         fill_file(&path, |file| {
             let mut writer = BufWriter::with_capacity(
                 1 << 20,
@@ -67,7 +71,7 @@ impl FolderWriter {
             fill(&mut writer)?;
             writer.flush()
         })
-        .and_then(|()| sync_folder(parent(&path)))
+        .and_then(|()| below.map_or(Ok(()), sync_folder))
         .map_err(wrong)?;
         self.sums.insert(name.to_string(), hex(&sum.finalize()));
         Ok(())

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use anyformer_models::{Gives, Input, Model, Target};
+use anyformer_models::{Gives, Input, Model, Pair, Target};
 use anyformer_ops::Param;
 use anyformer_ops::quantised::observe;
 use anyformer_ops::quantised::quant::{QuantError, Quants, gptq, round, search};
@@ -37,8 +37,14 @@ pub fn quantise(
                 loss.map(|_| ())
             }
             _ => {
-                let input = Input::Tokens { ids: row, batch: 1 };
-                model.forward(input, None).map(|_| ())
+                // A head of pairs gets the text twice: what its layers read of one is what they read of two.
+                let pairs =
+                    matches!(model.config().gives, Gives::Class { pair, .. } if pair != Pair::None);
+                let batch = if pairs { 2 } else { 1 };
+                let ids = &row.repeat(batch);
+                model
+                    .forward(Input::Tokens { ids, batch }, None)
+                    .map(|_| ())
             }
         };
         ran.map_err(|error| refused(error.to_string()))

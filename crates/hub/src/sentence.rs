@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use anyformer_models::{Gives, Pool};
+use anyformer_models::Pool;
 use serde_json::Value;
 
 use crate::error::{Damage, HubError};
@@ -84,11 +84,8 @@ impl ModelFolder {
 
     /// What a text's vector is read off: as `modules.json` says, else as the model's own head does, else the mean.
     pub fn pool(&self) -> Result<Pool, HubError> {
-        let own = match self.config.gives {
-            Gives::Class { pool, .. } => pool,
-            _ => Pool::Mean,
-        };
-        Ok(self.sentence_vectors()?.map_or(own, |said| said.pool))
+        let said = self.sentence_vectors()?;
+        Ok(said.map_or_else(|| self.config.gives.pool(), |said| said.pool))
     }
 
     /// The files that make a folder one of sentence-transformers, with their texts; empty where it is none.

@@ -7,7 +7,7 @@
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod dots;
 #[cfg(target_arch = "x86_64")]
-mod strip;
+pub(crate) mod strip;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod wide;
 

@@ -7,7 +7,8 @@
 //! On AVX-512 the loops are ours (Goto and van de Geijn, 2008): the left operand is packed into panels of 12 rows, the right
 //! one into panels of 32 columns, and a tile of 12 x 32 sums stays in registers over a stretch of the inner dimension. The
 //! smaller operand is packed once for all threads; tasks take blocks of the larger one and pack them as they go. A packed unit is 32 bits in both precisions, one f32 or two neighbours of bf16, so that they
-//! differ in one instruction. Elsewhere the `gemm` crate multiplies. Each sum runs over the inner dimension in an order that
+//! differ in one instruction. Where one matrix is small (the layers of a narrow model) nothing is packed in f32. Elsewhere the `gemm`
+//! crate multiplies. Each sum runs over the inner dimension in an order that
 //! depends on the sizes alone, so results are the same for any number of threads.
 #![allow(unsafe_code)]
 
@@ -22,6 +23,8 @@ use crate::simd::{add_partials, block_rows, collect, dispatched, dot, reduction_
 #[cfg(target_arch = "x86_64")]
 mod blocked;
 mod held;
+#[cfg(target_arch = "x86_64")]
+mod narrow;
 #[cfg(target_arch = "x86_64")]
 mod pack;
 #[cfg(target_arch = "x86_64")]
@@ -91,6 +94,14 @@ pub fn matmul(
         check(size, a, b, out.len(), finish);
         few_rows(precision, [m, k, n], a, b, out, finish);
         return;
+    }
+    check(size, a, b, out.len(), finish);
+    #[cfg(target_arch = "x86_64")]
+    if precision == Precision::F32 && Level::best(precision) == Level::Avx512 {
+        // SAFETY: sizes were checked, AVX-512 as well; `out` is ours.
+        if unsafe { narrow::multiply(size, a, b, out.as_mut_ptr(), finish) } {
+            return;
+        }
     }
     matmul_at(Level::best(precision), precision, size, a, b, out, finish);
 }
@@ -168,16 +179,11 @@ pub fn product(
         // SAFETY: sizes were checked, AVX-512 as well; without `add` nothing is read from `out`, and every element of it is
         // written.
         unsafe {
-            let right = Right::Matrix(b);
-            blocked::multiply(
-                precision,
-                [m, k, n],
-                a,
-                right,
-                out.as_mut_ptr(),
-                finish,
-                None,
-            );
+            let to = out.as_mut_ptr();
+            if precision != Precision::F32 || !narrow::multiply([m, k, n], a, b, to, finish) {
+                let right = Right::Matrix(b);
+                blocked::multiply(precision, [m, k, n], a, right, to, finish, None);
+            }
             out.set_len(m * n);
         }
         return out;

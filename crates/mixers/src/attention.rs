@@ -13,6 +13,7 @@
 mod heads;
 mod knobs;
 mod paged;
+mod rows;
 mod sinks;
 
 use std::sync::Arc;
@@ -20,7 +21,6 @@ use std::sync::Arc;
 use anyformer_ops::adapter::{is_tracked, on_cpu};
 use anyformer_ops::attention::{AttentionOptions, attention_flops, flash_attention};
 use anyformer_ops::cache::Element;
-use anyformer_ops::embedding::embedding;
 use anyformer_ops::lengths::cumulative;
 use anyformer_ops::{Builder, Linear, Tensor};
 use serde::{Deserialize, Serialize};
@@ -33,6 +33,7 @@ use crate::positions::{Scheme, Shape, XPOS_LIMIT, xpos};
 use crate::rotary::{RopeScaling, Rotary};
 pub use heads::Variant;
 pub use paged::Kept;
+use rows::{behind, last};
 
 /// Knobs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -327,20 +328,6 @@ pub fn alibi_slopes(heads: usize) -> Vec<f32> {
     first.chain(rest).collect()
 }
 
-/// Rows `[ranges]` of `[1, total, heads, head_dim]`, end to end.
-fn rows(x: &Tensor<4>, ranges: impl Iterator<Item = std::ops::Range<usize>>) -> Tensor<4> {
-    let [_, total, heads, head_dim] = x.dims();
-    let ids: Vec<u32> = ranges.flatten().map(|row| row as u32).collect();
-    let count = ids.len();
-    match count {
-        0 => Tensor::empty([1, 0, heads, head_dim], &x.device()),
-        _ => {
-            let table = x.clone().reshape([total, heads * head_dim]);
-            embedding(table, Arc::new(ids), [1, count]).reshape([1, count, heads, head_dim])
-        }
-    }
-}
-
 impl TokenMixer for Attention {
     fn forward(
         &self,
@@ -365,9 +352,9 @@ impl TokenMixer for Attention {
             if let Some(far) = &mut far {
                 let places = self.sink_positions(&positions);
                 let sequences = context.sequences(batch, time);
-                [*far, _] = rotary.turn(far.clone(), k.clone(), &places, &sequences);
+                [*far] = rotary.turn([far.clone()], &places, &sequences);
             }
-            [q, k] = rotary.turn(q, k, &positions, &context.sequences(batch, time));
+            [q, k] = rotary.turn([q, k], &positions, &context.sequences(batch, time));
             if self.decays {
                 if let Some(far) = positions.iter().find(|at| **at >= XPOS_LIMIT) {
                     return Err(RunError::TooLong {
@@ -387,7 +374,6 @@ impl TokenMixer for Attention {
             causal: self.causal,
             window: self.window,
             alibi: self.slopes.clone(),
-            plans: None,
             scale: self.scale,
             q_offsets: context.offsets.clone(),
             k_offsets: context.offsets.clone(),
@@ -417,21 +403,8 @@ impl TokenMixer for Attention {
         if let Some(state) = state {
             let held = cumulative(state.times.iter().map(|time| self.kept(*time)));
             all = Arc::new(held.iter().zip(new.iter()).map(|(a, b)| a + b).collect());
-            let join = |old: Tensor<3>, fresh: Tensor<4>| {
-                let [total, heads, head_dim] = old.dims();
-                let old = old.reshape([1, total, heads, head_dim]);
-                let both = Tensor::cat(vec![old, fresh], 1);
-                let pieces = held
-                    .windows(2)
-                    .zip(new.windows(2))
-                    .flat_map(|(old, new)| [old[0]..old[1], total + new[0]..total + new[1]]);
-                match held.len() == 2 {
-                    true => both.clone(),
-                    false => rows(&both, pieces),
-                }
-            };
-            k = join(state.get("k"), k);
-            v = join(state.get("v"), v);
+            k = behind(state.get("k"), k, &held, &new);
+            v = behind(state.get("v"), v, &held, &new);
         }
         options.q_offsets = Some(new);
         options.k_offsets = Some(all.clone());
@@ -440,26 +413,10 @@ impl TokenMixer for Attention {
         let y = self.o_proj.forward(y);
         let next = context.keep_state.then(|| {
             let times = context.times_after(batch, time, state);
-            let keep = |x: Tensor<4>| {
-                let ends = all.windows(2).zip(&times);
-                let whole = ends
-                    .clone()
-                    .all(|(pair, time)| pair[1] - pair[0] == self.kept(*time));
-                let [_, total, heads, head_dim] = x.dims();
-                let kept = match whole {
-                    true => return x.reshape([total, heads, head_dim]),
-                    false => rows(
-                        &x,
-                        ends.map(|(pair, time)| pair[1] - self.kept(*time)..pair[1]),
-                    ),
-                };
-                let total = kept.dims()[1];
-                kept.reshape([total, heads, head_dim])
-            };
             let held: Vec<usize> = times.iter().map(|time| self.kept(*time)).collect();
-            State::new(times.clone())
-                .with_rows("k", keep(k), held.clone())
-                .with_rows("v", keep(v), held)
+            State::new(times)
+                .with_rows("k", last(k, &all, &held), held.clone())
+                .with_rows("v", last(v, &all, &held), held)
         });
         Ok((y, next))
     }

@@ -11,15 +11,13 @@
 
 mod grid;
 
-use std::sync::Arc;
-
 use anyformer_ops::attention::{AttentionOptions, joined};
 use anyformer_ops::norm::layer_norm;
 use anyformer_ops::{Builder, Init, Linear, Param, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::card::{Card, ConfigError, Direction, Knob, TokenEntry, head_dim, read, resolve};
-use crate::groups::{Lines, Seen, Whole, WholeMixer, rows, take};
+use crate::groups::{Lines, Seen, Whole, WholeMixer, rows};
 use crate::mixer::Cost;
 use crate::parts::{Projections, join_heads, linear_cost, split_heads};
 use grid::{Grid, levels, logsparse};
@@ -221,15 +219,6 @@ impl Cut<'_> {
         (0..rows).map(move |row| self.lines.row(line, row * self.columns + column))
     }
 
-    /// The rows of a pass over all tokens, brought back to their order: `order[row]` is where it stands.
-    fn back(x: Tensor<2>, order: &[u32]) -> Tensor<2> {
-        let mut places = vec![0u32; order.len()];
-        for (place, row) in order.iter().enumerate() {
-            places[*row as usize] = place as u32;
-        }
-        take(&x, &Arc::new(places))
-    }
-
     /// The own segment directly; each earlier one, or each, as a region: all in one softmax.
     fn fixed(&self, causal: bool) -> Tensor<2> {
         let (width, s, count) = (self.q.dims()[1], self.columns, self.lines.count());
@@ -271,16 +260,15 @@ impl Cut<'_> {
             seen.keys
                 .push(regions.chain(tokens().map(|row| behind + row)));
         }
-        let order = seen.queries.rows.clone();
         let options = AttentionOptions {
             causal,
             ..AttentionOptions::default()
         };
-        Self::back(seen.attend([&self.q, &keys, &values], options), &order)
+        seen.attend_rows([&self.q, &keys, &values], options)
     }
 
     /// Attention within each row: looking both ways, or back only, with the logarithms of the sums.
-    fn in_rows(&self, k: &Tensor<2>, v: &Tensor<2>, causal: bool) -> (Tensor<2>, Tensor<2>) {
+    fn in_rows(&self, k: &Tensor<2>, v: &Tensor<2>, causal: bool) -> (Tensor<2>, Tensor<1>) {
         let mut seen = Seen::default();
         for (line, row) in self.each_row() {
             let tokens = || {
@@ -293,25 +281,19 @@ impl Cut<'_> {
         self.summed(seen, k, v, causal)
     }
 
-    /// Outputs and sums `[tokens * heads, 1]` in the order of the tokens.
+    /// Outputs and the logarithms of sums `[tokens * heads]` in the order of the tokens.
     fn summed(
         &self,
         seen: Seen,
         k: &Tensor<2>,
         v: &Tensor<2>,
         causal: bool,
-    ) -> (Tensor<2>, Tensor<2>) {
-        let order = seen.queries.rows.clone();
+    ) -> (Tensor<2>, Tensor<1>) {
         let options = AttentionOptions {
             causal,
             ..AttentionOptions::default()
         };
-        let (o, sums) = seen.attend_with_sums([&self.q, k, v], options);
-        let count = order.len();
-        (
-            Self::back(o, &order),
-            Self::back(sums.reshape([count, 1]), &order),
-        )
+        seen.attend_rows_with_sums([&self.q, k, v], options)
     }
 
     /// The own row directly; each earlier row, or each, by what `key` makes of its token in the same column: its own key,
@@ -322,7 +304,8 @@ impl Cut<'_> {
         key: impl FnOnce([Tensor<2>; 2]) -> Tensor<2>,
         weighs_keys: bool,
     ) -> Tensor<2> {
-        let (whole, _) = self.in_rows(&self.k, &self.v, false);
+        let both_ways = self.in_rows(&self.k, &self.v, false);
+        let whole = both_ways.0.clone();
         let given = match weighs_keys {
             true => self.in_rows(&self.k, &self.k, false).0,
             false => whole.clone(),
@@ -338,16 +321,15 @@ impl Cut<'_> {
                 seen.keys.push(self.column(line, column, seen_rows));
             }
         }
-        let near = self.in_rows(&self.k, &self.v, causal);
+        let near = match causal {
+            true => self.in_rows(&self.k, &self.v, true),
+            false => both_ways,
+        };
         if seen.keys.rows.is_empty() {
             // With one row nobody reads a summary: its gradient is zero, not absent.
             return near.0 + keys.mean_dim(0) * 0.0;
         }
         let far = self.summed(seen, &keys, &whole, causal);
-        let [near, far] = [near, far].map(|(o, sums)| {
-            let [count, _] = sums.dims();
-            (o, sums.reshape([count]))
-        });
         joined(vec![near, far])
     }
 }
@@ -426,12 +408,12 @@ impl Whole for Combiner {
         }
     }
 
-    fn mixing_flops(&self, time: usize) -> u64 {
+    fn own_flops(&self, time: usize) -> u64 {
         let s = self.config.segment.min(time.max(1));
         let n = time.div_ceil(s);
         let (row, column) = (n * s * s, s * n * n);
         let pairs = match self.config.pattern {
-            Pattern::Fixed | Pattern::Axial => return self.counted_flops(time),
+            Pattern::Fixed | Pattern::Axial => 0,
             Pattern::Mixture => 8 * row + 8 * column,
             Pattern::Logsparse => {
                 let inner = |level: usize| 2 * (time >> level << level);
@@ -475,6 +457,8 @@ impl Whole for Combiner {
                     RowSummary::Wsum | RowSummary::WsumProj => 2,
                     _ => 1,
                 };
+                // Both ways the own row is what its summary is made of.
+                let own = if causal { own } else { 0 };
                 summaries * both + own + (0..s).map(|column| far(rows(column))).sum::<usize>()
             }
             Pattern::Mixture | Pattern::Logsparse => 0,

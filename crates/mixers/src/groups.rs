@@ -50,6 +50,15 @@ impl Groups {
         self.rows.extend(rows.into_iter().map(|row| row as u32));
         self.offsets.push(self.rows.len());
     }
+
+    /// Where each row stands, by its number; every one of them stands in one group.
+    fn places(&self) -> Arc<Vec<u32>> {
+        let mut places = vec![0u32; self.rows.len()];
+        for (place, row) in self.rows.iter().enumerate() {
+            places[*row as usize] = place as u32;
+        }
+        Arc::new(places)
+    }
 }
 
 /// Queries and the keys that they see, group by group.
@@ -59,6 +68,8 @@ pub struct Seen {
     pub queries: Groups,
     /// Rows of the keys and values.
     pub keys: Groups,
+    /// A row sees itself only where it sees no other.
+    pub own_last: bool,
 }
 
 impl Seen {
@@ -76,6 +87,7 @@ impl Seen {
         let options = AttentionOptions {
             q_offsets: Some(Arc::new(self.queries.offsets)),
             k_offsets: Some(Arc::new(self.keys.offsets)),
+            ids: self.own_last.then(|| [queries.clone(), keys.clone()]),
             ..options
         };
         let all = [take(q, &queries), take(k, &keys), take(v, &keys)];
@@ -100,6 +112,25 @@ impl Seen {
         let (o, sums) = attention_with_sums(q, k, v, &options);
         let [_, count, _, width] = o.dims();
         (o.reshape([count, width]), sums.reshape([count]))
+    }
+
+    /// [`Seen::attend`] in the order of the rows, where each is a query once.
+    pub fn attend_rows(self, qkv: [&Tensor<2>; 3], options: AttentionOptions) -> Tensor<2> {
+        let places = self.queries.places();
+        take(&self.attend(qkv, options), &places)
+    }
+
+    /// [`Seen::attend_with_sums`] in the order of the rows, where each is a query once.
+    pub fn attend_rows_with_sums(
+        self,
+        qkv: [&Tensor<2>; 3],
+        options: AttentionOptions,
+    ) -> (Tensor<2>, Tensor<1>) {
+        let places = self.queries.places();
+        let (o, sums) = self.attend_with_sums(qkv, options);
+        let count = places.len();
+        let sums = take(&sums.reshape([count, 1]), &places).reshape([count]);
+        (take(&o, &places), sums)
     }
 }
 
@@ -191,11 +222,11 @@ pub trait Whole: Send + Sync {
     /// Parameters, and operations of the linear layers over `time` tokens.
     fn layers(&self, time: usize) -> Cost;
 
-    /// Operations beside those of linear layers, over a sequence of `time` tokens.
-    fn mixing_flops(&self, time: usize) -> u64;
+    /// Operations of attention over a sequence of `time` tokens, which count themselves.
+    fn counted_flops(&self, time: usize) -> u64;
 
-    /// Of these, those that the ops count themselves.
-    fn counted_flops(&self, _time: usize) -> u64 {
+    /// Operations beside these and those of linear layers.
+    fn own_flops(&self, _time: usize) -> u64 {
         0
     }
 }
@@ -218,18 +249,14 @@ impl<M: Whole> TokenMixer for WholeMixer<M> {
         let mut offsets = context.sequences(batch, time).to_vec();
         offsets.dedup();
         let lengths = offsets.windows(2).map(|pair| pair[1] - pair[0]);
-        meter::add(
-            lengths
-                .map(|time| mixer.mixing_flops(time) - mixer.counted_flops(time))
-                .sum(),
-        );
+        meter::add(lengths.map(|time| mixer.own_flops(time)).sum());
         let y = mixer.all(x.reshape([1, batch * time, dim]), &offsets);
         Ok((y.reshape([batch, time, dim]), None))
     }
 
     fn cost(&self, time: usize) -> Cost {
         let mut cost = self.0.layers(time);
-        cost.flops += self.0.mixing_flops(time);
+        cost.flops += self.0.own_flops(time) + self.0.counted_flops(time);
         cost
     }
 }

@@ -7,8 +7,6 @@
 //! each has every `n`-th token of the text, and tokens see their group. The text is made longer by zeros to a multiple of
 //! `window`, a whole window where it is one already, and the zeros take part.
 
-use std::sync::Arc;
-
 use anyformer_ops::attention::AttentionOptions;
 use anyformer_ops::{Tensor, meter};
 use serde::{Deserialize, Serialize};
@@ -18,7 +16,7 @@ use crate::attention::{Attention, AttentionConfig, KNOBS};
 use crate::card::{
     Card, ConfigError, Direction, Knob, Options, TokenEntry, head_dim, read, resolve,
 };
-use crate::groups::{Lines, Seen, Whole, WholeMixer, rows, take};
+use crate::groups::{Lines, Seen, Whole, WholeMixer, rows};
 use crate::mixer::Cost;
 use crate::parts::Projections;
 
@@ -43,10 +41,7 @@ static ALL: [Knob; KNOBS.len() + 1] = {
     let mut all = [COMPAT; KNOBS.len() + 1];
     let mut at = 0;
     while at < KNOBS.len() {
-        all[at] = Knob {
-            name: KNOBS[at].name,
-            doc: KNOBS[at].doc,
-        };
+        all[at] = KNOBS[at];
         at += 1;
     }
     all
@@ -174,16 +169,9 @@ impl Whole for Strided {
                 }));
             }
         }
-        let mut order = vec![0u32; count];
-        for (place, row) in seen.queries.rows.iter().enumerate() {
-            order[*row as usize] = place as u32;
-        }
         let k = Tensor::cat(vec![k, k_zero], 0);
         let v = Tensor::cat(vec![v, v_zero], 0);
-        let o = take(
-            &seen.attend([&q, &k, &v], AttentionOptions::default()),
-            &Arc::new(order),
-        );
+        let o = seen.attend_rows([&q, &k, &v], AttentionOptions::default());
         self.projections
             .join(o.reshape([1, count / self.heads, self.heads, self.head_dim]))
     }
@@ -192,11 +180,7 @@ impl Whole for Strided {
         self.projections.cost(time)
     }
 
-    fn mixing_flops(&self, time: usize) -> u64 {
-        (4 * time * self.window * self.heads * self.head_dim) as u64
-    }
-
     fn counted_flops(&self, time: usize) -> u64 {
-        self.mixing_flops(time)
+        (4 * time * self.window * self.heads * self.head_dim) as u64
     }
 }

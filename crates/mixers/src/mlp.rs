@@ -4,7 +4,7 @@
 //! `4·dim·hidden` operations.
 
 use anyformer_ops::Tensor;
-use anyformer_ops::activation::{Activation as Fused, gelu, gelu_tanh, relu, silu};
+use anyformer_ops::activation::{Activation as Fused, activate};
 use serde::{Deserialize, Serialize};
 
 use crate::card::{Card, ChannelEntry, Direction, Knob, read, resolve};
@@ -42,12 +42,9 @@ impl Activation {
 
     /// The function of every value.
     pub fn apply<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
-        match self {
-            Activation::Gelu => gelu(x),
-            Activation::GeluTanh => gelu_tanh(x),
-            Activation::Relu => relu(x),
-            Activation::Silu => silu(x),
-            Activation::Tanh => x.tanh(),
+        match self.fused() {
+            Some(fused) => activate(x, fused),
+            None => x.tanh(),
         }
     }
 }

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::card::{
     Card, ConfigError, Direction, Knob, Preset, TokenEntry, head_dim, read, resolve,
 };
-use crate::groups::{Groups, Seen, Whole, WholeMixer, rows, take};
+use crate::groups::{Seen, Whole, WholeMixer, rows, take};
 use crate::mixer::Cost;
 use crate::parts::{linear_cost, split_heads};
 
@@ -214,7 +214,10 @@ impl Whole for Reformer {
             true => q.clone(),
             false => l2_normalise(q.clone(), 1e-6 * width as f32),
         };
-        let mut seen = Seen::default();
+        let mut seen = Seen {
+            own_last: !released,
+            ..Seen::default()
+        };
         // Where each row's result of each round stands among the queries.
         let mut places = vec![0u32; tokens * heads * hashes];
         let cut = |time: usize| chunks(self.config.chunk, time);
@@ -255,16 +258,11 @@ impl Whole for Reformer {
                 }
             }
         }
-        let ids = (!released).then(|| {
-            let tokens = |groups: &Groups| Arc::new(groups.rows.clone());
-            [tokens(&seen.queries), tokens(&seen.keys)]
-        });
         let options = AttentionOptions {
             scale: Some(match released {
                 true => (width as f32).sqrt(),
                 false => 1.0,
             }),
-            ids,
             ..AttentionOptions::default()
         };
         let (o, sums) = seen.attend_with_sums([&q, &k, &v], options);
@@ -294,7 +292,7 @@ impl Whole for Reformer {
         linear_cost(&layers, time)
     }
 
-    fn mixing_flops(&self, time: usize) -> u64 {
+    fn own_flops(&self, time: usize) -> u64 {
         let ReformerConfig {
             heads,
             buckets,
@@ -305,7 +303,7 @@ impl Whole for Reformer {
             (_, 1) => 0,
             _ => hashes * time * buckets * self.head_dim * heads,
         };
-        hashing as u64 + self.counted_flops(time)
+        hashing as u64
     }
 
     fn counted_flops(&self, time: usize) -> u64 {

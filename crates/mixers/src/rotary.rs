@@ -210,22 +210,21 @@ impl Rotary {
         }
     }
 
-    /// Turns `q` and `k` (`[batch, time, heads, head_dim]`) by `positions` (`[batch * time]`); `offsets` are the cumulative
+    /// Turns each of `all` (`[batch, time, heads, head_dim]`) by `positions` (`[batch * time]`); `offsets` are the cumulative
     /// lengths of their sequences.
-    pub(crate) fn turn(
+    pub(crate) fn turn<const N: usize>(
         &self,
-        q: Tensor<4>,
-        k: Tensor<4>,
+        all: [Tensor<4>; N],
         positions: &[usize],
         offsets: &[usize],
-    ) -> [Tensor<4>; 2] {
+    ) -> [Tensor<4>; N] {
         let length = match self.scaling {
             RopeScaling::Dynamic { length, .. } => length,
             _ => usize::MAX,
         };
         if positions.iter().all(|position| *position < length) {
             let rotations = Arc::new(Rotations::new(positions, &self.inv_freq));
-            return [rope_by(q, rotations.clone()), rope_by(k, rotations)];
+            return all.map(|x| rope_by(x, rotations.clone()));
         }
         // Each sequence has frequencies of its own.
         let sequences: Vec<_> = offsets
@@ -238,7 +237,7 @@ impl Rotary {
                 (pair[0]..pair[1], rotations)
             })
             .collect();
-        [q, k].map(|x| {
+        all.map(|x| {
             let shape = x.dims();
             let flat = x.reshape([1, shape[0] * shape[1], shape[2], shape[3]]);
             let turned = sequences.iter().map(|(range, rotations)| {

@@ -16,7 +16,7 @@ use anyformer_ops::{Builder, Init, Linear, Param, Tensor, meter, tensor_values};
 use serde::{Deserialize, Serialize};
 
 use crate::card::{Card, ConfigError, Direction, Knob, TokenEntry, head_dim, read, resolve};
-use crate::groups::{Seen, Whole, WholeMixer, mean_by, rows, take};
+use crate::groups::{Lines, Seen, Whole, WholeMixer, mean_by, rows};
 use crate::mixer::Cost;
 use crate::parts::{linear_cost, split_heads};
 
@@ -274,33 +274,28 @@ impl Routing {
                 .map(|(row, token)| nearest(token, &means[row % heads * size..][..size]) as u32);
             nearest.collect()
         });
-        let mut seen = Seen::default();
-        let mut order = vec![0u32; q.dims()[0]];
-        for ends in offsets.windows(2) {
-            for head in 0..heads {
-                for cluster in 0..clusters as u32 {
-                    let rows = (ends[0]..ends[1]).map(|token| token * heads + head);
-                    let members: Vec<usize> = rows.filter(|row| chosen[*row] == cluster).collect();
-                    for (place, row) in members.iter().enumerate() {
-                        order[*row] = (seen.queries.rows.len() + place) as u32;
-                    }
-                    if !members.is_empty() {
-                        seen.queries.push(members.iter().copied());
-                        seen.keys.push(members);
-                    }
-                }
+        let mut seen = Seen {
+            own_last: true,
+            ..Seen::default()
+        };
+        let lines = Lines { offsets, heads };
+        for line in 0..lines.count() {
+            let mut members = vec![Vec::new(); clusters];
+            for row in (0..lines.time(line)).map(|token| lines.row(line, token)) {
+                members[chosen[row] as usize].push(row);
+            }
+            for members in members.into_iter().filter(|members| !members.is_empty()) {
+                seen.queries.push(members.iter().copied());
+                seen.keys.push(members);
             }
         }
-        let tokens = Arc::new(seen.queries.rows.clone());
         let options = AttentionOptions {
             causal: true,
             window: (self.config.window > 0).then_some(self.config.window),
-            ids: Some([tokens.clone(), tokens]),
             ..AttentionOptions::default()
         };
         // What a cluster holds is not known before: the mixer says what it costs on average.
-        let o = meter::apart(|| seen.attend([q, k, v], options));
-        take(&o, &Arc::new(order))
+        meter::apart(|| seen.attend_rows([q, k, v], options))
     }
 }
 
@@ -331,7 +326,7 @@ impl Whole for Routing {
     }
 
     /// Choosing and attention; where tokens choose, as if clusters were of one size.
-    fn mixing_flops(&self, time: usize) -> u64 {
+    fn own_flops(&self, time: usize) -> u64 {
         let RoutingConfig {
             heads,
             clusters,
@@ -349,7 +344,7 @@ impl Whole for Routing {
             return (heads * (choosing + 4 * time * back * self.head_dim)) as u64;
         }
         let choosing = 2 * 2 * time * clusters * self.head_dim * (iterations + 1);
-        (heads * choosing) as u64 + self.counted_flops(time)
+        (heads * choosing) as u64
     }
 
     fn counted_flops(&self, time: usize) -> u64 {

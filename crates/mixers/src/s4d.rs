@@ -11,7 +11,7 @@
 
 use std::sync::Arc;
 
-use anyformer_ops::activation::{gelu, sigmoid};
+use anyformer_ops::activation::{gelu, glu};
 use anyformer_ops::long_conv::{long_conv, long_conv_flops};
 use anyformer_ops::{Builder, Init, Linear, Param, Tensor, device_is_cpu, meter};
 use rand::Rng;
@@ -325,9 +325,7 @@ impl S4d {
     fn finish(&self, x: Tensor<3>, y: Tensor<3>) -> Tensor<3> {
         let dim = self.dim;
         let y = y + x * self.d.tensor::<1>().reshape([1, 1, dim]);
-        let both = self.output.forward(gelu(y));
-        let [a, b] = [0, dim].map(|start| both.clone().narrow(2, start, dim));
-        a * sigmoid(b)
+        glu(self.output.forward(gelu(y)))
     }
 
     /// Rows of one length, `[rows, time, dim]`.

@@ -15,7 +15,7 @@ use anyformer_ops::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::card::{Card, ConfigError, Direction, Knob, TokenEntry, head_dim, read, resolve};
-use crate::groups::{Lines, Seen, Whole, WholeMixer, rows, take};
+use crate::groups::{Lines, Seen, Whole, WholeMixer, rows};
 use crate::mixer::Cost;
 use crate::parts::Projections;
 
@@ -251,7 +251,6 @@ impl Sinkhorn {
     fn released(&self, layout: &Layout, [q, k, v]: [&Tensor<2>; 3]) -> Tensor<2> {
         let (mut own, mut all) = (Seen::default(), Seen::default());
         let mut sums = vec![0u32; q.dims()[0]];
-        let mut order = vec![0u32; q.dims()[0]];
         for line in 0..layout.lines.count() {
             let time = layout.lines.time(line);
             let (block, count) = blocks(layout.block, time);
@@ -261,9 +260,6 @@ impl Sinkhorn {
             }
             for first in 0..count {
                 let tokens = || (first..time).step_by(count).map(row);
-                for (place, row) in tokens().enumerate() {
-                    order[row] = (own.queries.rows.len() + place) as u32;
-                }
                 own.keys.push(tokens());
                 own.queries.push(tokens());
                 all.queries.push(tokens());
@@ -275,8 +271,7 @@ impl Sinkhorn {
         let sums = Arc::new(sums);
         let [all_k, all_v] = [k, v].map(|x| summed(x.clone(), sums.clone(), rows));
         let options = AttentionOptions::default;
-        let o = own.attend([q, k, v], options()) + all.attend([q, &all_k, &all_v], options());
-        take(&o, &Arc::new(order))
+        own.attend_rows([q, k, v], options()) + all.attend_rows([q, &all_k, &all_v], options())
     }
 }
 
@@ -306,16 +301,12 @@ impl Whole for Sinkhorn {
                 Tensor::cat(vec![blocks.reshape([behind, width]), x.clone()], 0)
             };
             let mut seen = Seen::default();
-            let mut order = vec![0u32; tokens * heads];
             for line in 0..lines.count() {
                 let time = lines.time(line);
                 let (size, own) = blocks(block, time);
                 let row = |token: usize| lines.row(line, token);
                 let mixed =
                     |at: usize| (line * count + at) * block..(line * count + at) * block + size;
-                for token in 0..time {
-                    order[row(token)] = (seen.queries.rows.len() + token) as u32;
-                }
                 if self.config.cut > 0 {
                     seen.queries.push((0..time).map(row));
                     seen.keys
@@ -336,10 +327,7 @@ impl Whole for Sinkhorn {
                 causal: self.config.causal,
                 ..AttentionOptions::default()
             };
-            take(
-                &seen.attend([&q, &sorted(&k), &sorted(&v)], options),
-                &Arc::new(order),
-            )
+            seen.attend_rows([&q, &sorted(&k), &sorted(&v)], options)
         };
         self.projections.join(o.reshape([1, tokens, heads, width]))
     }
@@ -348,13 +336,13 @@ impl Whole for Sinkhorn {
         self.projections.cost(time)
     }
 
-    fn mixing_flops(&self, time: usize) -> u64 {
+    fn own_flops(&self, time: usize) -> u64 {
         let (block, count) = blocks(self.config.block, time);
         let sorting = match self.config.lra_compat {
             true => 0,
             false => 2 * count * count * self.head_dim * (1 + 2 * block),
         };
-        (self.config.heads * sorting) as u64 + self.counted_flops(time)
+        (self.config.heads * sorting) as u64
     }
 
     fn counted_flops(&self, time: usize) -> u64 {

@@ -109,7 +109,7 @@ impl Channel {
         // Where nothing is kept, parts of a few tokens would only take longer.
         let [batch, time, _] = x.dims();
         let kept = x.device().is_autodiff();
-        if self.chunks > 1 && (kept || batch * time >= 64 * self.chunks) {
+        if self.chunks > 1 && (kept || batch * time / 64 >= self.chunks) {
             return self.chunked(x);
         }
         match &context.losses {

@@ -424,18 +424,13 @@ impl Model {
         on_worker(|| self.read(ids, batch, lengths, state))
     }
 
-    fn read(
-        &self,
-        ids: &[u32],
-        batch: usize,
-        lengths: Option<&[usize]>,
-        state: Option<&ModelState>,
-    ) -> Result<(Tensor<2>, ModelState), ModelError> {
+    /// Whether `count` sequences can be read on from `state` and leave one.
+    fn can_go_on(&self, count: usize, state: Option<&ModelState>) -> Result<(), ModelError> {
         if let Some(state) = state
-            && state.times.len() != batch
+            && state.times.len() != count
         {
             return Err(ModelError::Input(format!(
-                "the state holds {} sequences, the input {batch}",
+                "the state holds {} sequences, the input {count}",
                 state.times.len()
             )));
         }
@@ -450,6 +445,30 @@ impl Model {
                 "a mixer of {names:?} cannot stream in this config, so there is no state to go on from; see its card"
             )));
         }
+        Ok(())
+    }
+
+    /// A pass that keeps its state, going on from `state`; of a model that [`Model::can_go_on`].
+    fn carried(
+        &self,
+        x: Tensor<3>,
+        context: &Context,
+        state: Option<&ModelState>,
+    ) -> Result<(Tensor<3>, ModelState), ModelError> {
+        match self.hidden(x, None, context, state, &mut Watch::default())? {
+            (x, Some(next)) => Ok((x, next)),
+            (_, None) => panic!("a mixer whose card says that it streams gave no state"),
+        }
+    }
+
+    fn read(
+        &self,
+        ids: &[u32],
+        batch: usize,
+        lengths: Option<&[usize]>,
+        state: Option<&ModelState>,
+    ) -> Result<(Tensor<2>, ModelState), ModelError> {
+        self.can_go_on(batch, state)?;
         let mut context = Context::with_state();
         let x = match lengths {
             None => self.embed.tokens(ids, batch)?,
@@ -461,10 +480,7 @@ impl Model {
         };
         let [rows, time, _] = x.dims();
         let offsets = context.sequences(rows, time);
-        let (x, next) = self.hidden(x, None, &context, state, &mut Watch::default())?;
-        let Some(next) = next else {
-            panic!("a mixer whose card says that it streams gave no state")
-        };
+        let (x, next) = self.carried(x, &context, state)?;
         let last = pooled(x, &offsets, Pool::Last);
         Ok((self.head.scores(last), next))
     }
@@ -476,13 +492,7 @@ impl Model {
         pieces: &[&[u32]],
         state: &ModelState,
     ) -> Result<(Tensor<2>, ModelState), ModelError> {
-        if pieces.len() != state.times.len() {
-            return Err(ModelError::Input(format!(
-                "the state holds {} sequences, the input {}",
-                state.times.len(),
-                pieces.len()
-            )));
-        }
+        self.can_go_on(pieces.len(), Some(state))?;
         on_worker(|| {
             let ids = pieces.concat();
             let x = self.embed.tokens(&ids, 1)?;
@@ -491,10 +501,7 @@ impl Model {
                 let lengths = pieces.iter().map(|piece| piece.len());
                 context.offsets = Some(Arc::new(cumulative(lengths)));
             }
-            let (x, next) = self.hidden(x, None, &context, Some(state), &mut Watch::default())?;
-            let Some(next) = next else {
-                return Err(ModelError::Input("the model carries no state".into()));
-            };
+            let (x, next) = self.carried(x, &context, Some(state))?;
             let rows = x.reshape([ids.len(), self.config.dim]);
             Ok((self.head.scores(rows), next))
         })

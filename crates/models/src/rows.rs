@@ -82,8 +82,11 @@ impl Sinusoids {
                 }));
             }
         }
-        let row = |position: &usize| &held[position * dim..][..dim];
-        positions.iter().flat_map(row).copied().collect()
+        let mut rows = Vec::with_capacity(positions.len() * dim);
+        for position in positions {
+            rows.extend_from_slice(&held[position * dim..][..dim]);
+        }
+        rows
     }
 }
 

@@ -20,6 +20,9 @@ const SHORTEST: usize = 2;
 /// Up to `count` tokens that followed the last few of `ids` where these stood before; none where they did not. Longer runs
 /// are looked for first, and of several places the last is taken.
 pub fn lookup(ids: &[u32], count: usize) -> &[u32] {
+    if count == 0 {
+        return &[];
+    }
     for run in (SHORTEST..=LONGEST).rev() {
         let Some(start) = ids.len().checked_sub(run) else {
             continue;

@@ -19,6 +19,15 @@ pub(crate) fn single<const N: usize, const D: usize>(
     }
 }
 
+/// The two outputs of a kernel.
+pub(crate) fn both<const A: usize, const B: usize>(outputs: Vec<Erased>) -> (Tensor<A>, Tensor<B>) {
+    let mut outputs = outputs.into_iter();
+    match (outputs.next(), outputs.next()) {
+        (Some(a), Some(b)) => (a.into_tensor(), b.into_tensor()),
+        _ => unreachable!("two outputs"),
+    }
+}
+
 /// One output that saves nothing.
 pub(crate) fn output(shape: &[usize], data: Vec<f32>) -> Forward {
     Forward {

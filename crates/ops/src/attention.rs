@@ -7,10 +7,8 @@ pub use anyformer_kernels::attention::Plan;
 use anyformer_kernels::attention::{Attention, Bias, Mask, OWN, Output, Rows};
 use burn::tensor::{Bool, Int, Tensor, TensorData};
 
-use crate::activation::{single, softmax};
-use crate::adapter::{
-    Array, Erased, Forward, Kernel, View, apply, erase, on_cpu, or_zeros, sequences,
-};
+use crate::activation::{both, single, softmax};
+use crate::adapter::{Array, Forward, Kernel, View, apply, erase, on_cpu, or_zeros, sequences};
 use crate::cache::Cache;
 use crate::lengths::cumulative;
 use crate::meter;
@@ -81,7 +79,11 @@ pub fn attention_with_sums(
     let mut flash = Flash::of(&q, &k, &v, options);
     flash.gives_sums = true;
     if !on_cpu(&q) {
-        return flash.composed(q, k, v, None);
+        let (o, sums) = flash.composed(q, k, v, None);
+        return match sums {
+            Some(sums) => (o, sums),
+            None => unreachable!("sums were asked for"),
+        };
     }
     both(apply(flash, [erase(q), erase(k), erase(v)]))
 }
@@ -143,15 +145,6 @@ pub fn cached_attention_with_sums(
     let mut cached = Cached::new(&q, k, v, options);
     cached.flash.gives_sums = true;
     both(apply(cached, [erase(q)]))
-}
-
-/// The two outputs of a kernel.
-fn both<const A: usize, const B: usize>(outputs: Vec<Erased>) -> (Tensor<A>, Tensor<B>) {
-    let mut outputs = outputs.into_iter();
-    match (outputs.next(), outputs.next()) {
-        (Some(a), Some(b)) => (a.into_tensor(), b.into_tensor()),
-        _ => unreachable!("two outputs"),
-    }
 }
 
 /// [`Flash`] whose keys and values are not tensors.
@@ -269,8 +262,7 @@ impl Flash {
     /// Operations of a forward pass.
     fn work(&self, head_dim: usize, value_dim: usize) -> u64 {
         if let Some(plans) = &self.plans {
-            let once = |plan: &Arc<Plan>| plan.flops(self.heads, head_dim, value_dim);
-            return plans.iter().map(once).sum();
+            return kernel::listed_flops(plans, self.heads, [head_dim, value_dim]);
         }
         let (q, k) = (&self.q_offsets, &self.k_offsets);
         let starts = self.starts.as_ref().map(|starts| &starts[..]);
@@ -301,14 +293,14 @@ impl Flash {
         }
     }
 
-    /// The whole matrix of scores, sequence by sequence: the portable form.
+    /// The whole matrix of scores, sequence by sequence: the portable form. Sums where they are asked for.
     fn composed(
         &self,
         q: Tensor<4>,
         k: Tensor<4>,
         v: Tensor<4>,
         table: Option<Tensor<2>>,
-    ) -> (Tensor<4>, Tensor<3>) {
+    ) -> (Tensor<4>, Option<Tensor<3>>) {
         let [batch, time, heads, _] = q.dims();
         let value_dim = v.dims()[3];
         let rows = |x: Tensor<4>| match x.dims() {
@@ -326,7 +318,9 @@ impl Flash {
             }
             if held == 0 {
                 outputs.push(Tensor::zeros([count, heads, value_dim], &v.device()));
-                sums.push(Tensor::full([count, heads], f32::NEG_INFINITY, &v.device()));
+                if self.gives_sums {
+                    sums.push(Tensor::full([count, heads], f32::NEG_INFINITY, &v.device()));
+                }
                 continue;
             }
             let spread = |x: &Tensor<3>| {
@@ -378,22 +372,26 @@ impl Flash {
             let masks = seen.len() / count;
             let seen = Tensor::<1>::from_data(seen.as_slice(), &device);
             let seen = seen.reshape([masks, count, 1]);
-            let largest = scores.clone().detach().max_dim(2);
-            let sum = (scores.clone() - largest.clone()).exp().sum_dim(2);
-            // The logarithm of what a query without a key sees: minus infinity.
-            let lse = sum.log() + largest + seen.clone().log();
-            sums.push(lse.reshape([heads, count]).swap_dims(0, 1));
+            if self.gives_sums {
+                let largest = scores.clone().detach().max_dim(2);
+                let sum = (scores.clone() - largest.clone()).exp().sum_dim(2);
+                // The logarithm of what a query without a key sees: minus infinity.
+                let lse = sum.log() + largest + seen.clone().log();
+                sums.push(lse.reshape([heads, count]).swap_dims(0, 1));
+            }
             outputs.push((softmax(scores).matmul(spread(&v)) * seen).swap_dims(0, 1));
         }
         let shape = [batch, time, heads];
+        let device = v.device();
         match outputs.is_empty() {
             true => (
-                Tensor::zeros([batch, time, heads, value_dim], &v.device()),
-                Tensor::full(shape, f32::NEG_INFINITY, &v.device()),
+                Tensor::zeros([batch, time, heads, value_dim], &device),
+                self.gives_sums
+                    .then(|| Tensor::full(shape, f32::NEG_INFINITY, &device)),
             ),
             false => (
                 Tensor::cat(outputs, 0).reshape([batch, time, heads, value_dim]),
-                Tensor::cat(sums, 0).reshape(shape),
+                self.gives_sums.then(|| Tensor::cat(sums, 0).reshape(shape)),
             ),
         }
     }

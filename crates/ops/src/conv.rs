@@ -5,10 +5,8 @@ use std::sync::Arc;
 use anyformer_kernels::conv as kernel;
 use burn::tensor::Tensor;
 
-use crate::activation::{only, output, silu, single};
-use crate::adapter::{
-    Array, Erased, Forward, Kernel, View, apply, erase, on_cpu, or_zeros, sequences,
-};
+use crate::activation::{both, only, output, silu, single};
+use crate::adapter::{Array, Forward, Kernel, View, apply, erase, on_cpu, or_zeros, sequences};
 use crate::meter;
 
 pub use anyformer_kernels::conv::{MAX_WIDTH, flops as conv_flops};
@@ -39,15 +37,10 @@ pub fn causal_conv1d(
         activation,
         biased: bias.is_some(),
     };
-    let outputs: Vec<Erased> = match bias {
+    both(match bias {
         None => apply(conv, [erase(x), erase(weight), erase(initial)]),
         Some(bias) => apply(conv, [erase(x), erase(weight), erase(initial), erase(bias)]),
-    };
-    let mut outputs = outputs.into_iter();
-    match (outputs.next(), outputs.next()) {
-        (Some(y), Some(last)) => (y.into_tensor(), last.into_tensor()),
-        _ => panic!("the convolution gives an output and a state"),
-    }
+    })
 }
 
 #[derive(Debug)]

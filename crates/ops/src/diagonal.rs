@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyformer_kernels::diagonal as kernel;
 use burn::tensor::Tensor;
 
+use crate::activation::both;
 use crate::adapter::{
     Array, Forward, Kernel, View, apply, erase, filled, on_cpu, or_zeros, sequences,
 };
@@ -36,15 +37,8 @@ pub fn diagonal_recurrence(
     if !on_cpu(&v) {
         return composed(v, lambda, initial, &offsets);
     }
-    let mut outputs = apply(
-        Diagonal { offsets },
-        [erase(v), erase(lambda), erase(initial)],
-    )
-    .into_iter();
-    match (outputs.next(), outputs.next()) {
-        (Some(h), Some(last)) => (h.into_tensor(), last.into_tensor()),
-        _ => panic!("the recurrence gives states"),
-    }
+    let inputs = [erase(v), erase(lambda), erase(initial)];
+    both(apply(Diagonal { offsets }, inputs))
 }
 
 /// Inputs: v, lambda, the states before.

@@ -184,14 +184,7 @@ pub fn feature_attention(
     );
     let matrix = map.matrix().cloned();
     let kernel = Features {
-        map: match map {
-            FeatureMap::Identity => Bare::Identity,
-            FeatureMap::Elu => Bare::Elu,
-            FeatureMap::Relu { add } => Bare::Relu(*add),
-            FeatureMap::Turned { sin, cos } => Bare::Turned([sin.clone(), cos.clone()]),
-            FeatureMap::RandomRelu { add, .. } => Bare::RandomRelu(*add),
-            FeatureMap::RandomExp { eps, .. } => Bare::RandomExp(*eps),
-        },
+        map: map.clone(),
         normalise,
         offsets: sequences(offsets, batch, time),
     };
@@ -201,20 +194,10 @@ pub fn feature_attention(
     }
 }
 
-/// [`FeatureMap`] without its matrix, which is an input of the kernel.
-#[derive(Debug)]
-enum Bare {
-    Identity,
-    Elu,
-    Relu(f32),
-    Turned([Arc<Vec<f32>>; 2]),
-    RandomRelu(f32),
-    RandomExp(f32),
-}
-
 #[derive(Debug)]
 struct Features {
-    map: Bare,
+    /// Its matrix is an input of the kernel, where it has one.
+    map: FeatureMap,
     normalise: bool,
     offsets: Arc<Vec<usize>>,
 }
@@ -232,15 +215,15 @@ impl Features {
             dim: q.shape[3],
             value_dim: v.shape[3],
             map: match &self.map {
-                Bare::Identity => Map::Identity,
-                Bare::Elu => Map::Elu,
-                Bare::Relu(add) => Map::Relu { add: *add },
-                Bare::Turned([sin, cos]) => Map::Turned { sin, cos },
-                Bare::RandomRelu(add) => Map::RandomRelu {
+                FeatureMap::Identity => Map::Identity,
+                FeatureMap::Elu => Map::Elu,
+                FeatureMap::Relu { add } => Map::Relu { add: *add },
+                FeatureMap::Turned { sin, cos } => Map::Turned { sin, cos },
+                FeatureMap::RandomRelu { add, .. } => Map::RandomRelu {
                     rows: matrix(),
                     add: *add,
                 },
-                Bare::RandomExp(eps) => Map::RandomExp {
+                FeatureMap::RandomExp { eps, .. } => Map::RandomExp {
                     rows: matrix(),
                     eps: *eps,
                 },

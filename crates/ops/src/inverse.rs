@@ -39,7 +39,7 @@ impl Kernel for Inverse {
 
     fn forward(&self, inputs: &[View], save: bool) -> Forward {
         let a = inputs[0];
-        let (z, saved) = kernel::forward(a.data, a.shape[1], self.steps);
+        let (z, saved) = kernel::forward(a.data, a.shape[1], self.steps, save);
         let count = saved.len();
         Forward {
             outputs: vec![Array::new(a.shape, z)],

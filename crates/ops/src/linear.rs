@@ -170,7 +170,11 @@ impl Kernel for PanelledAffine {
     }
 
     fn own_bytes(&self) -> u64 {
-        4 * self.weight.shape().iter().product::<usize>() as u64
+        let bytes = match self.weight.precision() {
+            Precision::F32 => 4,
+            Precision::Bf16 => 2,
+        };
+        bytes * self.weight.shape().iter().product::<usize>() as u64
     }
 
     fn forward(&self, inputs: &[View], _save: bool) -> Forward {

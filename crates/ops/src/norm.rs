@@ -4,10 +4,8 @@
 use anyformer_kernels::norm::{self as kernel, After, Gate, Rows};
 use burn::tensor::Tensor;
 
-use crate::activation::{only, output, silu, single};
-use crate::adapter::{
-    Array, Erased, Forward, Kernel, View, apply, erase, filled, on_cpu, or_zeros,
-};
+use crate::activation::{both, only, output, silu, single};
+use crate::adapter::{Array, Forward, Kernel, View, apply, erase, filled, on_cpu, or_zeros};
 
 /// RMS or L2 norm; inputs `x` and, if `weighted`, the weight.
 #[derive(Debug)]
@@ -352,10 +350,8 @@ pub fn add_norm<const D: usize>(
             Some(bias) => apply(kernel, [x, r, weight, erase(bias)]),
             None => apply(kernel, [x, r, weight]),
         };
-        return match <[Erased; 2]>::try_from(made) {
-            Ok(made) => made.map(Erased::into_tensor),
-            Err(made) => unreachable!("a sum and a norm, got {} outputs", made.len()),
-        };
+        let (sum, y) = both(made);
+        return [sum, y];
     }
     let sum = x + r;
     let y = match bias {

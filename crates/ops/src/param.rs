@@ -87,11 +87,7 @@ impl Param {
         let Ok(shape) = <[usize; D]>::try_from(self.0.shape.clone()) else {
             panic!("{} has shape {:?}, not rank {D}", self.name(), self.shape())
         };
-        let guard = self.0.value.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(held) = guard.as_ref() else {
-            panic!("{} was built without a device", self.name())
-        };
-        let value = held.dense();
+        let value = self.leaf();
         let value = if self.0.tracking.load(Ordering::Relaxed) || !value.device().is_autodiff() {
             value
         } else {
@@ -390,10 +386,8 @@ impl Builder {
     /// A parameter of the whole model without weight decay, under this name whatever the path: made by the first that asks for
     /// it, and whether this was it. Another shape than the first asked for is refused.
     pub fn shared(&self, name: &str, shape: &[usize], init: Init) -> Result<(Param, bool), String> {
-        let held = self.shared.params.lock();
-        let found = held.unwrap_or_else(PoisonError::into_inner).0.clone();
-        match found.into_iter().find(|param| param.name() == name) {
-            Some(param) if param.shape() == shape => Ok((param, false)),
+        match self.store().get(name) {
+            Some(param) if param.shape() == shape => Ok((param.clone(), false)),
             Some(param) => Err(format!(
                 "{name} is one for all layers: one asks for {:?}, another for {shape:?}",
                 param.shape()

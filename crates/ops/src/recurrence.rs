@@ -11,8 +11,9 @@ use anyformer_kernels::recurrence as kernel;
 use anyformer_kernels::recurrence::{CHUNK_LEN, Problem};
 use burn::tensor::Tensor;
 
+use crate::activation::both;
 use crate::adapter::{
-    Array, Erased, Forward, Kernel, View, apply, erase, filled, on_cpu, or_zeros, sequences,
+    Array, Forward, Kernel, View, apply, erase, filled, on_cpu, or_zeros, sequences,
 };
 use crate::meter;
 use composed::composed;
@@ -172,17 +173,12 @@ pub fn linear_recurrence(
         Write::Delta(beta) => Some(erase(beta)),
     };
     let [q, k, v, initial] = base;
-    let outputs: Vec<Erased> = match (gate, beta) {
+    both(match (gate, beta) {
         (None, None) => apply(recurrence, [q, k, v, initial]),
         (Some(gate), None) => apply(recurrence, [q, k, v, initial, gate]),
         (None, Some(beta)) => apply(recurrence, [q, k, v, initial, beta]),
         (Some(gate), Some(beta)) => apply(recurrence, [q, k, v, initial, gate, beta]),
-    };
-    let mut outputs = outputs.into_iter();
-    match (outputs.next(), outputs.next()) {
-        (Some(o), Some(last)) => (o.into_tensor(), last.into_tensor()),
-        _ => panic!("the recurrence gives an output and a state"),
-    }
+    })
 }
 
 /// The kernel; inputs are q, k, v, initial state, then the gate and beta where there are any.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyformer_kernels::scan as kernel;
 use burn::tensor::Tensor;
 
-use crate::activation::softplus;
+use crate::activation::{both, softplus};
 use crate::adapter::{
     Array, Forward, Kernel, View, apply, erase, filled, on_cpu, or_zeros, sequences,
 };
@@ -60,11 +60,7 @@ pub fn selective_scan(
         erase(inputs.d),
         erase(initial),
     ];
-    let mut outputs = apply(Scan { offsets }, erased).into_iter();
-    match (outputs.next(), outputs.next()) {
-        (Some(y), Some(last)) => (y.into_tensor(), last.into_tensor()),
-        _ => panic!("the scan gives an output and a state"),
-    }
+    both(apply(Scan { offsets }, erased))
 }
 
 #[derive(Debug)]

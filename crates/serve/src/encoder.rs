@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyformer_models::{Gives, Model, Pool, Positions, Reads};
+use anyformer_models::{Model, Pool, Reads};
 use anyformer_ops::tensor_values;
 
 use crate::engine::job::{JobError, SubmitError};
@@ -99,14 +99,8 @@ impl Encoder {
         let Reads::Tokens { vocab } = model.config().reads else {
             return Err(EngineError::Model("it reads pictures, not tokens".into()));
         };
-        if model.config().positions == Positions::Learned {
-            config.context = config.context.min(model.config().max_time);
-        }
-        let own = match model.config().gives {
-            Gives::Class { pool, .. } => pool,
-            _ => Pool::Mean,
-        };
-        let pool = config.pool.unwrap_or(own);
+        config.context = config.context.min(model.config().longest());
+        let pool = config.pool.unwrap_or_else(|| model.config().gives.pool());
         // A mixer that is made for one length is found here.
         model.vectors(&[&[0]], pool)?;
         model.panel();

@@ -93,7 +93,7 @@ pub enum Set {
 
 impl Set {
     /// Holds this thread and the workers to them.
-    fn apply(self) {
+    fn apply(self) -> Instructions {
         let most = match self {
             Set::Portable => Instructions::Portable,
             Set::Avx2 => Instructions::Avx2,
@@ -101,7 +101,16 @@ impl Set {
         };
         most.limit_this_thread();
         rayon::broadcast(|_| most.limit_this_thread());
+        most
     }
+}
+
+/// Starts the workers, held to the instructions asked for: their number, and the most that kernels then use.
+fn start(args: &Args, global: &Global) -> Result<(usize, Instructions), Failure> {
+    let threads = start_threads(global, None)?;
+    let best = Instructions::best();
+    let most = args.instructions.map(|set| set.apply().min(best));
+    Ok((threads, most.unwrap_or(best)))
 }
 
 /// What can be measured beside mixers.
@@ -154,10 +163,7 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
         .iter()
         .map(|name| config(args, name))
         .collect::<Result<_, _>>()?;
-    let threads = start_threads(global, None)?;
-    if let Some(set) = args.instructions {
-        set.apply();
-    }
+    let (threads, most) = start(args, global)?;
     let device = device(&device_name(global, None))?;
     let mut rows = Vec::new();
     for config in &configs {
@@ -169,7 +175,7 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
     let peaks = args.profile.then(Peaks::measure);
     let value = json!({
         "peaks": peaks, "dim": args.dim, "layers": args.layers, "batch": args.batch, "runs": args.runs, "threads": threads,
-        "simd": super::doctor::simd(), "version": env!("CARGO_PKG_VERSION"), "rows": rows,
+        "simd": super::doctor::simd(most), "version": env!("CARGO_PKG_VERSION"), "rows": rows,
     });
     say.result(&value, || {
         let cells = rows.iter().map(|row| {
@@ -216,14 +222,11 @@ fn run_ops(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
             "measure ops on {name}: their kernels run on the CPU; leave --device out, or measure a mixer there"
         )));
     }
-    let threads = start_threads(global, None)?;
-    if let Some(set) = args.instructions {
-        set.apply();
-    }
+    let (threads, most) = start(args, global)?;
     let measured = ops::measure(&args.only, args.runs, !args.kernels, |text| say.note(text))?;
     let peaks = Peaks::measure();
     let value = json!({
-        "threads": threads, "runs": args.runs, "simd": super::doctor::simd(), "peaks": peaks,
+        "threads": threads, "runs": args.runs, "simd": super::doctor::simd(most), "peaks": peaks,
         "version": env!("CARGO_PKG_VERSION"), "ops": measured,
     });
     say.result(&value, || ops::text(&measured, &peaks));

@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
+use anyformer_kernels::instructions::Instructions;
 use anyformer_lab::compare::{self, CompareError, Event, Plan, TaskPlan, Where, parse_mixer};
 use anyformer_lab::units::{bytes, count, grouped};
 use anyformer_mixers::{MixerSpec, token_mixers};
@@ -137,7 +138,7 @@ fn machine(threads: usize) -> String {
     format!(
         "{processor}, {} cores, {threads} threads, {}{memory}",
         cores(),
-        doctor::simd()
+        doctor::simd(Instructions::best())
     )
 }
 

@@ -20,7 +20,7 @@ pub struct Args {
 pub enum How {
     /// Take weights out: the smallest, a pattern, heads, units or layers
     Prune(prune::Args),
-    /// Write a language model with weights of 8 or 4 bits, and say what that costs and gains
+    /// Write a model with weights of 8 or 4 bits, and say what that costs and gains
     Quantize(quantize::Args),
 }
 

@@ -1,5 +1,6 @@
 //! `anyformer doctor`: what this machine and this binary have.
 
+use anyformer_kernels::instructions::Instructions;
 use anyformer_lab::units::bytes;
 use serde_json::{Value, json};
 
@@ -26,7 +27,7 @@ pub fn run(_: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
         "processor": processor(),
         "cores": cores(),
         "threads": threads,
-        "simd": simd(),
+        "simd": simd(Instructions::best()),
         "memory_total_bytes": total,
         "memory_available_bytes": available,
         "gpu_compiled_in": anyformer_ops::has_gpu(),
@@ -56,7 +57,7 @@ pub fn run(_: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
             ),
             ("processor", processor().unwrap_or("unknown".into())),
             ("cores", format!("{}, {threads} threads in use", cores())),
-            ("SIMD", simd().to_string()),
+            ("SIMD", simd(Instructions::best()).to_string()),
             (
                 "memory",
                 format!("{} total, {} available", size(total), size(available)),
@@ -83,29 +84,14 @@ pub fn run(_: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The widest vector instructions that kernels can use here; chosen when the program runs, not when it is built.
-pub(crate) fn simd() -> &'static str {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512vl")
-        {
-            return "AVX-512";
-        }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            return "AVX2 + FMA";
-        }
-        "SSE2 (slow: no AVX2)"
-    }
-    #[cfg(target_arch = "aarch64")]
-    {
-        "NEON"
-    }
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    {
-        "portable"
+/// Names of sets of vector instructions.
+pub(crate) fn simd(most: Instructions) -> &'static str {
+    match most {
+        Instructions::Avx512 => "AVX-512",
+        Instructions::Avx2 => "AVX2 + FMA",
+        Instructions::Portable if cfg!(target_arch = "x86_64") => "SSE2 (slow: no AVX2)",
+        Instructions::Portable if cfg!(target_arch = "aarch64") => "NEON",
+        Instructions::Portable => "portable",
     }
 }
 

@@ -146,7 +146,7 @@ pub(crate) fn tokenizer(opened: &ModelFolder) -> Result<Tokenizer, Failure> {
             .input(),
         (None, Reads::Tokens { vocab: 256 }) => Ok(Tokenizer::Bytes),
         (None, _) => Err(bad_input(format!(
-            "generate with {}: it has no tokenizer.json, so its tokens are no text",
+            "read the tokenizer of {}: it has no tokenizer.json, so its tokens are no text",
             opened.path.display()
         ))),
     }

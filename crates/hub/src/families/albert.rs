@@ -2,10 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::bert::{SIZES, architecture, encoder, gives};
+use super::bert::{SIZES, architecture, encoder, gives, sizes};
 use super::keys::Keys;
 use super::names::{Name, same};
-use super::{ACTIVATIONS, Layout, parts, their_activation};
+use super::{ACTIVATIONS, Layout, parts};
 
 pub(super) static LAYOUT: Layout = Layout {
     kinds: &["albert"],
@@ -87,20 +87,10 @@ fn read(keys: &Keys, _kind: &str) -> Result<Value, String> {
 
 fn write(ours: &Value, _kind: &str) -> Result<Value, String> {
     let (mixer, channel) = parts(ours, "attention", "mlp")?;
-    let mut theirs = json!({
-        "embedding_size": ours["embed_dim"],
-        "hidden_size": ours["dim"],
-        "num_hidden_layers": ours["layers"],
-        "num_hidden_groups": 1,
-        "inner_group_num": 1,
-        "num_attention_heads": mixer["heads"],
-        "intermediate_size": channel["hidden"],
-        "hidden_act": their_activation(channel),
-        "layer_norm_eps": ours["norm_eps"],
-        "max_position_embeddings": ours["max_time"],
-        "type_vocab_size": ours["token_types"],
-        "vocab_size": ours["reads"]["tokens"]["vocab"],
-    });
+    let mut theirs = sizes(ours, mixer, channel);
+    theirs["embedding_size"] = ours["embed_dim"].clone();
+    theirs["num_hidden_groups"] = json!(1);
+    theirs["inner_group_num"] = json!(1);
     architecture("Albert", ours, &mut theirs);
     Ok(theirs)
 }

@@ -237,22 +237,28 @@ fn write(ours: &Value, kind: &str) -> Result<Value, String> {
         "roberta" => ("Roberta", 2),
         _ => ("Bert", 0),
     };
-    let mut theirs = json!({
+    let mut theirs = sizes(ours, mixer, channel);
+    theirs["max_position_embeddings"] = json!(ours["max_time"].as_u64().unwrap_or(0) + before);
+    architecture(name, ours, &mut theirs);
+    if kind == "roberta" {
+        theirs["pad_token_id"] = json!(1);
+    }
+    Ok(theirs)
+}
+
+/// Their keys for the sizes of an encoder.
+pub(super) fn sizes(ours: &Value, mixer: &Value, channel: &Value) -> Value {
+    json!({
         "hidden_size": ours["dim"],
         "num_hidden_layers": ours["layers"],
         "num_attention_heads": mixer["heads"],
         "intermediate_size": channel["hidden"],
         "hidden_act": their_activation(channel),
         "layer_norm_eps": ours["norm_eps"],
-        "max_position_embeddings": ours["max_time"].as_u64().unwrap_or(0) + before,
+        "max_position_embeddings": ours["max_time"],
         "type_vocab_size": ours["token_types"],
         "vocab_size": ours["reads"]["tokens"]["vocab"],
-    });
-    architecture(name, ours, &mut theirs);
-    if kind == "roberta" {
-        theirs["pad_token_id"] = json!(1);
-    }
-    Ok(theirs)
+    })
 }
 
 /// The name of the class that saves such a model, with names for its classes.

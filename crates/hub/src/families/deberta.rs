@@ -3,10 +3,10 @@
 
 use serde_json::{Value, json};
 
-use super::bert::{SIZES, architecture, encoder, gives};
+use super::bert::{SIZES, architecture, encoder, gives, sizes};
 use super::keys::Keys;
 use super::names::{Name, same};
-use super::{ACTIVATIONS, Layout, parts, their_activation};
+use super::{ACTIVATIONS, Layout, parts, word};
 
 pub(super) static LAYOUT: Layout = Layout {
     kinds: &["deberta-v2"],
@@ -148,9 +148,10 @@ fn read(keys: &Keys, _kind: &str) -> Result<Value, String> {
         }
         (true, "") => return Err("relative_attention without pos_att_type cannot be read".into()),
         (true, terms) => {
-            let positive = |key: &str| -> Result<u64, String> {
-                let value = keys.given(key).and_then(Value::as_i64).unwrap_or(-1);
-                Ok(u64::try_from(value).unwrap_or(0))
+            // Their -1, or any number below 0, stands for none.
+            let positive = |key: &str| match keys.given(key) {
+                Some(value) if value.as_i64().is_some_and(|value| value < 0) => Ok(0),
+                _ => keys.number_or(key, 0),
             };
             let norm = keys.word("norm_rel_ebd", &[("none", ""), ("layer_norm", "norm")])?;
             mixer["position"] = json!("disentangled");
@@ -186,23 +187,10 @@ fn read(keys: &Keys, _kind: &str) -> Result<Value, String> {
 
 fn write(ours: &Value, _kind: &str) -> Result<Value, String> {
     let (mixer, channel) = parts(ours, "attention", "mlp")?;
-    let their_word = |ours: &Value| {
-        let found = WITH_TANH.iter().find(|(_, word)| ours == word);
-        found.map_or("tanh", |(theirs, _)| theirs)
-    };
-    let mut theirs = json!({
-        "hidden_size": ours["dim"],
-        "num_hidden_layers": ours["layers"],
-        "num_attention_heads": mixer["heads"],
-        "intermediate_size": channel["hidden"],
-        "hidden_act": their_activation(channel),
-        "layer_norm_eps": ours["norm_eps"],
-        "max_position_embeddings": ours["max_time"],
-        "type_vocab_size": ours["token_types"],
-        "vocab_size": ours["reads"]["tokens"]["vocab"],
-        "position_biased_input": ours["positions"] == "learned",
-        "relative_attention": mixer["position"] == "disentangled",
-    });
+    let their_word = |ours: &Value| word(WITH_TANH, ours, "tanh");
+    let mut theirs = sizes(ours, mixer, channel);
+    theirs["position_biased_input"] = json!(ours["positions"] == "learned");
+    theirs["relative_attention"] = json!(mixer["position"] == "disentangled");
     if mixer["position"] == "disentangled" {
         let found = TERMS
             .iter()

@@ -317,12 +317,13 @@ pub(crate) fn resolved(config: &ModelConfig) -> Result<Value, String> {
     }
     ours.insert("channel".into(), channel);
     classes::complete(&mut ours);
-    // What is the same function either way.
+    // What matters to training only, or is the same function either way.
     for key in [
         "initializer_range",
         "scale_residual",
         "embed_std",
         "ff_chunks",
+        "dropout",
     ] {
         ours.remove(key);
     }
@@ -338,11 +339,19 @@ const ACTIVATIONS: &[(&str, &str)] = &[
     ("silu", "silu"),
 ];
 
+/// Their word for one of ours by a table of both, or the other.
+fn word(
+    table: &[(&'static str, &'static str)],
+    ours: &Value,
+    otherwise: &'static str,
+) -> &'static str {
+    let found = table.iter().find(|(_, word)| ours == word);
+    found.map_or(otherwise, |(theirs, _)| theirs)
+}
+
 /// Their word for the activation of one of our MLPs.
 fn their_activation(channel: &Value) -> &'static str {
-    let ours = channel["activation"].as_str();
-    let found = ACTIVATIONS.iter().find(|(_, word)| Some(*word) == ours);
-    found.map_or("gelu", |(theirs, _)| theirs)
+    word(ACTIVATIONS, &channel["activation"], "gelu")
 }
 
 /// The first token mixer and the channel mixer of a resolved config, if they are of these kinds.

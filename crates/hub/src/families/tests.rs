@@ -95,6 +95,10 @@ fn a_model_goes_to_the_family_that_has_it() {
     );
     let normed = json!({"name": "attention", "qk_norm": true, "norm_eps": 1e-5});
     assert_eq!(of(base(normed)), Ok("qwen3"));
+    // What matters to training only stands in no folder of theirs.
+    let mut trained = base(json!({"name": "attention"}));
+    trained["dropout"] = json!(0.1);
+    assert_eq!(of(trained), Ok("llama"));
     let none = of(base(json!({"name": "performer"}))).expect_err("no family");
     assert!(none.contains("llama: it is made of attention"), "{none}");
 }

@@ -19,7 +19,7 @@ const TASKS: usize = 4;
 
 /// The output, of which tasks write tiles that do not overlap.
 #[derive(Clone, Copy)]
-struct Out(*mut f32);
+pub(super) struct Out(pub(super) *mut f32);
 // SAFETY: tasks write disjoint tiles of the output, which outlives them all.
 unsafe impl Send for Out {}
 // SAFETY: as above.
@@ -27,9 +27,17 @@ unsafe impl Sync for Out {}
 
 impl Out {
     /// Element `at`, still within the output. A method, so that closures capture the whole.
-    fn at(&self, at: usize) -> *mut f32 {
+    pub(super) fn at(&self, at: usize) -> *mut f32 {
         // SAFETY: callers stay within the `m * n` elements.
         unsafe { self.0.add(at) }
+    }
+}
+
+/// Threads that a product is worth.
+pub(super) fn threads([m, k, n]: [usize; 3]) -> usize {
+    match m * k * n < 96 * 96 * 96 {
+        true => 1,
+        false => rayon::current_num_threads(),
     }
 }
 
@@ -74,10 +82,7 @@ pub unsafe fn multiply(
     };
     let units = left.units();
     let depth = units.div_ceil(units.div_ceil(DEPTH));
-    let threads = match m * k * n < 64 * 64 * 64 {
-        true => 1,
-        false => rayon::current_num_threads(),
-    };
+    let threads = threads([m, k, n]);
     let given = held.filter(|_| shares_right);
     let chunk = match given {
         Some(_) => shared.outer,

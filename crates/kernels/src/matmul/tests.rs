@@ -38,7 +38,7 @@ fn levels(precision: Precision) -> Vec<Level> {
     levels
 }
 
-const SIZES: [[usize; 3]; 12] = [
+const SIZES: [[usize; 3]; 14] = [
     [1, 1, 1],
     [2, 3, 1],
     [1, 40, 33],
@@ -49,6 +49,8 @@ const SIZES: [[usize; 3]; 12] = [
     [70, 2, 300],
     [3, 1030, 17],
     [200, 64, 64],
+    [35, 600, 40],
+    [140, 520, 120],
     [37, 0, 5],
     [0, 4, 5],
 ];
@@ -106,23 +108,27 @@ fn every_layout_level_and_finish_matches_the_sum() {
 
 #[test]
 fn many_tasks_and_stretches_match_and_threads_do_not_show() {
-    let [m, k, n] = [500, 700, 600];
-    let (a, b) = (rand_vec(1, m * k), rand_vec(2, k * n));
-    let (left, right) = (Matrix::rows(&a, k), Matrix::rows(&b, n));
-    for precision in [Precision::F32, Precision::Bf16] {
-        let finish = Finish::default();
-        let want = naive(precision, [m, k, n], left, right, &[], finish);
-        let run = |threads: usize| {
-            let mut got = vec![0.0; m * n];
-            Instructions::best().run(threads, || {
-                matmul(precision, [m, k, n], left, right, &mut got, finish);
-            });
-            got
-        };
-        let one = run(1);
-        assert_close("product", &one, &want, 1e-4);
-        for threads in [2, 3, 5] {
-            assert!(run(threads) == one, "{precision:?} on {threads} threads");
+    for size in [[500, 700, 600], [300, 1100, 90], [64, 3000, 64]] {
+        let [m, k, n] = size;
+        let (a, b) = (rand_vec(1, m * k), rand_vec(2, k * n));
+        let right = Matrix::rows(&b, n);
+        for left in [Matrix::rows(&a, k), Matrix::rows(&a, m).transposed()] {
+            for precision in [Precision::F32, Precision::Bf16] {
+                let finish = Finish::default();
+                let want = naive(precision, size, left, right, &[], finish);
+                let run = |threads: usize| {
+                    let mut got = vec![0.0; m * n];
+                    Instructions::best().run(threads, || {
+                        matmul(precision, size, left, right, &mut got, finish);
+                    });
+                    got
+                };
+                let one = run(1);
+                assert_close("product", &one, &want, 1e-4);
+                for threads in [2, 3, 5] {
+                    assert!(run(threads) == one, "{precision:?} on {threads} threads");
+                }
+            }
         }
     }
 }

@@ -20,6 +20,20 @@ pub enum Kept {
 }
 
 impl Attention {
+    /// The pages of this name in the state, none where there is no state, with new rows `[1, total, kv_heads, head_dim]` of each
+    /// sequence behind; `counts` are cumulative.
+    pub(super) fn grown(
+        &self,
+        state: Option<&State>,
+        name: &str,
+        rows: Tensor<4>,
+        counts: &[usize],
+    ) -> Cache {
+        let held = state.and_then(|state| state.cache(name, self.cache));
+        let empty = || Cache::new(self.cache, counts.len() - 1, self.kv_heads, self.head_dim);
+        held.unwrap_or_else(empty).with_rows(rows, counts)
+    }
+
     /// Attention whose keys and values are kept in pages, which grow in place and are shared between copies of a state.
     pub(super) fn paged(
         &self,
@@ -34,14 +48,8 @@ impl Attention {
             let [_, _, heads, head_dim] = x.dims();
             x.reshape([1, batch * time, heads, head_dim])
         };
-        let sequences = new.len() - 1;
-        let grown = |name: &str, x: Tensor<4>| {
-            let held = state.and_then(|state| state.cache(name, self.cache));
-            let held = held
-                .unwrap_or_else(|| Cache::new(self.cache, sequences, self.kv_heads, self.head_dim));
-            held.with_rows(flat(x), &new)
-        };
-        let (keys, values) = (grown("k", k.clone()), grown("v", v.clone()));
+        let grown = |name: &str, x: &Tensor<4>| self.grown(state, name, flat(x.clone()), &new);
+        let (keys, values) = (grown("k", &k), grown("v", &v));
         options.q_offsets = Some(new.clone());
         let y = match (state, self.cache) {
             // What has just been read need not be looked up.

@@ -16,7 +16,8 @@ use anyformer_ops::attention::{
 use anyformer_ops::cache::Cache;
 use anyformer_ops::lengths::cumulative;
 
-use super::{Attention, rows};
+use super::Attention;
+use super::rows::{behind, last, rows};
 use crate::mixer::{Context, State};
 
 /// Keys and values of one part of each sequence, those that were kept and the new ones.
@@ -47,13 +48,8 @@ impl Part {
         let counts = cumulative(ranges.iter().map(ExactSizeIterator::len));
         if paged {
             let [k, v] = fresh;
-            return Part::Pages([(names[0], k), (names[1], v)].map(|(name, x)| {
-                let held = state.and_then(|state| state.cache(name, mixer.cache));
-                let held = held.unwrap_or_else(|| {
-                    Cache::new(mixer.cache, ranges.len(), mixer.kv_heads, mixer.head_dim)
-                });
-                held.with_rows(x, &counts)
-            }));
+            let parts = [(names[0], k), (names[1], v)];
+            return Part::Pages(parts.map(|(name, x)| mixer.grown(state, name, x, &counts)));
         }
         let before = cumulative(held.iter().copied());
         let all: Vec<usize> = before.iter().zip(&counts).map(|(a, b)| a + b).collect();
@@ -62,16 +58,7 @@ impl Part {
             let Some(old) = state.and_then(|state| state.find::<3>(name)) else {
                 return fresh;
             };
-            let [total, heads, width] = old.dims();
-            let old = old.reshape([1, total, heads, width]);
-            let both = match fresh.dims()[1] {
-                0 => old,
-                _ => Tensor::cat(vec![old, fresh], 1),
-            };
-            let ends = before.windows(2).zip(counts.windows(2));
-            let pieces =
-                ends.flat_map(|(old, new)| [old[0]..old[1], total + new[0]..total + new[1]]);
-            rows(&both, pieces)
+            behind(old, fresh, &before, &counts)
         });
         Part::Rows(both, Arc::new(all))
     }
@@ -106,16 +93,11 @@ impl Part {
                     state.with_cache(name, cache.last(kept))
                 })
             }
+            Part::Rows(..) if kept.iter().all(|kept| *kept == 0) => state,
             Part::Rows(tensors, offsets) => {
                 let named = names.into_iter().zip(tensors);
                 named.fold(state, |state, (name, x)| {
-                    let ends = offsets[1..].iter().zip(kept);
-                    let x = rows(&x, ends.map(|(end, kept)| end - kept..*end));
-                    let [_, total, heads, width] = x.dims();
-                    if total == 0 {
-                        return state;
-                    }
-                    state.with_rows(name, x.reshape([total, heads, width]), kept.to_vec())
+                    state.with_rows(name, last(x, &offsets, kept), kept.to_vec())
                 })
             }
         }

@@ -15,6 +15,8 @@ use anyformer_ops::norm::layer_norm;
 use anyformer_ops::{Builder, Device, Init, Int, Linear, Param, Tensor, meter};
 use serde::{Deserialize, Serialize};
 
+use crate::parts::linear_cost;
+
 /// Which terms of positions are added to the scores.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -85,6 +87,12 @@ impl Disentangled {
             0 => knobs.distance,
             buckets => buckets,
         };
+        if span >= 1 << 31 || knobs.distance >= 1 << 31 {
+            return Err(format!(
+                "position_buckets {} or position_distance {} is too large",
+                knobs.buckets, knobs.distance
+            ));
+        }
         if knobs.buckets > 0
             && (span < 4 || !span.is_multiple_of(2) || knobs.distance <= span / 2 + 1)
             || span == 0
@@ -119,19 +127,15 @@ impl Disentangled {
 
     /// Trainable numbers, those of the table with the layer that made it.
     pub(crate) fn count(&self) -> usize {
-        let linear =
-            |linear: &Linear| linear.weight.count() + linear.bias.as_ref().map_or(0, Param::count);
-        let extra = [&self.keys, &self.queries]
-            .into_iter()
-            .flatten()
-            .map(linear);
+        let layers: Vec<&Linear> = self.keys.iter().chain(&self.queries).collect();
+        let layers = linear_cost(&layers, 0).params as usize;
         let norm = self.norm.iter().flatten().map(Param::count).sum::<usize>();
         let table = if self.own {
             self.table.count() + norm
         } else {
             0
         };
-        extra.sum::<usize>() + table
+        layers + table
     }
 
     /// What scores are multiplied by, with heads of `width` features.
@@ -166,11 +170,10 @@ impl Disentangled {
         let [first, end] = rows
             .reduce(|a, b| [a[0].min(b[0]), a[1].max(b[1])])
             .unwrap_or([0, 1]);
-        let mut table = self.table.tensor::<2>();
+        let mut table = self.table.tensor::<2>().narrow(0, first, end - first);
         if let Some([weight, bias]) = &self.norm {
             table = layer_norm(table, weight.tensor(), Some(bias.tensor()), self.knobs.eps);
         }
-        let table = table.narrow(0, first, end - first);
         let project = |layer: &Linear| {
             let y = layer.forward(table.clone());
             let [count, inner] = y.dims();

@@ -28,11 +28,7 @@ pub(super) fn fire(
     let top = (back * wide + 1.0).log();
     let below = (limit * c + 1.0).log().reshape([queries, 1]);
     let inputs = (top / below).reshape([1, queries * keys, 1]);
-    let pairs = meterless(|| w2.forward(relu(w1.forward(inputs))));
+    // Biases of pairs are elementwise work: their operations are not counted.
+    let pairs = meter::apart(|| w2.forward(relu(w1.forward(inputs))));
     pairs.reshape([queries, keys, heads]).permute([2, 0, 1])
-}
-
-/// Runs `work` without counting its operations: the biases of pairs are elementwise work.
-fn meterless<T>(work: impl FnOnce() -> T) -> T {
-    meter::count(work).0
 }

@@ -46,6 +46,11 @@ fn streams_and_chunks_have_their_limits() {
             json!({"ff_chunks": 2, "channel": {"name": "moe"}}),
             "ff_chunks = 0",
         ),
+        // It looks both ways, this one back only.
+        (
+            json!({"first_conv": 3, "mixers": [{"name": "sparse"}]}),
+            "first_conv",
+        ),
     ] {
         let error = ModelConfig::from_json(&config).expect_err(part).to_string();
         assert!(error.contains(part), "{error}");

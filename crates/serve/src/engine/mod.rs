@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use anyformer_models::{Gives, Model, ModelError, ModelState, Positions, Reads, Sampler};
+use anyformer_models::{Gives, Model, ModelError, ModelState, Reads, Sampler};
 use sha2::{Digest, Sha256};
 
 use crate::metrics::Metrics;
@@ -38,7 +38,7 @@ pub struct EngineConfig {
     pub prefill: usize,
     /// Where states are kept.
     pub states: StatesConfig,
-    /// Tokens to guess ahead for a sequence that runs alone; 0: none.
+    /// Tokens to guess ahead for each running sequence; 0: none.
     pub speculate: usize,
 }
 
@@ -116,9 +116,7 @@ impl Engine {
                 "it is a classifier; `anyformer eval` scores it".into(),
             ));
         }
-        if model.config().positions == Positions::Learned {
-            config.context = config.context.min(model.config().max_time);
-        }
+        config.context = config.context.min(model.config().longest());
         let like = sample_state(&model)?;
         let name = match config.states.folder {
             Some(_) => fingerprint(&model),

@@ -1,19 +1,21 @@
 //! What `anyformer bench --ops` runs: the ops, their sizes and their inputs.
 
-use std::sync::{Arc, OnceLock};
+mod works;
+
+use std::sync::Arc;
 
 use anyformer_ops::Tensor;
 use anyformer_ops::activation::{gelu, silu, softmax, swiglu};
-use anyformer_ops::attention::{AttentionOptions, cached_attention, flash_attention};
-use anyformer_ops::cache::{Cache, Element};
-use anyformer_ops::conv::causal_conv1d;
-use anyformer_ops::dropout::{Dropout, Key};
-use anyformer_ops::linear::{Precision, linear};
-use anyformer_ops::long_conv::long_conv;
+use anyformer_ops::cache::Element;
+use anyformer_ops::linear::Precision;
 use anyformer_ops::loss::cross_entropy;
-use anyformer_ops::norm::{add_norm, layer_norm, rms_norm};
-use anyformer_ops::recurrence::{Gate, RecurrenceOptions, Write, linear_recurrence};
-use anyformer_ops::scan::{ScanInputs, selective_scan};
+use anyformer_ops::norm::{layer_norm, rms_norm};
+
+use works::{
+    CONTEXTS, attention, conv, decode, delta, diagonal, drop, flat, gated_delta, gla, inverse,
+    linear_attention, listed_attention, long, look_up, product, rotate, scan, ssd, sum_and_norm,
+    two, update,
+};
 
 /// An op: of the size and the flat inputs.
 pub type Run = Box<dyn Fn(&[usize], &[Tensor<1>]) -> Tensor<1>>;
@@ -57,192 +59,6 @@ fn rows(name: &'static str, run: fn(&[usize], &[Tensor<1>]) -> Tensor<1>, weight
     case.size = vec![8192, 512];
     case.inputs = [vec![count(&case.size)], vec![512; weights]].concat();
     case
-}
-
-fn two(size: &[usize], x: &Tensor<1>) -> Tensor<2> {
-    x.clone().reshape([size[0], size[1]])
-}
-
-/// `[batch, time, heads, head_dim]` of a size that starts with these.
-fn four(size: &[usize], x: &Tensor<1>) -> Tensor<4> {
-    x.clone().reshape([size[0], size[1], size[2], size[3]])
-}
-
-fn flat<const D: usize>(x: Tensor<D>) -> Tensor<1> {
-    let count = x.dims().iter().product::<usize>();
-    x.reshape([count])
-}
-
-fn product(size: &[usize], x: &[Tensor<1>], precision: Precision) -> Tensor<1> {
-    let a = x[0].clone().reshape([size[0], size[1]]);
-    let b = x[1].clone().reshape([size[2], size[1]]);
-    flat(linear(a, b, None, precision))
-}
-
-fn attention(size: &[usize], x: &[Tensor<1>]) -> Tensor<1> {
-    let options = AttentionOptions {
-        causal: true,
-        ..AttentionOptions::default()
-    };
-    flat(flash_attention(
-        four(size, &x[0]),
-        four(size, &x[1]),
-        four(size, &x[2]),
-        &options,
-    ))
-}
-
-/// Contexts of one batch of [`decode`], in tokens.
-const CONTEXTS: [usize; 6] = [4096, 8192, 16384, 32768, 65536, 131_072];
-
-/// One new token for each of [`CONTEXTS`] over kept keys and values: size is query heads, key heads, features. The rows of
-/// the shortest context are kept once for each of its length.
-fn decode(element: Element) -> Run {
-    let held: OnceLock<[Cache; 2]> = OnceLock::new();
-    Box::new(move |size, x| {
-        let [k, v] = held.get_or_init(|| {
-            [&x[1], &x[2]].map(|rows| {
-                let rows = rows.clone().reshape([1, CONTEXTS[0], size[1], size[2]]);
-                let one = |context: &usize| {
-                    let empty = Cache::new(element, 1, size[1], size[2]);
-                    let repeats = 0..context / CONTEXTS[0];
-                    repeats.fold(empty, |cache, _| {
-                        cache.with_rows(rows.clone(), &[0, CONTEXTS[0]])
-                    })
-                };
-                Cache::join(&CONTEXTS.iter().map(one).collect::<Vec<_>>())
-            })
-        });
-        let options = AttentionOptions {
-            causal: true,
-            q_offsets: Some(Arc::new((0..=CONTEXTS.len()).collect())),
-            ..AttentionOptions::default()
-        };
-        let q = x[0].clone().reshape([1, CONTEXTS.len(), size[0], size[2]]);
-        flat(cached_attention(q, k, v, &options))
-    })
-}
-
-/// Size is batch, time, heads, head_dim; the state of a step follows the four inputs of the engine.
-fn recurrence(
-    size: &[usize],
-    x: &[Tensor<1>],
-    gate: Gate,
-    write: Write,
-    state: Option<&Tensor<1>>,
-) -> Tensor<1> {
-    let initial = state.map(|state| state.clone().reshape([size[0], size[2], size[3], size[3]]));
-    let k = four(size, &x[1]).mul_scalar((size[3] as f32).powf(-0.5));
-    let (y, last) = linear_recurrence(
-        four(size, &x[0]),
-        k,
-        four(size, &x[2]),
-        gate,
-        write,
-        initial,
-        &RecurrenceOptions::default(),
-    );
-    match state {
-        // A step hands its state on: it must be made.
-        Some(_) => flat(y) + last.slice([0..1, 0..1, 0..1, 0..1]).reshape([1]),
-        None => flat(y),
-    }
-}
-
-/// Values in (-1, 1) as decays of at most one.
-fn decay(x: &Tensor<1>) -> Tensor<1> {
-    x.clone().mul_scalar(0.05).sub_scalar(0.06)
-}
-
-fn per_head(size: &[usize], x: &Tensor<1>) -> Tensor<3> {
-    x.clone().reshape([size[0], size[1], size[2]])
-}
-
-fn share(size: &[usize], x: &Tensor<1>) -> Write {
-    Write::Delta(per_head(size, &x.clone().mul_scalar(0.4).add_scalar(0.5)))
-}
-
-fn gla(size: &[usize], x: &[Tensor<1>]) -> Tensor<1> {
-    recurrence(
-        size,
-        x,
-        Gate::Vector(four(size, &decay(&x[3]))),
-        Write::Additive,
-        x.get(4),
-    )
-}
-
-fn delta(size: &[usize], x: &[Tensor<1>]) -> Tensor<1> {
-    recurrence(size, x, Gate::None, share(size, &x[3]), x.get(4))
-}
-
-fn gated_delta(size: &[usize], x: &[Tensor<1>]) -> Tensor<1> {
-    let gate = Gate::Scalar(per_head(size, &decay(&x[3])));
-    recurrence(size, x, gate, share(size, &x[4]), x.get(5))
-}
-
-fn ssd(size: &[usize], x: &[Tensor<1>]) -> Tensor<1> {
-    recurrence(
-        size,
-        x,
-        Gate::Scalar(per_head(size, &decay(&x[3]))),
-        Write::Additive,
-        x.get(4),
-    )
-}
-
-/// Size is batch, time, channels, state.
-fn scan(size: &[usize], x: &[Tensor<1>]) -> Tensor<1> {
-    let [batch, time, channels, state] = [size[0], size[1], size[2], size[3]];
-    let wide = |x: &Tensor<1>| x.clone().reshape([batch, time, channels]);
-    let shared = |x: &Tensor<1>| x.clone().reshape([batch, time, state]);
-    let inputs = ScanInputs {
-        u: wide(&x[0]),
-        delta: wide(&x[1]),
-        delta_bias: x[2].clone(),
-        a: x[3].clone().reshape([channels, state]).abs().neg(),
-        b: shared(&x[4]),
-        c: shared(&x[5]),
-        d: x[6].clone(),
-    };
-    let initial = x
-        .get(7)
-        .map(|x| x.clone().reshape([batch, channels, state]));
-    flat(selective_scan(inputs, initial, None).0)
-}
-
-/// Size is batch, time, channels, width.
-fn conv(size: &[usize], x: &[Tensor<1>]) -> Tensor<1> {
-    let input = x[0].clone().reshape([size[0], size[1], size[2]]);
-    let weight = x[1].clone().reshape([size[2], size[3]]);
-    flat(causal_conv1d(input, weight, None, true, None, None).0)
-}
-
-/// What a block does with its residual stream: both the sum and its norm are used.
-fn sum_and_norm(size: &[usize], x: &[Tensor<1>]) -> Tensor<1> {
-    let [a, b] = [0, 1].map(|at| two(size, &x[at]));
-    let [sum, y] = add_norm(a, b, x[2].clone(), x.get(3).cloned(), 1e-5);
-    flat(sum) + flat(y)
-}
-
-/// Size is rows and features.
-fn drop(size: &[usize], x: &[Tensor<1>]) -> Tensor<1> {
-    let dropout = Dropout {
-        key: Key::new(1, 1),
-        chance: 0.1,
-    };
-    let x = x[0].clone().reshape([1, size[0], size[1]]);
-    flat(dropout.apply(0, x, None))
-}
-
-/// Size is batch, time, channels.
-fn long(size: &[usize], x: &[Tensor<1>]) -> Tensor<1> {
-    let input = x[0].clone().reshape([size[0], size[1], size[2]]);
-    flat(long_conv(
-        input,
-        x[1].clone().reshape([size[2], size[1]]),
-        None,
-    ))
 }
 
 /// An engine over one sequence of `time` tokens, or (`time` 1) a step of `batch` sequences from their states.
@@ -406,6 +222,50 @@ pub fn cases() -> Vec<Case> {
         all.push(case);
     }
     all.push(pointwise("dropout", drop, 1));
+    let gradients = |name, size: &[usize], inputs: Vec<usize>, run| Case {
+        name,
+        size: size.to_vec(),
+        inputs,
+        run,
+        forward_only: false,
+        kernel_only: false,
+    };
+    let wide = [1, 4096, 8, 64];
+    all.push(gradients("rope", &wide, vec![count(&wide)], rotate()));
+    all.push(gradients(
+        "embedding",
+        &[8192, 32768, 512],
+        vec![32768 * 512],
+        Box::new(look_up),
+    ));
+    all.push(gradients(
+        "linear_attention",
+        &wide,
+        vec![count(&wide); 3],
+        Box::new(linear_attention),
+    ));
+    all.push(gradients(
+        "listed attention",
+        &wide,
+        vec![count(&wide); 3],
+        listed_attention(),
+    ));
+    all.push(gradients(
+        "diagonal",
+        &[1, 4096, 512],
+        vec![4096 * 1024, 1024],
+        Box::new(diagonal),
+    ));
+    all.push(gradients(
+        "inverse",
+        &[16, 64, 6],
+        vec![16 * 64 * 64],
+        Box::new(inverse),
+    ));
+    let mut adamw = pointwise("adamw", |_, x| x[0].clone(), 0);
+    (adamw.inputs, adamw.run) = (vec![1], update());
+    (adamw.forward_only, adamw.kernel_only) = (true, true);
+    all.push(adamw);
     for time in [32, 64, 128, 256, 1024, 4096, 16384, 65536] {
         // As many tokens at every length.
         let (batch, channels) = (65536 / time, 64);

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyformer_hub::{Method, ModelFolder, Quantisation, quantise, save_quantised, shifted};
 use anyformer_lab::units::bytes;
-use anyformer_models::{Input, Model, Pool, Positions, Target};
+use anyformer_models::{Input, Model, Pool, Target};
 use anyformer_ops::tensor_values;
 use anyhow::Context;
 use serde_json::{Value, json};
@@ -197,13 +197,12 @@ type Windows = Vec<Vec<u32>>;
 
 /// The most tokens of a window that the model can read.
 fn longest(opened: &ModelFolder) -> Result<usize, Failure> {
-    let learned = (opened.config.positions == Positions::Learned).then_some(opened.config.max_time);
     let said = opened
         .sentence_vectors()
         .input()?
         .and_then(|said| said.tokens);
-    let most = learned.into_iter().chain(said).min();
-    Ok(most.unwrap_or(usize::MAX))
+    let most = opened.config.longest();
+    Ok(said.map_or(most, |said| said.min(most)))
 }
 
 /// The windows that the method looks at and, after them, those that are scored.
