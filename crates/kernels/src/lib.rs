@@ -10,12 +10,14 @@ mod disjoint;
 pub mod dropout;
 pub mod embedding;
 pub mod feature_attention;
+pub mod fourier;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 pub mod gemm;
 pub mod glu;
 pub mod instructions;
 pub mod inverse;
+pub mod largest;
 pub mod long_conv;
 pub mod machine;
 pub mod math;
@@ -28,6 +30,7 @@ pub mod recurrence;
 pub mod rope;
 pub mod scan;
 mod simd;
+pub mod sinkhorn;
 pub mod softmax;
 #[cfg(any(test, fuzzing))]
 mod testing;

@@ -10,13 +10,12 @@
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::prelude::*;
 use realfft::num_complex::Complex;
-use realfft::{ComplexToReal, RealFftPlanner, RealToComplex};
 
 use crate::disjoint::Disjoint;
+use crate::fourier::{Plan, Work, plan};
 use crate::simd::dispatched;
 use crate::transpose::transpose;
 
@@ -267,79 +266,6 @@ fn fast_size(least: usize) -> usize {
     match power / 4 * 3 >= least && power >= 8 {
         true => power / 4 * 3,
         false => power,
-    }
-}
-
-/// The transforms of one size.
-#[derive(Clone)]
-struct Plan {
-    size: usize,
-    there: Arc<dyn RealToComplex<f32>>,
-    back: Arc<dyn ComplexToReal<f32>>,
-}
-
-impl Plan {
-    /// What a transform there and back has to be multiplied with.
-    fn scale(&self) -> f32 {
-        1.0 / self.size as f32
-    }
-}
-
-/// Two sizes for each power of two at most, so the table stays small.
-static PLANS: Mutex<BTreeMap<usize, Plan>> = Mutex::new(BTreeMap::new());
-
-fn plan(size: usize) -> Plan {
-    let mut plans = PLANS.lock().unwrap_or_else(PoisonError::into_inner);
-    let make = || {
-        let mut planner = RealFftPlanner::new();
-        Plan {
-            size,
-            there: planner.plan_fft_forward(size),
-            back: planner.plan_fft_inverse(size),
-        }
-    };
-    plans.entry(size).or_insert_with(make).clone()
-}
-
-/// Buffers of the transforms of one task.
-struct Work {
-    plan: Plan,
-    spectrum: Vec<Complex<f32>>,
-    other: Vec<Complex<f32>>,
-    scratch: Vec<Complex<f32>>,
-}
-
-impl Work {
-    fn new(plan: &Plan) -> Self {
-        let scratch = plan
-            .there
-            .get_scratch_len()
-            .max(plan.back.get_scratch_len());
-        let none = Complex::new(0.0, 0.0);
-        Work {
-            plan: plan.clone(),
-            spectrum: vec![none; plan.size / 2 + 1],
-            other: vec![none; plan.size / 2 + 1],
-            scratch: vec![none; scratch],
-        }
-    }
-
-    /// From `row` to `spectrum`; `row` is used up.
-    fn transform(&mut self, row: &mut [f32]) {
-        let (spectrum, scratch) = (&mut self.spectrum, &mut self.scratch);
-        let done = self.plan.there.process_with_scratch(row, spectrum, scratch);
-        assert!(done.is_ok(), "a transform of {}: {done:?}", self.plan.size);
-    }
-
-    /// From `spectrum`, which is used up, to `row`.
-    fn back(&mut self, row: &mut [f32]) {
-        // Those two are real, but for rounding.
-        let last = self.spectrum.len() - 1;
-        self.spectrum[0].im = 0.0;
-        self.spectrum[last].im = 0.0;
-        let (spectrum, scratch) = (&mut self.spectrum, &mut self.scratch);
-        let done = self.plan.back.process_with_scratch(spectrum, row, scratch);
-        assert!(done.is_ok(), "a transform of {}: {done:?}", self.plan.size);
     }
 }
 

@@ -1,9 +1,11 @@
 //! FNet: the real part of a discrete Fourier transform over time and features, in place of attention.
 //!
-//! Lee-Thorp et al. (2022), arXiv 2105.03824: `y = Re(F_time(F_dim(x)))`, no parameters. With `a b = time`, a the largest
+//! Lee-Thorp et al. (2022), arXiv 2105.03824: `y = Re(F_time(F_dim(x)))`, no parameters. On the CPU by fast transforms. Elsewhere, with `a b = time`, a the largest
 //! divisor up to the root, the transform over time is done in two steps of a and b points (Cooley and Tukey) with
 //! factors `exp(-2 pi i k n / time)` between them, each step a matrix product; a prime length is one product.
 
+use anyformer_ops::adapter::on_cpu;
+use anyformer_ops::fourier::{real_part, real_part_flops};
 use anyformer_ops::{Device, Tensor, meter};
 use serde::{Deserialize, Serialize};
 
@@ -27,7 +29,7 @@ static CARD: Card = Card {
     direction: Direction::Bidirectional,
     streams: false,
     state: "none",
-    notes: "No parameters: the channel mixer does all the learning. Every output depends on every input, so it can be neither causal nor streamed. As published the transform is not scaled and grows as sqrt(time dim); ortho divides that out. Lengths with divisors near the root cost time (a + b); a prime length costs time squared.",
+    notes: "No parameters: the channel mixer does all the learning. Every output depends on every input, so it can be neither causal nor streamed. As published the transform is not scaled and grows as sqrt(time dim); ortho divides that out. time log time; on other devices than the CPU lengths with divisors near the root cost time (a + b), a prime length time squared.",
     knobs: &[Knob {
         name: "ortho",
         doc: "divide by sqrt(time dim)",
@@ -76,7 +78,11 @@ impl Fnet {
     fn dense(&self, x: Tensor<3>) -> Tensor<3> {
         let [batch, time, dim] = x.dims();
         let device = x.device();
-        meter::add(self.flops(time) * batch as u64);
+        if on_cpu(&x) {
+            return self.scaled(real_part(x));
+        }
+        // The same number for every way.
+        meter::add(real_part_flops(time, dim) * batch as u64);
         let [a, b] = factors(time);
         // Over the features: real to complex.
         let [cos, sin] = turns(dim, dim, dim, &device);
@@ -100,17 +106,15 @@ impl Fnet {
         let [cos, sin] =
             turns(b, b, b, &device).map(|t| t.unsqueeze::<4>().expand([batch, a, b, b]));
         let y: Tensor<4> = cos.matmul(grid(re)) + sin.matmul(grid(im));
-        let y = y.swap_dims(1, 2).reshape([batch, time, dim]);
+        self.scaled(y.swap_dims(1, 2).reshape([batch, time, dim]))
+    }
+
+    fn scaled(&self, y: Tensor<3>) -> Tensor<3> {
+        let [_, time, dim] = y.dims();
         match self.config.ortho {
             true => y.mul_scalar(((time * dim) as f32).powf(-0.5)),
             false => y,
         }
-    }
-
-    fn flops(&self, time: usize) -> u64 {
-        let [a, b] = factors(time);
-        let first = if a > 1 { 8 * a } else { 0 };
-        (time * self.dim * (4 * self.dim + first + 4 * b)) as u64
     }
 }
 
@@ -126,7 +130,7 @@ impl TokenMixer for Fnet {
 
     fn cost(&self, time: usize) -> Cost {
         Cost {
-            flops: self.flops(time),
+            flops: real_part_flops(time, self.dim),
             ..Cost::default()
         }
     }

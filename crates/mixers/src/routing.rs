@@ -10,6 +10,7 @@
 use std::sync::Arc;
 
 use anyformer_ops::attention::AttentionOptions;
+use anyformer_ops::nearest::{dot_products, largest};
 use anyformer_ops::norm::l2_normalise;
 use anyformer_ops::recompute::decided;
 use anyformer_ops::{Builder, Init, Linear, Param, Tensor, meter, tensor_values};
@@ -137,11 +138,14 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// The direction along which a token points most.
-fn nearest(token: &[f32], means: &[f32]) -> usize {
-    let along = means.chunks_exact(token.len()).map(|mean| dot(token, mean));
-    let best = along.enumerate().max_by(|a, b| a.1.total_cmp(&b.1));
-    best.map_or(0, |(cluster, _)| cluster)
+/// The direction along which each of the rows points most.
+fn nearest(rows: &[f32], means: &[f32], width: usize) -> Vec<u32> {
+    let along = dot_products(rows, means, width);
+    let best = |along: &[f32]| {
+        let best = along.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
+        best.map_or(0, |(cluster, _)| cluster as u32)
+    };
+    along.chunks_exact(means.len() / width).map(best).collect()
 }
 
 impl Routing {
@@ -174,16 +178,18 @@ impl Routing {
     /// The tokens of every cluster of one head, `[clusters * window]`, from queries and keys `[time, head_dim]` of unit
     /// length.
     fn members(&self, parts: [&[f32]; 2], means: &[f32]) -> [Vec<u32>; 2] {
-        let (width, clusters) = (self.head_dim, self.config.clusters);
+        let width = self.head_dim;
         let mut means = means.to_vec();
         for _ in 0..self.config.iterations {
             let mut sums = vec![0.0; means.len()];
-            for token in parts.iter().flat_map(|part| part.chunks(width)) {
-                let at = nearest(token, &means) * width;
-                let sum = &mut sums[at..at + width];
-                sum.iter_mut()
-                    .zip(token)
-                    .for_each(|(sum, value)| *sum += value);
+            for part in parts {
+                let nearest = nearest(part, &means, width);
+                for (token, cluster) in part.chunks(width).zip(nearest) {
+                    let sum = &mut sums[cluster as usize * width..][..width];
+                    sum.iter_mut()
+                        .zip(token)
+                        .for_each(|(sum, value)| *sum += value);
+                }
             }
             unit(&mut sums, width);
             for (mean, sum) in means.chunks_mut(width).zip(sums.chunks(width)) {
@@ -194,19 +200,12 @@ impl Routing {
             }
         }
         parts.map(|part| {
-            let window = self.window(part.len() / width);
-            let mut all = Vec::with_capacity(clusters * window);
-            for mean in means.chunks(width) {
-                let along: Vec<f32> = part.chunks(width).map(|token| dot(token, mean)).collect();
-                let mut order: Vec<u32> = (0..along.len() as u32).collect();
-                order.sort_by(|a, b| along[*b as usize].total_cmp(&along[*a as usize]));
-                all.extend(&order[..window]);
-            }
-            all
+            let time = part.len() / width;
+            largest(&dot_products(&means, part, width), time, self.window(time))
         })
     }
 
-    /// Unit rows of one head of one sequence, `[time, head_dim]`, out of `[tokens * heads, head_dim]`.
+    /// Rows of one head of one sequence, `[time, head_dim]`, out of `[tokens * heads, head_dim]`.
     fn head(&self, values: &[f32], ends: &[usize], head: usize) -> Vec<f32> {
         let (heads, width) = (self.config.heads, self.head_dim);
         let row = |token: usize| &values[(token * heads + head) * width..][..width];
@@ -269,10 +268,16 @@ impl Routing {
         let chosen = decided(|| {
             let values = tensor_values(q.clone());
             let size = clusters * width;
-            let rows = values.chunks_exact(width).enumerate();
-            let nearest = rows
-                .map(|(row, token)| nearest(token, &means[row % heads * size..][..size]) as u32);
-            nearest.collect()
+            let ends = [0, values.len() / (heads * width)];
+            let mut chosen = vec![0; heads * ends[1]];
+            for head in 0..heads {
+                let rows = self.head(&values, &ends, head);
+                let nearest = nearest(&rows, &means[head * size..][..size], width);
+                for (token, cluster) in nearest.into_iter().enumerate() {
+                    chosen[token * heads + head] = cluster;
+                }
+            }
+            chosen
         });
         let mut seen = Seen {
             own_last: true,

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use anyformer_ops::attention::AttentionOptions;
 use anyformer_ops::embedding::summed;
+use anyformer_ops::sinkhorn::balance;
 use anyformer_ops::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -135,23 +136,6 @@ struct Sinkhorn {
     config: SinkhornConfig,
 }
 
-/// What is no block's: far below every score.
-const NOBODY: f32 = -1e9;
-
-/// Takes the log-sum-exp along `axis` off.
-fn normalise(x: Tensor<3>, axis: usize) -> Tensor<3> {
-    let top = x.clone().detach().max_dim(axis);
-    let sum = (x.clone() - top.clone()).exp().sum_dim(axis);
-    x - top - sum.log()
-}
-
-/// Takes off each entry the logarithm of the sum of exponentials of its column down to its own row: no later row plays a
-/// part. Entries are at most about 0, and a sum below 1e-30 counts as that.
-fn normalise_so_far(x: Tensor<3>, triangle: Tensor<3>) -> Tensor<3> {
-    let sums = triangle.matmul(x.clone().exp());
-    x - (sums + 1e-30).log()
-}
-
 /// Blocks of a sequence: tokens of one, and how many.
 fn blocks(block: usize, time: usize) -> (usize, usize) {
     let block = block.min(time.max(1));
@@ -174,16 +158,16 @@ impl Layout<'_> {
         padded.reshape([count, self.count, self.block * width])
     }
 
-    /// A number for each pair of blocks of each line: `value(blocks of the sequence, row, column)`.
-    fn each_pair(&self, device: &Device, value: impl Fn(usize, usize, usize) -> f32) -> Tensor<3> {
-        let value = &value;
-        let values = (0..self.lines.count()).flat_map(|line| {
-            let own = blocks(self.block, self.lines.time(line)).1;
-            (0..self.count * self.count).map(move |at| value(own, at / self.count, at % self.count))
-        });
-        let values: Vec<f32> = values.collect();
-        let lines = self.lines.count();
-        Tensor::<1>::from_data(values.as_slice(), device).reshape([lines, self.count, self.count])
+    /// A number for each pair of blocks, `[lines, blocks, blocks]`: `value(row, column)`.
+    fn each_pair(&self, device: &Device, value: impl Fn(usize, usize) -> f32) -> Tensor<3> {
+        let (lines, count) = (self.lines.count(), self.count);
+        let values: Vec<f32> = (0..count * count)
+            .map(|at| value(at / count, at % count))
+            .collect();
+        let values = Tensor::<1>::from_data(values.as_slice(), device);
+        values
+            .reshape([1, count, count])
+            .expand([lines, count, count])
     }
 }
 
@@ -203,7 +187,7 @@ impl Sinkhorn {
             true => {
                 // The mean of all queries up to the first of the block.
                 let share = |row: usize| 1.0 / (row * block + 1) as f32;
-                let before = layout.each_pair(&device, |_, row, column| match column < row {
+                let before = layout.each_pair(&device, |row, column| match column < row {
                     true => block as f32 * share(row),
                     false => 0.0,
                 });
@@ -215,34 +199,13 @@ impl Sinkhorn {
         };
         let scale = (width as f32).powf(-0.5) / self.config.temperature as f32;
         let scores = queries.matmul(mean(k).swap_dims(1, 2)).mul_scalar(scale);
-        let allowed = layout.each_pair(&device, |own, row, column| {
-            let there = row < own && column < own;
-            match there && (column < row || !causal) {
-                true => 0.0,
-                false => NOBODY,
-            }
-        });
-        let mut sorting = scores + allowed.clone();
-        let triangle = causal.then(|| {
-            layout.each_pair(
-                &device,
-                |_, row, column| if column <= row { 1.0 } else { 0.0 },
-            )
-        });
-        if causal {
-            // Nothing is above 0 from here on.
-            sorting = normalise(sorting, 2) + allowed.clone();
-        }
-        for _ in 0..self.config.iterations {
-            sorting = match &triangle {
-                None => normalise(normalise(sorting, 2) + allowed.clone(), 1) + allowed.clone(),
-                Some(triangle) => {
-                    let columns = normalise_so_far(sorting, triangle.clone()) + allowed.clone();
-                    normalise(columns, 2) + allowed.clone()
-                }
-            };
-        }
-        sorting.exp()
+        let own = (0..lines).map(|line| blocks(block, layout.lines.time(line)).1);
+        balance(
+            scores,
+            &Arc::new(own.collect()),
+            self.config.iterations,
+            causal,
+        )
     }
 
     /// What the released code computes. Block i holds the tokens t with t mod blocks = i; what is called sorted is, by the

@@ -13,12 +13,14 @@ pub mod diagonal;
 pub mod dropout;
 pub mod embedding;
 pub mod feature_attention;
+pub mod fourier;
 pub mod inverse;
 pub mod lengths;
 pub mod linear;
 pub mod long_conv;
 pub mod loss;
 pub mod meter;
+pub mod nearest;
 pub mod norm;
 pub mod param;
 pub mod pool;
@@ -28,6 +30,7 @@ pub mod recompute;
 pub mod recurrence;
 pub mod rope;
 pub mod scan;
+pub mod sinkhorn;
 pub mod workers;
 
 pub use adapter::{
