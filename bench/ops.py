@@ -263,6 +263,7 @@ THEIRS = {
 ALONE = ["diagonal", "inverse", "listed attention", "gla step", "delta step", "gated_delta step", "ssd step", "scan step"]
 # These walk or hold every token: up to --recurrent of them.
 RECURRENT = ["gla", "scan"]
+ENGINES = ["gla", "delta", "gated_delta", "ssd", "scan"]
 
 
 def main():
@@ -271,6 +272,7 @@ def main():
     flags.add_argument("--rounds", type=int, default=7)
     flags.add_argument("--only", default="")
     flags.add_argument("--recurrent", type=int, default=2048)
+    flags.add_argument("--longest", type=int, default=16384, help="tokens up to which PyTorch runs the other recurrences")
     flags.add_argument("--compile", action="store_true")
     flags = flags.parse_args()
     global COMPILED
@@ -288,7 +290,8 @@ def main():
             times = []
             for row in said["ops"]:
                 key = tuple(row["size"])
-                runs = name in THEIRS and not (name in RECURRENT and row["size"][1] > flags.recurrent)
+                longest = flags.recurrent if name in RECURRENT else flags.longest
+                runs = name in THEIRS and (name not in ENGINES or row["size"][1] <= longest)
                 if runs and key not in theirs:
                     theirs[key] = THEIRS[name](row["size"])
                     theirs[key]()

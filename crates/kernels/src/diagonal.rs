@@ -235,7 +235,10 @@ dispatched! {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+pub(crate) use tests::fuzz;
+
+#[cfg(any(test, fuzzing))]
 mod tests {
     use super::*;
     use crate::testing::{assert_close, differences, rand_vec};
@@ -261,35 +264,47 @@ mod tests {
         h
     }
 
+    /// Outputs and every gradient with a state before each sequence.
+    fn check(offsets: &[usize], state: usize) {
+        let size = 2 * state;
+        let (total, count) = (offsets[offsets.len() - 1], offsets.len() - 1);
+        let (v, initial) = (rand_vec(1, total * size), rand_vec(3, count * size));
+        let lambda: Vec<f32> = rand_vec(2, size).iter().map(|x| 0.7 * x).collect();
+        let d = rand_vec(4, (total + count) * size);
+        let (want, grads) = differences(&[&v, &lambda, &initial], &d, |x| {
+            naive([x[0], x[1], x[2]], offsets)
+        });
+        let diagonal = Diagonal {
+            lambda: &lambda,
+            initial: Some(&initial),
+            offsets,
+        };
+        let (mut h, mut last) = (vec![f32::NAN; total * size], vec![f32::NAN; count * size]);
+        forward(&diagonal, &v, &mut h, &mut last);
+        assert_close("h", &h, &want[..total * size], 2e-6);
+        assert_close("last", &last, &want[total * size..], 2e-6);
+        let (dh, dlast) = d.split_at(total * size);
+        let got = backward(&diagonal, &h, dh, Some(dlast));
+        assert_close("dv", &got.v, &grads[0], 2e-5);
+        assert_close("dlambda", &got.lambda, &grads[1], 2e-5);
+        assert_close("dinitial", &got.initial, &grads[2], 2e-5);
+    }
+
     #[test]
     fn states_and_gradients_match_the_equation() {
         for state in [1, 5, 32, 35] {
             let offsets = [0, 3, 3, 7, 8];
+            check(&offsets, state);
             let size = 2 * state;
-            let (v, initial) = (rand_vec(1, 8 * size), rand_vec(3, 4 * size));
+            let v = rand_vec(1, 8 * size);
             let lambda: Vec<f32> = rand_vec(2, size).iter().map(|x| 0.7 * x).collect();
             let d = rand_vec(4, 12 * size);
-            let (want, grads) = differences(&[&v, &lambda, &initial], &d, |x| {
-                naive([x[0], x[1], x[2]], &offsets)
-            });
             let diagonal = Diagonal {
                 lambda: &lambda,
-                initial: Some(&initial),
+                initial: None,
                 offsets: &offsets,
             };
-            let (mut h, mut last) = (vec![f32::NAN; 8 * size], vec![f32::NAN; 4 * size]);
-            forward(&diagonal, &v, &mut h, &mut last);
-            assert_close("h", &h, &want[..8 * size], 2e-6);
-            assert_close("last", &last, &want[8 * size..], 2e-6);
-            let got = backward(&diagonal, &h, &d[..8 * size], Some(&d[8 * size..]));
-            assert_close("dv", &got.v, &grads[0], 2e-5);
-            assert_close("dlambda", &got.lambda, &grads[1], 2e-5);
-            assert_close("dinitial", &got.initial, &grads[2], 2e-5);
             // Without a state before: as if it were zero.
-            let bare = Diagonal {
-                initial: None,
-                ..diagonal
-            };
             let zero = vec![0.0; 4 * size];
             let zeros = Diagonal {
                 initial: Some(&zero),
@@ -301,8 +316,13 @@ mod tests {
                 let got = backward(diagonal, &h, &d[..8 * size], None);
                 (h, last, got.v, got.lambda)
             };
-            assert_eq!(run(&bare), run(&zeros));
+            assert_eq!(run(&diagonal), run(&zeros));
         }
+    }
+
+    /// A problem from bytes, against the equation.
+    pub(crate) fn fuzz(bytes: &mut crate::fuzzing::Bytes) {
+        check(&bytes.offsets(9), bytes.number(1, 35));
     }
 
     #[test]

@@ -11,10 +11,26 @@ pub fn gather(dim: usize, weight: &[f32], ids: &[u32], out: &mut [f32]) {
     let blocks = ids.chunks(rows).zip(out.chunks_mut(rows * dim));
     debug_assert!(ids.iter().all(|id| (*id as usize) < vocabulary));
     each(blocks, out_len(ids, dim), |(ids, out)| {
-        for (id, row) in ids.iter().zip(out.chunks_exact_mut(dim)) {
-            row.copy_from_slice(&weight[*id as usize * dim..][..dim]);
+        // Rows of a head are short: a call for each copy would take longer than the copy.
+        match dim {
+            8 => gather_rows::<8>(weight, ids, out),
+            16 => gather_rows::<16>(weight, ids, out),
+            32 => gather_rows::<32>(weight, ids, out),
+            64 => gather_rows::<64>(weight, ids, out),
+            _ => {
+                for (id, row) in ids.iter().zip(out.chunks_exact_mut(dim)) {
+                    row.copy_from_slice(&weight[*id as usize * dim..][..dim]);
+                }
+            }
         }
     });
+}
+
+fn gather_rows<const DIM: usize>(weight: &[f32], ids: &[u32], out: &mut [f32]) {
+    let ((table, _), (rows, _)) = (weight.as_chunks::<DIM>(), out.as_chunks_mut::<DIM>());
+    for (id, row) in ids.iter().zip(rows) {
+        *row = table[*id as usize];
+    }
 }
 
 /// `dweight[v] = sum of dout[i] where ids[i] = v`, in the order of `i` whatever the number of threads. Overwrites
@@ -22,7 +38,7 @@ pub fn gather(dim: usize, weight: &[f32], ids: &[u32], out: &mut [f32]) {
 pub fn scatter_add(dim: usize, dout: &[f32], ids: &[u32], dweight: &mut [f32]) {
     let vocabulary = check(dim, dweight.len(), ids, dout.len());
     // Positions sorted by id, stably: those of id v are order[starts[v]..starts[v + 1]].
-    let mut starts = vec![0usize; vocabulary + 1];
+    let mut starts = vec![0u32; vocabulary + 1];
     for id in ids {
         starts[*id as usize + 1] += 1;
     }
@@ -30,12 +46,16 @@ pub fn scatter_add(dim: usize, dout: &[f32], ids: &[u32], dweight: &mut [f32]) {
         starts[v + 1] += starts[v];
     }
     let mut next = starts.clone();
-    let mut order = vec![0usize; ids.len()];
+    let mut order = vec![0u32; ids.len()];
     for (position, id) in ids.iter().enumerate() {
         let slot = &mut next[*id as usize];
-        order[*slot] = position;
+        order[*slot as usize] = position as u32;
         *slot += 1;
     }
+    let sorted = Sorted {
+        starts: &starts,
+        order: &order,
+    };
     // Small blocks, since frequent ids may be neighbours.
     let rows = block_rows(dim).div_ceil(8);
     let values = dweight.len().max(dout.len());
@@ -43,18 +63,54 @@ pub fn scatter_add(dim: usize, dout: &[f32], ids: &[u32], dweight: &mut [f32]) {
         dweight.chunks_mut(rows * dim).enumerate(),
         values,
         |(block, dweight)| {
-            for (row, total) in dweight.chunks_exact_mut(dim).enumerate() {
-                let id = block * rows + row;
-                total.fill(0.0);
-                for position in &order[starts[id]..starts[id + 1]] {
-                    let row = &dout[position * dim..][..dim];
-                    for (total, value) in total.iter_mut().zip(row) {
-                        *total += value;
+            let first = block * rows;
+            match dim {
+                8 => sorted.sum_rows::<8>(first, dout, dweight),
+                16 => sorted.sum_rows::<16>(first, dout, dweight),
+                32 => sorted.sum_rows::<32>(first, dout, dweight),
+                64 => sorted.sum_rows::<64>(first, dout, dweight),
+                _ => {
+                    for (row, total) in dweight.chunks_exact_mut(dim).enumerate() {
+                        total.fill(0.0);
+                        for position in sorted.positions(first + row) {
+                            let row = &dout[*position as usize * dim..][..dim];
+                            for (total, value) in total.iter_mut().zip(row) {
+                                *total += value;
+                            }
+                        }
                     }
                 }
             }
         },
     );
+}
+
+/// Positions by their ids.
+#[derive(Clone, Copy)]
+struct Sorted<'a> {
+    starts: &'a [u32],
+    order: &'a [u32],
+}
+
+impl<'a> Sorted<'a> {
+    fn positions(self, id: usize) -> &'a [u32] {
+        &self.order[self.starts[id] as usize..self.starts[id + 1] as usize]
+    }
+
+    /// The sums of the rows of the ids from `first` on.
+    fn sum_rows<const DIM: usize>(self, first: usize, dout: &[f32], dweight: &mut [f32]) {
+        let ((rows, _), (totals, _)) = (dout.as_chunks::<DIM>(), dweight.as_chunks_mut::<DIM>());
+        for (row, total) in totals.iter_mut().enumerate() {
+            let mut sum = [0.0; DIM];
+            for position in self.positions(first + row) {
+                let row = &rows[*position as usize];
+                for c in 0..DIM {
+                    sum[c] += row[c];
+                }
+            }
+            *total = sum;
+        }
+    }
 }
 
 fn out_len(ids: &[u32], dim: usize) -> usize {
@@ -95,7 +151,16 @@ mod tests {
 
     #[test]
     fn gather_and_its_adjoint() {
-        for (vocabulary, dim, n) in [(1, 1, 1), (5, 3, 17), (300, 65, 700), (4, 7, 0)] {
+        for (vocabulary, dim, n) in [
+            (1, 1, 1),
+            (5, 3, 17),
+            (300, 65, 700),
+            (4, 7, 0),
+            (40, 8, 90),
+            (700, 16, 900),
+            (9, 32, 5),
+            (70, 64, 300),
+        ] {
             let weight = rand_vec(1, vocabulary * dim);
             let ids = ids(2, n, vocabulary);
             let mut out = vec![0.0; n * dim];

@@ -13,10 +13,12 @@
 mod backward;
 mod forward;
 mod map;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 mod naive;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 mod tests;
+#[cfg(any(test, fuzzing))]
+pub(crate) use tests::fuzz;
 
 pub use backward::{Grads, backward};
 pub use forward::{Output, forward};

@@ -198,7 +198,10 @@ fn sequence(x: &[f32], [time, dim]: [usize; 2], y: &mut [f32]) {
     });
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+pub(crate) use tests::fuzz;
+
+#[cfg(any(test, fuzzing))]
 mod tests {
     use super::*;
     use crate::testing::{assert_close, rand_vec};
@@ -218,6 +221,16 @@ mod tests {
         y
     }
 
+    fn check(sizes: [usize; 3]) {
+        let [batch, time, dim] = sizes;
+        let x = rand_vec(1, batch * time * dim);
+        let got = real_part(&x, sizes);
+        for (x, got) in x.chunks(time * dim).zip(got.chunks(time * dim)) {
+            let want = naive(x, [time, dim]);
+            assert_close(&format!("{time} x {dim}"), got, &want, 2e-5);
+        }
+    }
+
     #[test]
     fn every_size_equals_the_sum() {
         for [time, dim] in [
@@ -231,13 +244,17 @@ mod tests {
             [150, 8],
             [129, 20],
         ] {
-            let x = rand_vec(1, 2 * time * dim);
-            let got = real_part(&x, [2, time, dim]);
-            for (x, got) in x.chunks(time * dim).zip(got.chunks(time * dim)) {
-                let want = naive(x, [time, dim]);
-                assert_close(&format!("{time} x {dim}"), got, &want, 2e-5);
-            }
+            check([2, time, dim]);
         }
         assert!(real_part(&[], [0, 4, 4]).is_empty());
+    }
+
+    /// A problem from bytes, against the sum.
+    pub(crate) fn fuzz(bytes: &mut crate::fuzzing::Bytes) {
+        check([
+            bytes.number(1, 3),
+            bytes.length(70).max(1),
+            bytes.number(1, 35),
+        ]);
     }
 }

@@ -77,7 +77,7 @@ impl<'a> Bytes<'a> {
 pub type Family = (&'static str, fn(&mut Bytes));
 
 /// Every family.
-pub const FAMILIES: [Family; 8] = [
+pub const FAMILIES: [Family; 13] = [
     ("recurrence", crate::recurrence::fuzz),
     ("scan", crate::scan::fuzz),
     ("attention", crate::attention::fuzz),
@@ -86,6 +86,11 @@ pub const FAMILIES: [Family; 8] = [
     ("conv", crate::conv::fuzz),
     ("long_conv", crate::long_conv::fuzz),
     ("quant", crate::quant::fuzz),
+    ("feature_attention", crate::feature_attention::fuzz),
+    ("diagonal", crate::diagonal::fuzz),
+    ("sinkhorn", crate::sinkhorn::fuzz),
+    ("fourier", crate::fourier::fuzz),
+    ("pool", crate::pool::fuzz),
 ];
 
 /// The family of that name; panics where there is none.

@@ -173,7 +173,10 @@ dispatched! {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+pub(crate) use tests::fuzz;
+
+#[cfg(any(test, fuzzing))]
 mod tests {
     use super::*;
     use crate::testing::{assert_close, differences, rand_vec};
@@ -246,6 +249,36 @@ mod tests {
             assert_close("pool", &y, &want, 1e-6);
             assert_close("pool dx", &dx, &grads[0], 1e-6);
         }
+    }
+
+    /// A problem from bytes: a grid, against the naive form.
+    pub(crate) fn fuzz(bytes: &mut crate::fuzzing::Bytes) {
+        let (grid, channels) = (
+            [bytes.number(1, 20), bytes.number(1, 20)],
+            bytes.number(1, 40),
+        );
+        let x = rand_vec(1, grid[0] * grid[1] * channels);
+        let x64: Vec<f64> = x.iter().map(|v| *v as f64).collect();
+        let want: Vec<f32> = naive(channels, grid, &x64)
+            .iter()
+            .map(|v| *v as f32)
+            .collect();
+        let mut y = vec![9.0; x.len()];
+        pool_grid(Pass::Forward, channels, grid, &x, &mut y);
+        assert_close("pool", &y, &want, 1e-6);
+        // The backward is the adjoint: <pool x, d> = <x, back d>.
+        let d = rand_vec(2, x.len());
+        let mut dx = vec![9.0; x.len()];
+        pool_grid(Pass::Backward, channels, grid, &d, &mut dx);
+        let dot = |a: &[f32], b: &[f32]| -> f64 {
+            a.iter().zip(b).map(|(a, b)| *a as f64 * *b as f64).sum()
+        };
+        let (there, back) = (dot(&y, &d), dot(&x, &dx));
+        let size = x.len() as f64;
+        assert!(
+            (there - back).abs() < 1e-6 * size,
+            "{there} and {back} on {grid:?}"
+        );
     }
 
     #[test]

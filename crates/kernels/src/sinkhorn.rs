@@ -260,7 +260,10 @@ dispatched! {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+pub(crate) use tests::fuzz;
+
+#[cfg(any(test, fuzzing))]
 mod tests {
     use super::*;
     use crate::testing::{assert_close, differences, rand_vec, with_fewer_instructions};
@@ -313,6 +316,17 @@ mod tests {
         out
     }
 
+    /// Output and gradient for scores of this size.
+    fn check(b: Balance, largest: f32) {
+        let count = b.own.len() * b.size * b.size;
+        let x: Vec<f32> = rand_vec(1, count).iter().map(|x| largest * x).collect();
+        let dy = rand_vec(2, count);
+        let (want, grads) = differences(&[&x], &dy, |v| naive(b, v[0]));
+        let name = format!("{b:?}");
+        assert_close(&name, &b.forward(&x), &want, 1e-5);
+        assert_close(&name, &b.backward(&x, &dy), &grads[0], 2e-4);
+    }
+
     fn matches_naive_with_its_gradient() {
         for causal in [false, true] {
             for (size, own) in [(1, vec![1]), (3, vec![3, 1, 0, 2]), (9, vec![9, 7])] {
@@ -323,16 +337,25 @@ mod tests {
                         steps,
                         causal,
                     };
-                    let count = own.len() * size * size;
-                    let x: Vec<f32> = rand_vec(1, count).iter().map(|x| 4.0 * x).collect();
-                    let dy = rand_vec(2, count);
-                    let (want, grads) = differences(&[&x], &dy, |v| naive(b, v[0]));
-                    let name = format!("causal {causal}, {size}, {steps} steps");
-                    assert_close(&name, &b.forward(&x), &want, 1e-5);
-                    assert_close(&name, &b.backward(&x, &dy), &grads[0], 2e-4);
+                    check(b, 4.0);
                 }
             }
         }
+    }
+
+    /// A problem from bytes, against the naive form.
+    pub(crate) fn fuzz(bytes: &mut crate::fuzzing::Bytes) {
+        let size = bytes.number(1, 9);
+        let own: Vec<usize> = (0..bytes.number(1, 3))
+            .map(|_| bytes.number(0, size))
+            .collect();
+        let b = Balance {
+            size,
+            own: &own,
+            steps: bytes.number(0, 5),
+            causal: bytes.flag(),
+        };
+        check(b, bytes.one_of(&[1.0, 0.0, 4.0]));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use anyformer_kernels::matmul::Precision;
+use anyformer_kernels::quant::Bits;
 use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -240,9 +241,14 @@ impl ParamStore {
     }
 
     /// Whether layers whose weights are packed in 8 or 4 bits round their inputs to 8 bits, which is less near to the model. Off
-    /// unless it is turned on.
-    pub fn round_inputs(&self, on: bool) {
+    /// unless it is turned on. Returns whether there is such a weight.
+    pub fn round_inputs(&self, on: bool) -> bool {
         self.rounds.store(on, Ordering::Relaxed);
+        let few = |param: &Param| {
+            let bits = param.packed().map(|packed| packed.bits());
+            matches!(bits, Some(Bits::Eight | Bits::Four))
+        };
+        self.params.iter().any(few)
     }
 
     /// Turns the recording of gradients on or off for every parameter.

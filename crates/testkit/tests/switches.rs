@@ -294,10 +294,6 @@ fn dropout_is_of_training_and_the_same_for_the_same_key_and_layout() {
         let packed = drops.loss_with(input(), Some(&[5, 5]), target, &with(1));
         let packed = tensor_values(packed.expect("runs").loss)[0];
         assert!((packed - first.0).abs() < 1e-5, "{packed} and {}", first.0);
-        // The mean over many passes is near to what nothing dropped gives.
-        let losses = (0..64).map(|pass| gradients(&drops, &with(pass)).0);
-        let mean = losses.sum::<f32>() / 64.0;
-        assert!((mean - none.0).abs() < 0.2, "{mean} and {}", none.0);
     }
 }
 

@@ -13,7 +13,7 @@ use crate::args::Global;
 use crate::continuation::{Sampling, Writer};
 use crate::exit::{Failure, Kind, bad_input};
 use crate::say::Say;
-use crate::session::{gives_tokens, open_model};
+use crate::session::{gives_tokens, open_model, round_inputs};
 use crate::setup::{device, device_name, start_threads};
 
 /// Flags.
@@ -56,7 +56,7 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
     let device = device(&device_name(global, None))?;
     start_threads(global, None)?;
     let model = opened.load(&device).input()?;
-    model.params().round_inputs(args.round_inputs);
+    round_inputs(&model, args.round_inputs)?;
     let writer = Writer {
         model: &model,
         tokenizer: &tokenizer,

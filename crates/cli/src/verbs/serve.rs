@@ -16,7 +16,7 @@ use serde_json::json;
 use crate::args::Global;
 use crate::exit::{Failure, Kind, bad_input};
 use crate::say::Say;
-use crate::session::{gives_tokens, open_model};
+use crate::session::{gives_tokens, open_model, round_inputs};
 use crate::setup::{device, device_name, start_threads, stop_on_signal};
 use crate::verbs::generate::{can_generate, tokenizer};
 
@@ -123,7 +123,7 @@ pub(crate) fn app(
         Reads::Patches { .. } => 0,
     };
     let model = opened.load(&device).input()?;
-    model.params().round_inputs(args.round_inputs);
+    round_inputs(&model, args.round_inputs)?;
     let started = match encodes {
         true => {
             let own = opened.sentence_vectors().input()?;

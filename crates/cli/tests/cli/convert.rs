@@ -50,6 +50,8 @@ fn a_quantised_run_keeps_its_perplexity_and_runs_everywhere() {
         ];
         let made = anyformer(place.path(), &words).ok().json();
         assert_eq!(made["tokens"].as_array().map(Vec::len), Some(5));
+        let rounded = [&words[..], &["--round-inputs"]].concat();
+        anyformer(place.path(), &rounded).ok();
         let info = anyformer(place.path(), &["info", out]).ok();
         assert!(info.out.contains("quantised"), "{}", info.out);
         anyformer(place.path(), &["eval", out, "--batches=1", "--batch=2"]).ok();
@@ -124,6 +126,8 @@ fn what_cannot_be_is_bad_input() {
     bad(&["--text=text", "--out=o", "--zeros"], &["no zeros"]);
     bad(&["--text=none", "--out=o"], &["none"]);
     bad(&["--text=short", "--out=o"], &["too few"]);
+    let words = ["generate", &run, "--prompt=To", "--round-inputs"];
+    anyformer(place.path(), &words).bad(&["packed in 8 or 4 bits"]);
     bad(&["--text=text", "--out=."], &["not empty"]);
     assert!(!place.path().join("o").exists());
 }

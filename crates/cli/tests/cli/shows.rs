@@ -168,6 +168,9 @@ fn bench_measures_each_point() {
         assert!(row["peak_bytes"].as_u64().is_some_and(|bytes| bytes > 1000));
         assert_eq!(row["step_s"].is_null(), row["mixer"] == "pool", "{row}");
     }
+    let fewer = [&words[..], &["--instructions", "portable"]].concat();
+    anyformer(place.path(), &fewer).ok();
+    anyformer(place.path(), &["bench", "--instructions", "sse"]).bad(&["portable", "avx2"]);
     anyformer(place.path(), &["bench", "--mixers", "glaa"]).bad(&["did you mean \"gla\"?"]);
     anyformer(place.path(), &["bench", "--dim", "30"]).bad(&["divisible"]);
 }

@@ -1,8 +1,12 @@
 use super::*;
-use crate::testing::{assert_close, differences, rand_vec};
+use crate::testing::{Close, assert_close, assert_near, differences, rand_vec};
 
 /// Holds the outputs and every gradient against the equation.
 fn check(name: &str, attention: &FeatureAttention, tol: f32) {
+    check_by(assert_close, name, attention, tol);
+}
+
+fn check_by(close: Close, name: &str, attention: &FeatureAttention, tol: f32) {
     let dy = rand_vec(9, attention.v.len());
     let constants = naive::stabilisers(attention);
     let inputs = [attention.q, attention.k, attention.v];
@@ -10,14 +14,14 @@ fn check(name: &str, attention: &FeatureAttention, tol: f32) {
         naive::forward(attention, [x[0], x[1], x[2]], &constants)
     });
     let Output { o, saved } = forward(attention);
-    assert_close(&format!("{name} o"), &o, &want, tol);
+    close(&format!("{name} o"), &o, &want, tol);
     let got = backward(attention, &o, &saved, &dy);
     for (what, got, want) in [
         ("dq", &got.q, &grads[0]),
         ("dk", &got.k, &grads[1]),
         ("dv", &got.v, &grads[2]),
     ] {
-        assert_close(&format!("{name} {what}"), got, want, tol);
+        close(&format!("{name} {what}"), got, want, tol);
     }
 }
 
@@ -69,6 +73,63 @@ fn every_map_matches_the_equation() {
             check(&format!("{map:?} {normalise}"), &attention, 1e-4);
         }
     }
+}
+
+/// A problem from bytes, against the equation.
+pub(crate) fn fuzz(bytes: &mut crate::fuzzing::Bytes) {
+    let offsets = bytes.offsets(5);
+    let total = offsets[offsets.len() - 1];
+    let (heads, dim, value_dim) = (bytes.number(1, 3), bytes.number(1, 6), bytes.number(1, 18));
+    let (q, k) = (
+        rand_vec(1, total * heads * dim),
+        rand_vec(2, total * heads * dim),
+    );
+    let v = rand_vec(3, total * heads * value_dim);
+    let rows: Vec<f32> = rand_vec(4, bytes.number(1, 9) * dim)
+        .iter()
+        .map(|x| 2.0 * x)
+        .collect();
+    let (sin, cos): (Vec<f32>, Vec<f32>) =
+        (0..total).map(|at| (0.15 * at as f32).sin_cos()).unzip();
+    let (map, normalise) = match bytes.number(0, 5) {
+        0 => (Map::Elu, bytes.flag()),
+        1 => (Map::Relu { add: 1e-2 }, bytes.flag()),
+        2 => (
+            Map::Turned {
+                sin: &sin,
+                cos: &cos,
+            },
+            false,
+        ),
+        3 => (
+            Map::RandomRelu {
+                rows: &rows,
+                add: 1e-2,
+            },
+            bytes.flag(),
+        ),
+        4 => (
+            Map::RandomExp {
+                rows: &rows,
+                eps: 1e-2,
+            },
+            bytes.flag(),
+        ),
+        _ => (Map::Identity, false),
+    };
+    let attention = FeatureAttention {
+        q: &q,
+        k: &k,
+        v: &v,
+        offsets: &offsets,
+        heads,
+        dim,
+        value_dim,
+        map,
+        normalise,
+    };
+    let name = format!("{map:?} {normalise} {offsets:?}");
+    check_by(assert_near, &name, &attention, 1e-3);
 }
 
 /// More than one block, and a last one that is not full.

@@ -15,7 +15,7 @@ use crate::exit::{Failure, Kind, bad_input};
 use crate::format::table;
 use crate::progress::spinner;
 use crate::say::Say;
-use crate::session::{gives_tokens, open_model};
+use crate::session::{gives_tokens, open_model, round_inputs};
 use crate::setup::{device, start_threads};
 use crate::verbs::generate::tokenizer;
 
@@ -139,7 +139,7 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
     // What was written is what is measured.
     let written = ModelFolder::open(&args.out).broken()?;
     let model = written.load(&device("cpu")?).broken()?;
-    model.params().round_inputs(args.round_inputs);
+    round_inputs(&model, args.round_inputs)?;
     let after = measure(&model, &scored, pool)?;
     let to = size(&written).broken()?;
     let mut value = json!({
