@@ -219,7 +219,7 @@ impl Definition {
                     ),
                     None => (
                         "toy_citations",
-                        json!({"time": time, "train_rows": 147_086, "topics": sized(32, 8, 32)}),
+                        json!({"time": time, "train_rows": 147_086, "topics": sized(32, 2, 32)}),
                         time,
                         2,
                     ),
@@ -276,6 +276,7 @@ impl Definition {
                 "channel": {"name": "mlp", "hidden": recipe.mlp},
                 "positions": if recipe.learned_positions { "learned" } else { "sinusoid" },
                 "max_time": longest,
+                "dropout": recipe.dropout,
                 "gives": gives(recipe.pool),
             })),
             train: table(json!({
@@ -355,6 +356,12 @@ mod tests {
                 mixers: vec![task_plan.contender(&plan.mixers[0]).expect("known")],
                 ..model
             };
+            let dropout = match task_plan.name.as_str() {
+                "images" | "sequential_cifar10" => 0.3,
+                "pathfinder" => 0.2,
+                _ => 0.1,
+            };
+            assert_eq!(config.dropout, dropout, "{}", task_plan.name);
             // Padding has an embedding in the released code, as have bytes and pixels that never occur.
             let model = Model::shapes(&config).expect("builds");
             assert_eq!(

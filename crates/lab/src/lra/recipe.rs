@@ -20,6 +20,7 @@ pub(super) struct Recipe {
     pub(super) rsqrt: bool,
     pub(super) decay: f64,
     pub(super) clip: f64,
+    pub(super) dropout: f64,
 }
 
 impl Recipe {
@@ -40,6 +41,7 @@ impl Recipe {
             rsqrt: false,
             decay: 0.01,
             clip: 1.0,
+            dropout: 0.0,
         };
         match (preset, dialect) {
             (Preset::Smoke, _) => Recipe {
@@ -102,6 +104,7 @@ impl Recipe {
                     rsqrt: false,
                     decay: 0.05,
                     clip: 0.0,
+                    dropout: 0.0,
                     ..official(column)
                 }
             }
@@ -127,6 +130,7 @@ fn official(column: Column) -> Recipe {
         rsqrt: true,
         decay: 0.1,
         clip: 0.0,
+        dropout: 0.1,
     };
     match column {
         Column::ListOps => rsqrt(512, 8, 1024, "cls", 5000, 1000),
@@ -152,6 +156,7 @@ fn official(column: Column) -> Recipe {
             rsqrt: false,
             decay: 0.0,
             clip: 0.0,
+            dropout: 0.3,
         },
         Column::Pathfinder => Recipe {
             dim: 32,
@@ -168,6 +173,7 @@ fn official(column: Column) -> Recipe {
             rsqrt: false,
             decay: 0.0,
             clip: 0.0,
+            dropout: 0.2,
         },
         Column::PathX => Recipe {
             heads: 2,
@@ -177,6 +183,7 @@ fn official(column: Column) -> Recipe {
             batch: 64,
             warmup: 2500,
             clip: 1.0,
+            dropout: 0.1,
             ..official(Column::Pathfinder)
         },
     }
