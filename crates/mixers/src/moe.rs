@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use anyformer_ops::activation::softmax;
 use anyformer_ops::embedding::embedding;
+use anyformer_ops::nearest::largest;
 use anyformer_ops::recompute::decided;
 use anyformer_ops::{Linear, Tensor, tensor_values};
 use serde::{Deserialize, Serialize};
@@ -141,19 +142,6 @@ struct Moe {
     balance: f64,
 }
 
-/// The `k` largest of each row, largest first, the earlier of equals first.
-fn largest(values: &[f32], row: usize, k: usize) -> Vec<usize> {
-    let mut chosen = Vec::with_capacity(values.len() / row * k);
-    let mut order: Vec<usize> = Vec::with_capacity(row);
-    for values in values.chunks(row) {
-        order.clear();
-        order.extend(0..row);
-        order.sort_by(|a, b| values[*b].total_cmp(&values[*a]).then(a.cmp(b)));
-        chosen.extend_from_slice(&order[..k]);
-    }
-    chosen
-}
-
 impl Moe {
     /// The output, the probabilities `[rows, experts]`, and the chosen experts, `top_k` a row.
     fn mix(&self, x: Tensor<3>) -> (Tensor<3>, Tensor<2>, Vec<usize>) {
@@ -163,8 +151,7 @@ impl Moe {
         let x = x.reshape([rows, dim]);
         let p = softmax(self.router.forward(x.clone()));
         // Rounding may turn a choice, so it is made once where the block is run again.
-        let choose = || largest(&tensor_values(p.clone()), count, k);
-        let chosen = decided(|| choose().into_iter().map(|expert| expert as u32).collect());
+        let chosen = decided(|| largest(&tensor_values(p.clone()), count, k));
         let chosen: Vec<usize> = chosen.iter().map(|expert| *expert as usize).collect();
         let ids =
             |ids: Vec<usize>| Arc::new(ids.into_iter().map(|id| id as u32).collect::<Vec<_>>());

@@ -450,6 +450,25 @@ mod tests {
     }
 
     #[test]
+    fn the_cost_is_what_runs_on_both_sides_of_the_transforms() {
+        let device = Device::flex();
+        for causal in [true, false] {
+            let config = S4dConfig {
+                causal,
+                ..S4dConfig::default()
+            };
+            let mixer = S4d::new(5, config, &Builder::new(&device, 3));
+            for time in [40, LONG, LONG + 40] {
+                let x = Tensor::zeros([1, time, 5], &device);
+                let run = || mixer.forward(x, &Context::default(), None).map(|_| ());
+                let (done, flops) = meter::count(run);
+                done.expect("runs");
+                assert_eq!(flops, mixer.cost(time).flops, "causal {causal}, {time}");
+            }
+        }
+    }
+
+    #[test]
     fn transforms_equal_chunks_with_every_gradient() {
         let device = Device::flex().autodiff();
         for causal in [true, false] {
