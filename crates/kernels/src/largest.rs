@@ -1,7 +1,5 @@
 //! The largest values of each row, by number: which tokens a cluster takes.
 
-use rayon::prelude::*;
-
 use crate::simd::{block_rows, collect};
 
 /// The numbers of the `count` largest of every row of `x [rows, width]`, rising within a row; of equals the first. NaN counts as the
@@ -33,7 +31,7 @@ pub fn largest(x: &[f32], width: usize, count: usize) -> Vec<u32> {
         }
         found
     });
-    blocks.into_par_iter().flatten_iter().collect()
+    blocks.concat()
 }
 
 /// A number that rises as the value does.

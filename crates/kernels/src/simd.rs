@@ -32,11 +32,20 @@ where
     I: Iterator,
     I::Item: Send,
 {
-    if values < PARALLEL {
-        blocks.for_each(work);
-    } else {
+    each_if(values >= PARALLEL, blocks, work);
+}
+
+/// Runs `work` on each block, on all threads where `parallel` is set.
+pub(crate) fn each_if<I>(parallel: bool, blocks: I, work: impl Fn(I::Item) + Send + Sync)
+where
+    I: Iterator,
+    I::Item: Send,
+{
+    if parallel {
         let blocks: Vec<I::Item> = blocks.collect();
         blocks.into_par_iter().with_max_len(1).for_each(work);
+    } else {
+        blocks.for_each(work);
     }
 }
 
@@ -51,11 +60,25 @@ where
     I::Item: Send,
     R: Send,
 {
-    if values < PARALLEL {
-        blocks.map(work).collect()
-    } else {
+    collect_if(values >= PARALLEL, blocks, work)
+}
+
+/// As [`each_if`]; returns the results in block order.
+pub(crate) fn collect_if<I, R>(
+    parallel: bool,
+    blocks: I,
+    work: impl Fn(I::Item) -> R + Send + Sync,
+) -> Vec<R>
+where
+    I: Iterator,
+    I::Item: Send,
+    R: Send,
+{
+    if parallel {
         let blocks: Vec<I::Item> = blocks.collect();
         blocks.into_par_iter().with_max_len(1).map(work).collect()
+    } else {
+        blocks.map(work).collect()
     }
 }
 

@@ -23,7 +23,7 @@ pub struct Balance<'a> {
     pub causal: bool,
 }
 
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy)]
 enum Half {
     Rows,
     Columns,
@@ -38,101 +38,79 @@ impl Balance<'_> {
     ///
     /// Panics when the sizes do not fit.
     pub fn forward(&self, scores: &[f32]) -> Vec<f32> {
-        self.each(scores, |matrix, own| {
+        self.each(&[scores], |[scores], own| {
+            let mut matrix = self.part(scores, own);
             for half in self.halves() {
-                half.apply(matrix, own, self.causal);
+                half.apply(&mut matrix, own, self.causal);
             }
             matrix
                 .iter_mut()
                 .for_each(|value| *value = math::exp(*value));
+            matrix
         })
     }
 
     /// The gradient of the scores from that of the matrices.
     pub fn backward(&self, scores: &[f32], gradient: &[f32]) -> Vec<f32> {
-        assert_eq!(scores.len(), gradient.len(), "balance: gradient");
-        let gradients = self.each(gradient, |_, _| ());
-        let sizes = self.size * self.size;
-        let mut out = vec![0.0; scores.len()];
-        let tasks = out.par_chunks_mut(sizes.max(1)).enumerate();
-        tasks.for_each(|(at, out)| {
-            let own = self.own[at];
-            let mut states = vec![self.part(&scores[at * sizes..][..sizes], own)];
-            for half in self.halves() {
+        self.each(&[scores, gradient], |[scores, gradient], own| {
+            let halves = self.halves();
+            let mut states = vec![self.part(scores, own)];
+            for half in &halves {
                 let mut next = states[states.len() - 1].clone();
                 half.apply(&mut next, own, self.causal);
                 states.push(next);
             }
-            let mut grad = self.part(&gradients[at * sizes..][..sizes], own);
+            let mut grad = self.part(gradient, own);
             let last = &states[states.len() - 1];
             grad.iter_mut()
                 .zip(last)
                 .for_each(|(grad, value)| *grad *= math::exp(*value));
-            for (at, half) in self
-                .halves()
-                .enumerate()
-                .collect::<Vec<_>>()
-                .into_iter()
-                .rev()
-            {
-                half.back([&states[at], &states[at + 1]], &mut grad, own, self.causal);
+            for (half, states) in halves.iter().zip(states.windows(2)).rev() {
+                half.back([&states[0], &states[1]], &mut grad, own, self.causal);
             }
-            self.place(&grad, own, out);
-        });
-        out
+            grad
+        })
     }
 
-    fn halves(&self) -> impl Iterator<Item = Half> + use<> {
-        let (steps, causal) = (self.steps, self.causal);
-        let pair = match causal {
-            true => [Half::ColumnsSoFar, Half::Rows],
-            false => [Half::Rows, Half::Columns],
-        };
-        let first = causal.then_some(Half::Rows).into_iter();
-        first.chain((0..steps).flat_map(move |_| pair))
-    }
-
-    /// Columns of a row that count.
-    fn reach(causal: bool, row: usize, own: usize) -> usize {
-        if causal { row } else { own }
+    fn halves(&self) -> Vec<Half> {
+        match self.causal {
+            true => {
+                let steps = [Half::ColumnsSoFar, Half::Rows].repeat(self.steps);
+                [vec![Half::Rows], steps].concat()
+            }
+            false => [Half::Rows, Half::Columns].repeat(self.steps),
+        }
     }
 
     /// The part of a matrix that counts, `[own, own]`.
     fn part(&self, matrix: &[f32], own: usize) -> Vec<f32> {
-        let rows = matrix.chunks(self.size.max(1)).take(own);
+        let rows = matrix.chunks(self.size).take(own);
         rows.flat_map(|row| row[..own].iter().copied()).collect()
     }
 
-    /// Puts the entries that count where they belong; others stay.
-    fn place(&self, part: &[f32], own: usize, matrix: &mut [f32]) {
-        let rows = part
-            .chunks(own.max(1))
-            .zip(matrix.chunks_mut(self.size.max(1)));
-        for (at, (from, to)) in rows.enumerate() {
-            let reach = Self::reach(self.causal, at, own);
-            to[..reach].copy_from_slice(&from[..reach]);
-        }
-    }
-
-    /// Every matrix's part through `work`.
-    fn each(&self, values: &[f32], work: impl Fn(&mut [f32], usize) + Send + Sync) -> Vec<f32> {
-        let sizes = self.size * self.size;
+    /// What `work` makes `[own, own]` of each matrix of the values; zeros where nothing counts.
+    fn each<const N: usize>(
+        &self,
+        values: &[&[f32]; N],
+        work: impl Fn([&[f32]; N], usize) -> Vec<f32> + Send + Sync,
+    ) -> Vec<f32> {
+        let (size, count) = (self.size * self.size, self.own.len());
         assert!(
-            values.len() == self.own.len() * sizes && self.own.iter().all(|own| *own <= self.size),
-            "balance: {} values in {} matrices of {}",
-            values.len(),
-            self.own.len(),
+            values.iter().all(|values| values.len() == count * size)
+                && self.own.iter().all(|own| *own <= self.size),
+            "balance: {count} matrices of {} and values of other sizes",
             self.size
         );
-        let mut out = vec![0.0; values.len()];
-        if sizes > 0 {
-            let tasks = values.par_chunks(sizes).zip(out.par_chunks_mut(sizes));
-            tasks.zip(self.own).for_each(|((values, out), own)| {
-                let mut part = self.part(values, *own);
-                work(&mut part, *own);
-                self.place(&part, *own, out);
-            });
-        }
+        let mut out = vec![0.0; count * size];
+        let tasks = out.par_chunks_mut(size.max(1)).zip(self.own).enumerate();
+        tasks.for_each(|(at, (out, own))| {
+            let part = work(values.map(|values| &values[at * size..][..size]), *own);
+            let rows = part.chunks(*own.max(&1)).zip(out.chunks_mut(self.size));
+            for (row, (from, to)) in rows.enumerate() {
+                let reach = if self.causal { row } else { *own };
+                to[..reach].copy_from_slice(&from[..reach]);
+            }
+        });
         out
     }
 }

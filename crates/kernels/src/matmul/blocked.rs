@@ -1,12 +1,11 @@
 //! The blocks of a large product: which panels are packed when, and which tiles a task computes.
 
-use rayon::prelude::*;
-
 use super::pack::{Panels, Side, with_buffer};
 use super::tile::{HEIGHT, Tile, WIDTH};
 use super::{Finish, Precision};
 use crate::activation::Activation;
 use crate::gemm::Matrix;
+use crate::simd::each_if;
 
 /// Units of the inner dimension that a tile sums at a time: a panel of the right operand is then 32 KiB.
 const DEPTH: usize = 256;
@@ -160,9 +159,6 @@ pub unsafe fn multiply(
             });
         };
         let tasks = split.outer.div_ceil(block);
-        match threads {
-            1 => (0..tasks).for_each(task),
-            _ => (0..tasks).into_par_iter().with_max_len(1).for_each(task),
-        }
+        each_if(threads > 1, 0..tasks, task);
     }
 }

@@ -3,16 +3,12 @@
 //! Packing takes as long there as it saves: each packed value meets few others. The loops of [`crate::gemm`] read both operands
 //! where they are; only a weight that stands the wrong way is turned over first.
 
-use std::ops::Range;
-
-use rayon::prelude::*;
-
 use super::Finish;
 use super::blocked::{Out, threads};
 use crate::gemm::Matrix;
 use crate::gemm::strip::Strip;
 use crate::gemm::wide::{Ahead, Plain};
-use crate::simd::add_partials;
+use crate::simd::{add_partials, collect_if, each_if};
 use crate::transpose::transpose;
 
 /// Most values of the small matrix: it stays in the second cache level beside the rows at hand.
@@ -131,21 +127,14 @@ unsafe fn by_rows([m, k, n]: [usize; 3], a: Matrix, b: Matrix, out: *mut f32, fi
             }
         }
     };
-    let tasks = (0..m).step_by(block);
-    match threads {
-        1 => tasks.for_each(task),
-        _ => {
-            let tasks: Vec<usize> = tasks.collect();
-            tasks.into_par_iter().with_max_len(1).for_each(task);
-        }
-    }
+    each_if(threads > 1, (0..m).step_by(block), task);
 }
 
 /// Sums over stretches of the inner dimension, which is along the rows of both operands.
 fn by_inner([m, k, n]: [usize; 3], a: Matrix, b: Matrix) -> Vec<f32> {
     let stretch = STRETCH.max(k.div_ceil(PARTIALS));
     let sum = |first: usize| {
-        let inner: Range<usize> = first..(first + stretch).min(k);
+        let inner = stretch.min(k - first);
         let left = Matrix {
             data: &a.data[first * a.strides.1..],
             strides: a.strides,
@@ -156,19 +145,13 @@ fn by_inner([m, k, n]: [usize; 3], a: Matrix, b: Matrix) -> Vec<f32> {
         let strip = Strip::new(left, right, b.strides.0, to, 1.0, false, Ahead::NONE);
         // SAFETY: the operands reach so far, `sums` has room for the product, which writes every element of it.
         unsafe {
-            strip.multiply(m, inner.len(), n);
+            strip.multiply(m, inner, n);
             sums.set_len(m * n);
         }
         sums
     };
     let firsts = (0..k).step_by(stretch);
-    let mut parts: Vec<Vec<f32>> = match threads([m, k, n]) {
-        1 => firsts.map(sum).collect(),
-        _ => {
-            let firsts: Vec<usize> = firsts.collect();
-            firsts.into_par_iter().with_max_len(1).map(sum).collect()
-        }
-    };
+    let mut parts = collect_if(threads([m, k, n]) > 1, firsts, sum);
     match parts.len() {
         1 => parts.remove(0),
         _ => {

@@ -43,12 +43,17 @@ fn pointwise(
     run: fn(&[usize], &[Tensor<1>]) -> Tensor<1>,
     inputs: usize,
 ) -> Case {
-    let size = vec![4096, 1024];
+    let size = [4096, 1024];
+    gradients(name, &size, vec![count(&size); inputs], Box::new(run))
+}
+
+/// An op forward and backward, as a kernel and composed.
+fn gradients(name: &'static str, size: &[usize], inputs: Vec<usize>, run: Run) -> Case {
     Case {
         name,
-        inputs: vec![count(&size); inputs],
-        size,
-        run: Box::new(run),
+        size: size.to_vec(),
+        inputs,
+        run,
         forward_only: false,
         kernel_only: false,
     }
@@ -161,14 +166,8 @@ pub fn cases() -> Vec<Case> {
             ),
             ("matmul bf16", |s, x| product(s, x, Precision::Bf16)),
         ] {
-            all.push(Case {
-                name,
-                size: size.to_vec(),
-                inputs: vec![size[0] * size[1], size[2] * size[1]],
-                run: Box::new(run),
-                forward_only: false,
-                kernel_only: false,
-            });
+            let inputs = vec![size[0] * size[1], size[2] * size[1]];
+            all.push(gradients(name, &size, inputs, Box::new(run)));
         }
     }
     for time in [512, 2048, 8192] {
@@ -208,28 +207,18 @@ pub fn cases() -> Vec<Case> {
     all.push(engine("ssd step", ssd, 128, 1));
     all.push(scan_case("scan step", 512, 1));
     let channels = 1024;
-    all.push(Case {
-        name: "conv",
-        size: vec![1, 4096, channels, 4],
-        inputs: vec![4096 * channels, channels * 4],
-        run: Box::new(conv),
-        forward_only: false,
-        kernel_only: false,
-    });
+    all.push(gradients(
+        "conv",
+        &[1, 4096, channels, 4],
+        vec![4096 * channels, channels * 4],
+        Box::new(conv),
+    ));
     for (name, weights) in [("add_rms_norm", 1), ("add_layer_norm", 2)] {
         let mut case = rows(name, sum_and_norm, weights);
         case.inputs.insert(1, case.inputs[0]);
         all.push(case);
     }
     all.push(pointwise("dropout", drop, 1));
-    let gradients = |name, size: &[usize], inputs: Vec<usize>, run| Case {
-        name,
-        size: size.to_vec(),
-        inputs,
-        run,
-        forward_only: false,
-        kernel_only: false,
-    };
     let wide = [1, 4096, 8, 64];
     all.push(gradients("rope", &wide, vec![count(&wide)], rotate()));
     all.push(gradients(

@@ -18,7 +18,7 @@ use anyformer_ops::long_conv::long_conv;
 use anyformer_ops::norm::add_norm;
 use anyformer_ops::profile::{self, Pass};
 use anyformer_ops::recurrence::{Gate, RecurrenceOptions, Write, linear_recurrence};
-use anyformer_ops::rope::{Rotations, rope_by};
+use anyformer_ops::rope::{Rotations, inverse_frequencies, rope_by};
 use anyformer_ops::scan::{ScanInputs, selective_scan};
 
 use super::{Run, count};
@@ -28,7 +28,7 @@ pub(super) fn two(size: &[usize], x: &Tensor<1>) -> Tensor<2> {
 }
 
 /// `[batch, time, heads, head_dim]` of a size that starts with these.
-pub(super) fn four(size: &[usize], x: &Tensor<1>) -> Tensor<4> {
+fn four(size: &[usize], x: &Tensor<1>) -> Tensor<4> {
     x.clone().reshape([size[0], size[1], size[2], size[3]])
 }
 
@@ -88,7 +88,7 @@ pub(super) fn decode(element: Element) -> Run {
 }
 
 /// Size is batch, time, heads, head_dim; the state of a step follows the four inputs of the engine.
-pub(super) fn recurrence(
+fn recurrence(
     size: &[usize],
     x: &[Tensor<1>],
     gate: Gate,
@@ -239,10 +239,8 @@ pub(super) fn rotate() -> Run {
     let held: OnceLock<Arc<Rotations>> = OnceLock::new();
     Box::new(move |size, x| {
         let rotations = held.get_or_init(|| {
-            let half = size[3] / 2;
-            let power = |at| 10_000f32.powf(-(at as f32) / half as f32);
             let positions: Vec<usize> = (0..size[1]).collect();
-            let frequencies: Vec<f32> = (0..half).map(power).collect();
+            let frequencies = inverse_frequencies(size[3], 10_000.0);
             Arc::new(Rotations::new(&positions, &frequencies))
         });
         flat(rope_by(four(size, &x[0]), rotations.clone()))
