@@ -20,6 +20,7 @@ use crate::{canonical, units};
 
 mod error;
 mod file;
+mod growth;
 mod row;
 
 /// Version of the tables; a store with a newer one is refused.
@@ -80,6 +81,7 @@ pub struct Store {
 impl Store {
     /// Opens the store for one comparison, creating it where absent. `plan` holds every setting that a continued comparison
     /// must share with the one that made the store (tasks, contenders, budget, steps; not the output paths or the commit).
+    /// It may ask for further tasks, contenders and seeds: the store then takes it as its own.
     pub fn open(path: &Path, plan: &Value) -> Result<Self, StoreError> {
         let owner = Owner::here();
         let lock = Lock::take(path, &owner).map_err(|failure| match failure {
@@ -98,7 +100,9 @@ impl Store {
         }
         let mut store = Self::connect(path, false)?;
         let asked: Value = serde_json::from_str(&canonical::text(plan)).unwrap_or_default();
-        if canonical::text(&store.plan) != canonical::text(&asked) {
+        if growth::grows(&store.plan, &asked) {
+            store.adopt(asked)?;
+        } else {
             let differences = canonical::differences(&store.plan, &asked, 8);
             return Err(StoreError::PlanMismatch {
                 path: path.into(),
@@ -128,7 +132,17 @@ impl Store {
         Ok(store)
     }
 
-    /// The plan that the store was made with.
+    /// Takes a plan that asks for more.
+    fn adopt(&mut self, plan: Value) -> Result<(), StoreError> {
+        if canonical::text(&plan) != canonical::text(&self.plan) {
+            file::replace_plan(&mut self.database, &plan)
+                .map_err(|source| failure("write", &self.path, source))?;
+            self.plan = plan;
+        }
+        Ok(())
+    }
+
+    /// The plan that the store was made with, or the last that asked for more.
     pub fn plan(&self) -> &Value {
         &self.plan
     }

@@ -34,6 +34,18 @@ fn a_comparison_leaves_everything_and_goes_on() {
     let mut other = WORDS.to_vec();
     other[4] = "--steps=7";
     anyformer(place.path(), &other).bad(&["another plan"]);
+    let mut more = WORDS.to_vec();
+    more[2] = "--mixers=gla,retention,attention(heads=4)";
+    let grown = anyformer(place.path(), &more).ok();
+    assert!(grown.err.contains("kept from before"), "{}", grown.err);
+    let grown = grown.json();
+    let (held, all) = (&first["trials"], grown["trials"].as_array());
+    let all = all.expect("trials");
+    assert_eq!(all.len(), 6);
+    for trial in held.as_array().expect("trials") {
+        assert!(all.contains(trial), "{trial}");
+    }
+    anyformer(place.path(), WORDS).bad(&["another plan"]);
 }
 
 #[test]

@@ -50,7 +50,8 @@ pub enum Unfit {
     AsItIs,
 }
 
-/// A whole comparison. Two equal plans share a store; another plan is refused.
+/// A whole comparison. Two equal plans share a store, and one that asks for more tasks, mixers or seeds goes on in it; another
+/// plan is refused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {

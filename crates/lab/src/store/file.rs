@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags, params};
+use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior, params};
 use serde_json::Value;
 
 use super::SCHEMA_VERSION;
@@ -32,6 +32,23 @@ CREATE TABLE trials (
 );
 ";
 
+const PUT: &str = "INSERT OR REPLACE INTO meta (name, value) VALUES (?1, ?2)";
+
+fn put_plan(rows: &Transaction, plan: &Value) -> rusqlite::Result<()> {
+    let plan = canonical::text(plan);
+    let mut put = rows.prepare(PUT)?;
+    put.execute(params!["plan_hash", canonical::hash(&plan)])?;
+    put.execute(params!["plan", plan])?;
+    Ok(())
+}
+
+/// Another plan for the trials that are there.
+pub(super) fn replace_plan(database: &mut Connection, plan: &Value) -> rusqlite::Result<()> {
+    let rows = database.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    put_plan(&rows, plan)?;
+    rows.commit()
+}
+
 /// Builds a new, empty store under a temporary name and renames it, so that a half-made one is never seen.
 pub(super) fn create(path: &Path, plan: &Value) -> Result<(), StoreError> {
     let io = |source| StoreError::Io {
@@ -47,13 +64,11 @@ pub(super) fn create(path: &Path, plan: &Value) -> Result<(), StoreError> {
         let rows = database.transaction()?;
         rows.execute_batch(SCHEMA)?;
         rows.pragma_update(None, "application_id", APPLICATION_ID)?;
-        let plan = canonical::text(plan);
-        let mut put = rows.prepare("INSERT INTO meta (name, value) VALUES (?1, ?2)")?;
+        let mut put = rows.prepare(PUT)?;
         put.execute(params!["schema_version", SCHEMA_VERSION])?;
-        put.execute(params!["plan_hash", canonical::hash(&plan)])?;
-        put.execute(params!["plan", plan])?;
         put.execute(params!["created", units::now()])?;
         drop(put);
+        put_plan(&rows, plan)?;
         rows.commit()
     };
     let outcome = build().map_err(|source| failure("create", path, source));
