@@ -17,6 +17,7 @@ mod backward;
 mod block;
 pub mod cache;
 mod decode;
+mod dropped;
 mod forward;
 mod merge;
 pub mod naive;
@@ -27,6 +28,7 @@ mod tests;
 pub(crate) use tests::fuzz;
 
 pub use backward::{Grads, backward};
+pub use dropped::factors;
 pub use forward::{Output, forward};
 pub use merge::merge;
 pub use plan::Plan;
@@ -37,6 +39,7 @@ use std::sync::Arc;
 use self::block::Tile;
 use self::cache::{Element, Table};
 use crate::bf16::{self, Held};
+use crate::dropout::Dropout;
 
 /// Rows (query heads of a group, times queries) per block.
 const ROWS: usize = 64;
@@ -189,6 +192,8 @@ pub struct Attention<'a> {
     /// Numbers of queries `[total_q]` and of keys `[total_k]`: a pair of equal numbers has the score [`OWN`], so that a query
     /// reads a key of its own number only where it has no other.
     pub ids: Option<[&'a [u32]; 2]>,
+    /// Weights are dropped and the others scaled up; `lse` is that of all of them.
+    pub dropout: Option<Dropout>,
     /// Factor of the dot products, usually `1 / sqrt(head_dim)`.
     pub scale: f32,
 }

@@ -23,6 +23,10 @@ impl Key {
         let [a, b, _, _] = philox([low(seed), low(seed >> 32)], counter);
         Key([a, b])
     }
+
+    pub(crate) fn words(self) -> [u32; 2] {
+        self.0
+    }
 }
 
 /// Which values are dropped.
@@ -37,16 +41,23 @@ pub struct Dropout {
 }
 
 impl Dropout {
+    /// A value goes where its word is below the first, 2^32 chances, and is multiplied with the second elsewhere.
+    pub(crate) fn limits(&self) -> (u32, f32) {
+        let chance = self.chance;
+        assert!(
+            (0.0..1.0).contains(&chance),
+            "dropout: a chance of {chance}"
+        );
+        let limit = (f64::from(chance) * 4_294_967_296.0).round() as u32;
+        (limit, 1.0 / (1.0 - chance))
+    }
+
     /// `y = x keep / (1 - chance)` for `x [time, dim]`, the sequences of cumulative lengths `offsets` one after the other.
     /// Linear, and its own adjoint: the gradient of `x` is the same function of the gradient of `y`.
     ///
     /// Panics when lengths do not fit or the chance is not at least 0 and below 1.
     pub fn apply(&self, offsets: &[usize], dim: usize, x: &[f32], y: &mut [f32]) {
-        assert!(
-            (0.0..1.0).contains(&self.chance),
-            "dropout: a chance of {}",
-            self.chance
-        );
+        let (limit, scale) = self.limits();
         assert!(dim > 0, "dropout: dim is zero");
         assert_eq!(x.len(), y.len(), "dropout: lengths differ");
         assert_eq!(
@@ -54,9 +65,6 @@ impl Dropout {
             x.len(),
             "dropout: sequences and rows of {dim} values"
         );
-        // A value goes where its word is below this: 2^32 chances.
-        let limit = (f64::from(self.chance) * 4_294_967_296.0).round() as u32;
-        let scale = 1.0 / (1.0 - self.chance);
         let rows = block_rows(dim);
         let blocks = x.chunks(rows * dim).zip(y.chunks_mut(rows * dim));
         each(blocks.enumerate(), x.len(), |(block, (x, y))| {
@@ -93,7 +101,7 @@ fn round(key: [u32; 2], [a, b, c, d]: &mut [u32; 4]) {
 }
 
 #[inline(always)]
-fn philox(mut key: [u32; 2], mut counter: [u32; 4]) -> [u32; 4] {
+pub(crate) fn philox(mut key: [u32; 2], mut counter: [u32; 4]) -> [u32; 4] {
     for step in 0..10 {
         if step > 0 {
             key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
@@ -105,7 +113,7 @@ fn philox(mut key: [u32; 2], mut counter: [u32; 4]) -> [u32; 4] {
 
 /// [`philox`] of [`LANES`] counters that differ in their first word: `first + lane`.
 #[inline(always)]
-fn words(mut key: [u32; 2], first: u32, place: [u32; 3]) -> [[u32; LANES]; 4] {
+pub(crate) fn words(mut key: [u32; 2], first: u32, place: [u32; 3]) -> [[u32; LANES]; 4] {
     let mut a: [u32; LANES] = std::array::from_fn(|lane| first.wrapping_add(lane as u32));
     let mut b = [place[0]; LANES];
     let mut c = [place[1]; LANES];

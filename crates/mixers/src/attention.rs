@@ -25,7 +25,9 @@ use anyformer_ops::lengths::cumulative;
 use anyformer_ops::{Builder, Linear, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::card::{Card, ConfigError, Direction, Preset, TokenEntry, head_dim, read, resolve};
+use crate::card::{
+    Card, ConfigError, Direction, Preset, TokenEntry, chance, head_dim, read, resolve,
+};
 use crate::mixer::{Context, Cost, RunError, State, TokenMixer};
 use crate::parts::{HeadNorm, join_heads, linear_cost, split_heads};
 pub use crate::positions::{Position, Terms};
@@ -87,6 +89,8 @@ pub struct AttentionConfig {
     pub norm_eps: f64,
     /// How keys and values are kept from token to token: in bf16 they take half the memory.
     pub cache: Kept,
+    /// Chance with which a weight is dropped in training.
+    pub dropout: f64,
 }
 
 impl Default for AttentionConfig {
@@ -116,6 +120,7 @@ impl Default for AttentionConfig {
             qk_norm: false,
             norm_eps: 1e-6,
             cache: Kept::F32,
+            dropout: 0.0,
         }
     }
 }
@@ -167,6 +172,7 @@ pub(crate) struct Attention {
     scale: Option<f32>,
     slopes: Option<Arc<Vec<f32>>>,
     cache: Element,
+    dropout: f64,
 }
 
 impl Attention {
@@ -255,6 +261,15 @@ impl Attention {
             ["q_norm", "k_norm"]
                 .map(|name| HeadNorm::new(builder, name, head_dim, config.norm_eps as f32))
         });
+        let needs_matrix = matches!(
+            config.position,
+            Position::Fire | Position::Disentangled | Position::Rerope | Position::SelfExtend
+        );
+        if config.dropout > 0.0 && needs_matrix {
+            return impossible(
+                "dropout is not for positions that need the whole matrix of scores; take others, or dropout 0".into(),
+            );
+        }
         let cache = match config.cache {
             Kept::F32 => Element::F32,
             Kept::Bf16 if scheme.is_some() => {
@@ -287,6 +302,7 @@ impl Attention {
             scale,
             slopes,
             cache,
+            dropout: chance(card, config.dropout)?,
         })
     }
 
@@ -375,6 +391,7 @@ impl TokenMixer for Attention {
             window: self.window,
             alibi: self.slopes.clone(),
             scale: self.scale,
+            dropout: context.weights(self.dropout, 0),
             q_offsets: context.offsets.clone(),
             k_offsets: context.offsets.clone(),
             ..AttentionOptions::default()

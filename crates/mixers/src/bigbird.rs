@@ -12,7 +12,9 @@ use anyformer_ops::attention::Plan;
 use serde::{Deserialize, Serialize};
 
 use crate::block_sparse::Plans;
-use crate::card::{Card, ConfigError, Direction, Knob, TokenEntry, head_dim, read, resolve};
+use crate::card::{
+    Card, ConfigError, Direction, Knob, TokenEntry, WEIGHT_DROPOUT, chance, head_dim, read, resolve,
+};
 use crate::mixer::{Context, Cost, RunError, State, TokenMixer};
 use crate::parts::Projections;
 
@@ -30,6 +32,8 @@ pub struct BigbirdConfig {
     pub seed: u32,
     /// Biases on all four projections.
     pub bias: bool,
+    /// Chance with which a weight of attention is dropped in training.
+    pub dropout: f64,
 }
 
 impl Default for BigbirdConfig {
@@ -40,6 +44,7 @@ impl Default for BigbirdConfig {
             random: 3,
             seed: 0,
             bias: true,
+            dropout: 0.0,
         }
     }
 }
@@ -74,6 +79,7 @@ static CARD: Card = Card {
             name: "bias",
             doc: "biases on all four projections",
         },
+        WEIGHT_DROPOUT,
     ],
     presets: &[],
 };
@@ -85,6 +91,7 @@ pub static ENTRY: TokenEntry = TokenEntry {
     build: |dim, options, builder| {
         let config: BigbirdConfig = read(&CARD, options)?;
         let head_dim = head_dim(&CARD, dim, config.heads)?;
+        chance(&CARD, config.dropout)?;
         if config.block == 0 {
             return Err(ConfigError::Impossible {
                 mixer: CARD.name,
@@ -154,7 +161,9 @@ impl TokenMixer for Bigbird {
             return Err(RunError::CannotStream(CARD.name));
         }
         let parts = self.projections.split(&x);
-        let o = self.plans.attend(parts, context, |time| self.plan(time));
+        let o = self
+            .plans
+            .attend(parts, context, self.config.dropout, |time| self.plan(time));
         Ok((self.projections.join(o), None))
     }
 

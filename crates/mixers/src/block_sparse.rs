@@ -32,11 +32,12 @@ impl Plans {
     }
 
     /// `softmax(q kᵀ / sqrt(head_dim)) v` over the pairs of each sequence's plan, which `make` gives for a length; all tensors
-    /// `[batch, time, heads, head_dim]`.
+    /// `[batch, time, heads, head_dim]`. In training a weight is dropped at the chance `dropout`.
     pub(crate) fn attend(
         &self,
         [q, k, v]: [Tensor<4>; 3],
         context: &Context,
+        dropout: f64,
         make: impl Fn(usize) -> Plan,
     ) -> Tensor<4> {
         let [batch, time, _, _] = q.dims();
@@ -49,6 +50,7 @@ impl Plans {
             plans: Some(Arc::new(plans.collect())),
             q_offsets: context.offsets.clone(),
             k_offsets: context.offsets.clone(),
+            dropout: context.weights(dropout, 0),
             ..AttentionOptions::default()
         };
         flash_attention(q, k, v, &options)

@@ -28,6 +28,29 @@ pub struct Knob {
     pub doc: &'static str,
 }
 
+/// Of mixers with attention.
+pub(crate) const WEIGHT_DROPOUT: Knob = Knob {
+    name: "dropout",
+    doc: "chance with which a weight of attention is dropped in training",
+};
+
+/// Of channel mixers.
+pub(crate) const HIDDEN_DROPOUT: Knob = Knob {
+    name: "dropout",
+    doc: "chance with which a hidden value is zeroed in training",
+};
+
+/// A chance of dropout, if it is one.
+pub(crate) fn chance(card: &Card, dropout: f64) -> Result<f64, ConfigError> {
+    match (0.0..1.0).contains(&(dropout as f32)) {
+        true => Ok(dropout),
+        false => Err(ConfigError::Impossible {
+            mixer: card.name,
+            message: format!("dropout must be at least 0 and below 1, got {dropout}"),
+        }),
+    }
+}
+
 /// A published model built from this mixer: a whole model config in JSON, of which the mixer is a part.
 #[derive(Clone, Copy, Debug)]
 pub struct Preset {

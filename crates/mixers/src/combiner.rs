@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::card::{Card, ConfigError, Direction, Knob, TokenEntry, head_dim, read, resolve};
 use crate::groups::{Lines, Seen, Whole, WholeMixer, rows};
-use crate::mixer::Cost;
+use crate::mixer::{Context, Cost};
 use crate::parts::{Projections, join_heads, linear_cost, split_heads};
 use grid::{Grid, levels, logsparse};
 
@@ -339,7 +339,7 @@ impl Whole for Combiner {
         CARD.name
     }
 
-    fn all(&self, x: Tensor<3>, offsets: &[usize]) -> Tensor<3> {
+    fn all(&self, x: Tensor<3>, offsets: &[usize], _: &Context) -> Tensor<3> {
         let CombinerConfig {
             heads,
             pattern,

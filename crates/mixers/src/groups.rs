@@ -217,7 +217,7 @@ pub trait Whole: Send + Sync {
     fn name(&self) -> &'static str;
 
     /// All sequences `[1, tokens, dim]` at once, one for each pair of the cumulative lengths; none is empty.
-    fn all(&self, x: Tensor<3>, offsets: &[usize]) -> Tensor<3>;
+    fn all(&self, x: Tensor<3>, offsets: &[usize], context: &Context) -> Tensor<3>;
 
     /// Parameters, and operations of the linear layers over `time` tokens.
     fn layers(&self, time: usize) -> Cost;
@@ -250,7 +250,7 @@ impl<M: Whole> TokenMixer for WholeMixer<M> {
         offsets.dedup();
         let lengths = offsets.windows(2).map(|pair| pair[1] - pair[0]);
         meter::add(lengths.map(|time| mixer.own_flops(time)).sum());
-        let y = mixer.all(x.reshape([1, batch * time, dim]), &offsets);
+        let y = mixer.all(x.reshape([1, batch * time, dim]), &offsets, context);
         Ok((y.reshape([batch, time, dim]), None))
     }
 

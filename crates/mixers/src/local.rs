@@ -14,10 +14,10 @@ use serde_json::json;
 
 use crate::attention::{Attention, AttentionConfig, KNOBS};
 use crate::card::{
-    Card, ConfigError, Direction, Knob, Options, TokenEntry, head_dim, read, resolve,
+    Card, ConfigError, Direction, Knob, Options, TokenEntry, chance, head_dim, read, resolve,
 };
 use crate::groups::{Lines, Seen, Whole, WholeMixer, rows};
-use crate::mixer::Cost;
+use crate::mixer::{Context, Cost};
 use crate::parts::Projections;
 
 /// Knobs: those of attention, and one more.
@@ -33,7 +33,7 @@ pub struct LocalConfig {
 
 const COMPAT: Knob = Knob {
     name: "lra_compat",
-    doc: "what the code released with Long Range Arena computes: tokens see every n-th token of the text, window of them, zeros at the end among them; looks both ways, no positions; of the other knobs heads, window and bias count",
+    doc: "what the code released with Long Range Arena computes: tokens see every n-th token of the text, window of them, zeros at the end among them; looks both ways, no positions; of the other knobs heads, window, bias and dropout count",
 };
 
 /// Attention's knobs and [`COMPAT`].
@@ -111,14 +111,17 @@ pub static ENTRY: TokenEntry = TokenEntry {
             heads,
             window,
             bias,
+            dropout,
             ..
         } = config.attention;
+        chance(&CARD, dropout)?;
         let head_dim = head_dim(&CARD, dim, heads)?;
         Ok(Box::new(WholeMixer(Strided {
             projections: Projections::new(builder, dim, heads, bias),
             heads,
             head_dim,
             window,
+            dropout,
         })))
     },
 };
@@ -129,6 +132,7 @@ struct Strided {
     heads: usize,
     head_dim: usize,
     window: usize,
+    dropout: f64,
 }
 
 impl Strided {
@@ -143,7 +147,7 @@ impl Whole for Strided {
         CARD.name
     }
 
-    fn all(&self, x: Tensor<3>, offsets: &[usize]) -> Tensor<3> {
+    fn all(&self, x: Tensor<3>, offsets: &[usize], context: &Context) -> Tensor<3> {
         let [q, k, v] = self.projections.split(&x).map(rows);
         let lines = Lines {
             offsets,
@@ -171,7 +175,11 @@ impl Whole for Strided {
         }
         let k = Tensor::cat(vec![k, k_zero], 0);
         let v = Tensor::cat(vec![v, v_zero], 0);
-        let o = seen.attend_rows([&q, &k, &v], AttentionOptions::default());
+        let options = AttentionOptions {
+            dropout: context.weights(self.dropout, 0),
+            ..AttentionOptions::default()
+        };
+        let o = seen.attend_rows([&q, &k, &v], options);
         self.projections
             .join(o.reshape([1, count / self.heads, self.heads, self.head_dim]))
     }

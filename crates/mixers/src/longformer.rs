@@ -13,7 +13,9 @@ use anyformer_ops::{Linear, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::block_sparse::Plans;
-use crate::card::{Card, ConfigError, Direction, Knob, TokenEntry, head_dim, read, resolve};
+use crate::card::{
+    Card, ConfigError, Direction, Knob, TokenEntry, WEIGHT_DROPOUT, chance, head_dim, read, resolve,
+};
 use crate::mixer::{Context, Cost, RunError, State, TokenMixer};
 use crate::parts::{Projections, indices, linear_cost, split_heads};
 
@@ -32,6 +34,8 @@ pub struct LongformerConfig {
     pub globals: usize,
     /// Biases on all projections.
     pub bias: bool,
+    /// Chance with which a weight of attention is dropped in training.
+    pub dropout: f64,
 }
 
 impl Default for LongformerConfig {
@@ -41,6 +45,7 @@ impl Default for LongformerConfig {
             window: 64,
             globals: 1,
             bias: true,
+            dropout: 0.0,
         }
     }
 }
@@ -71,6 +76,7 @@ static CARD: Card = Card {
             name: "bias",
             doc: "biases on all projections",
         },
+        WEIGHT_DROPOUT,
     ],
     presets: &[],
 };
@@ -82,6 +88,7 @@ pub static ENTRY: TokenEntry = TokenEntry {
     build: |dim, options, builder| {
         let config: LongformerConfig = read(&CARD, options)?;
         let head_dim = head_dim(&CARD, dim, config.heads)?;
+        chance(&CARD, config.dropout)?;
         if config.window == 0 {
             return Err(ConfigError::Impossible {
                 mixer: CARD.name,
@@ -127,6 +134,7 @@ impl Longformer {
         x: &Tensor<3>,
         [q, k, v]: &[Linear; 3],
         offsets: &Arc<Vec<usize>>,
+        context: &Context,
     ) -> Tensor<4> {
         let [batch, time, dim] = x.dims();
         let heads = self.config.heads;
@@ -142,6 +150,7 @@ impl Longformer {
         let options = AttentionOptions {
             q_offsets: Some(Arc::new(cumulative(counts.iter().copied()))),
             k_offsets: Some(offsets.clone()),
+            dropout: context.weights(self.config.dropout, 1),
             ..AttentionOptions::default()
         };
         flash_attention(
@@ -165,10 +174,12 @@ impl TokenMixer for Longformer {
         }
         let [batch, time, _] = x.dims();
         let parts = self.projections.split(&x);
-        let mut o = self.plans.attend(parts, context, |time| self.plan(time));
+        let mut o = self
+            .plans
+            .attend(parts, context, self.config.dropout, |time| self.plan(time));
         if let Some(layers) = &self.global {
             let offsets = context.sequences(batch, time);
-            let all = self.global(&x, layers, &offsets);
+            let all = self.global(&x, layers, &offsets, context);
             let [_, _, heads, head_dim] = o.dims();
             let local = o.reshape([1, batch * time, heads, head_dim]);
             let (mut pieces, mut taken) = (Vec::new(), 0);

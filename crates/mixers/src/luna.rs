@@ -10,7 +10,9 @@ use anyformer_ops::attention::{AttentionOptions, attention_flops, flash_attentio
 use anyformer_ops::{Init, Linear, Param, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::card::{Card, ConfigError, Direction, Knob, TokenEntry, head_dim, read, resolve};
+use crate::card::{
+    Card, ConfigError, Direction, Knob, TokenEntry, WEIGHT_DROPOUT, chance, head_dim, read, resolve,
+};
 use crate::mixer::{Context, Cost, RunError, State, TokenMixer};
 use crate::parts::{join_heads, linear_cost, split_heads};
 
@@ -24,6 +26,8 @@ pub struct LunaConfig {
     pub length: usize,
     /// Biases on all projections.
     pub bias: bool,
+    /// Chance with which a weight of attention is dropped in training.
+    pub dropout: f64,
 }
 
 impl Default for LunaConfig {
@@ -32,6 +36,7 @@ impl Default for LunaConfig {
             heads: 4,
             length: 16,
             bias: true,
+            dropout: 0.0,
         }
     }
 }
@@ -58,6 +63,7 @@ static CARD: Card = Card {
             name: "bias",
             doc: "biases on all projections",
         },
+        WEIGHT_DROPOUT,
     ],
     presets: &[],
 };
@@ -69,6 +75,7 @@ pub static ENTRY: TokenEntry = TokenEntry {
     build: |dim, options, builder| {
         let config: LunaConfig = read(&CARD, options)?;
         let head_dim = head_dim(&CARD, dim, config.heads)?;
+        chance(&CARD, config.dropout)?;
         if config.length == 0 {
             return Err(ConfigError::Impossible {
                 mixer: CARD.name,
@@ -116,10 +123,12 @@ impl TokenMixer for Luna {
             |linear: &Linear, x: &Tensor<3>| split_heads(linear.forward(x.clone()), heads);
         let attend = |[q, k, v]: [Tensor<4>; 3],
                       q_offsets: &Arc<Vec<usize>>,
-                      k_offsets: &Arc<Vec<usize>>| {
+                      k_offsets: &Arc<Vec<usize>>,
+                      part: u32| {
             let options = AttentionOptions {
                 q_offsets: Some(q_offsets.clone()),
                 k_offsets: Some(k_offsets.clone()),
+                dropout: context.weights(self.config.dropout, part),
                 ..AttentionOptions::default()
             };
             join_heads(flash_attention(q, k, v, &options))
@@ -127,10 +136,15 @@ impl TokenMixer for Luna {
         let [q, k, v] = &self.pack;
         let p: Tensor<3> = self.packed.tensor::<2>().unsqueeze();
         let queries = heads_of(q, &p).repeat_dim(1, tokens.len() - 1);
-        let packed = attend([queries, heads_of(k, &x), heads_of(v, &x)], &rows, &tokens);
+        let packed = attend(
+            [queries, heads_of(k, &x), heads_of(v, &x)],
+            &rows,
+            &tokens,
+            0,
+        );
         let [q, k, v] = &self.unpack;
         let parts = [heads_of(q, &x), heads_of(k, &packed), heads_of(v, &packed)];
-        let y = self.o_proj.forward(attend(parts, &tokens, &rows));
+        let y = self.o_proj.forward(attend(parts, &tokens, &rows, 1));
         Ok((y.reshape([batch, time, dim]), None))
     }
 

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyformer_ops::Tensor;
 use anyformer_ops::adapter::sequences;
-use anyformer_ops::dropout::Dropout;
+use anyformer_ops::dropout::{Dropout, Placed};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use crate::state::State;
@@ -39,6 +39,10 @@ pub enum RunError {
     },
 }
 
+/// Places of dropout in the weights of attention are counted from here, and those in channel mixers; places of blocks are below.
+const WEIGHTS: u32 = 1 << 19;
+const HIDDEN: u32 = 1 << 18;
+
 /// What a model tells its mixers about one forward pass.
 #[derive(Clone, Debug, Default)]
 pub struct Context {
@@ -50,8 +54,10 @@ pub struct Context {
     pub grid: Option<[usize; 2]>,
     /// Where mixers leave losses of their own, when they are wanted.
     pub losses: Option<Losses>,
-    /// What a pass of training drops; the blocks apply it to what the mixers give.
+    /// What a pass of training drops; the blocks apply it to what the mixers give, and mixers inside.
     pub dropout: Option<Dropout>,
+    /// The number of the layer.
+    pub layer: usize,
 }
 
 /// Losses `[1]` that mixers want added to the task's, as a balance of experts.
@@ -91,6 +97,36 @@ impl Context {
         match &self.dropout {
             Some(dropout) => dropout.apply(site, x, self.offsets.as_ref()),
             None => x,
+        }
+    }
+
+    /// The same in the layer of this number.
+    pub fn at(&self, layer: usize) -> Self {
+        Context {
+            layer,
+            ..self.clone()
+        }
+    }
+
+    /// Dropout of the weights of the layer's attention with this chance, in training; `part` tells attentions of a layer apart, below 8.
+    pub fn weights(&self, chance: f64, part: u32) -> Option<Placed> {
+        let dropout = self.dropout.filter(|_| chance > 0.0)?;
+        let dropout = Dropout {
+            chance: chance as f32,
+            ..dropout
+        };
+        Some(dropout.at(WEIGHTS + 8 * self.layer as u32 + part))
+    }
+
+    /// Hidden values `[batch, time, hidden]` of the layer's channel mixer with some zeroed at this chance, in training.
+    pub fn hidden(&self, chance: f64, x: Tensor<3>) -> Tensor<3> {
+        match self.dropout {
+            Some(dropout) if chance > 0.0 => {
+                let chance = chance as f32;
+                let site = HIDDEN + self.layer as u32;
+                Dropout { chance, ..dropout }.apply(site, x, self.offsets.as_ref())
+            }
+            _ => x,
         }
     }
 
@@ -174,13 +210,8 @@ pub trait TokenMixer: Send + Sync {
 
 /// Mixes the features of one position: a map of `[batch, time, dim]` to the same shape.
 pub trait ChannelMixer: Send + Sync {
-    /// Applies the mixer.
-    fn forward(&self, x: Tensor<3>) -> Tensor<3>;
-
-    /// The same, leaving a loss of the mixer's own in `losses` where it has one.
-    fn forward_with_losses(&self, x: Tensor<3>, _losses: &Losses) -> Tensor<3> {
-        self.forward(x)
-    }
+    /// Applies the mixer; one with a loss of its own leaves it in the context's, where they are wanted.
+    fn forward(&self, x: Tensor<3>, context: &Context) -> Tensor<3>;
 
     /// Cost of one sequence of `time` tokens (`state_bytes` is zero).
     fn cost(&self, time: usize) -> Cost;

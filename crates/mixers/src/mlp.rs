@@ -7,8 +7,8 @@ use anyformer_ops::Tensor;
 use anyformer_ops::activation::{Activation as Fused, activate};
 use serde::{Deserialize, Serialize};
 
-use crate::card::{Card, ChannelEntry, Direction, Knob, read, resolve};
-use crate::mixer::{ChannelMixer, Cost};
+use crate::card::{Card, ChannelEntry, Direction, HIDDEN_DROPOUT, Knob, chance, read, resolve};
+use crate::mixer::{ChannelMixer, Context, Cost};
 use crate::parts::Layer;
 
 /// The function between the two layers.
@@ -61,6 +61,8 @@ pub struct MlpConfig {
     pub bias: bool,
     /// Rank of both weights, each a product of two; 0: weights as they are.
     pub rank: usize,
+    /// Chance with which a hidden value is zeroed in training.
+    pub dropout: f64,
 }
 
 impl Default for MlpConfig {
@@ -70,6 +72,7 @@ impl Default for MlpConfig {
             activation: Activation::Gelu,
             bias: true,
             rank: 0,
+            dropout: 0.0,
         }
     }
 }
@@ -100,6 +103,7 @@ static CARD: Card = Card {
             name: "rank",
             doc: "rank of both weights, each a product of two; 0: weights as they are",
         },
+        HIDDEN_DROPOUT,
     ],
     presets: &[],
 };
@@ -132,6 +136,7 @@ pub static ENTRY: ChannelEntry = ChannelEntry {
                 true,
             ),
             activation: config.activation,
+            dropout: chance(&CARD, config.dropout)?,
         }))
     },
 };
@@ -140,15 +145,16 @@ struct Mlp {
     fc1: Layer,
     fc2: Layer,
     activation: Activation,
+    dropout: f64,
 }
 
 impl ChannelMixer for Mlp {
-    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+    fn forward(&self, x: Tensor<3>, context: &Context) -> Tensor<3> {
         let inner = match self.activation.fused() {
             Some(function) => self.fc1.forward_then(x, function),
             None => self.activation.apply(self.fc1.forward(x)),
         };
-        self.fc2.forward(inner)
+        self.fc2.forward(context.hidden(self.dropout, inner))
     }
 
     fn cost(&self, time: usize) -> Cost {

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::card::{Card, ChannelEntry, ConfigError, Direction, Knob, Options, read, resolve};
-use crate::mixer::{ChannelMixer, Cost, Losses};
+use crate::mixer::{ChannelMixer, Context, Cost};
 use crate::parts::linear_cost;
 
 /// What an expert is.
@@ -168,7 +168,8 @@ impl Moe {
                 .for_each(|(at, choice)| places[*choice] = start + at);
             start += own.len();
             let tokens = ids(own.iter().map(|choice| choice / k).collect());
-            given.push(expert.forward(embedding(x.clone(), tokens, [1, own.len()])));
+            let tokens = embedding(x.clone(), tokens, [1, own.len()]);
+            given.push(expert.forward(tokens, &Context::default()));
         }
         let given = Tensor::cat(given, 1).reshape([rows * k, dim]);
         let given = embedding(given, ids(places), [rows, k]);
@@ -184,14 +185,10 @@ impl Moe {
 }
 
 impl ChannelMixer for Moe {
-    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        self.mix(x).0
-    }
-
-    fn forward_with_losses(&self, x: Tensor<3>, losses: &Losses) -> Tensor<3> {
+    fn forward(&self, x: Tensor<3>, context: &Context) -> Tensor<3> {
         let (y, p, chosen) = self.mix(x);
         let [rows, count] = p.dims();
-        if self.balance > 0.0 {
+        if let (Some(losses), true) = (&context.losses, self.balance > 0.0) {
             let mut parts = vec![0.0; count];
             chosen.iter().for_each(|expert| parts[*expert] += 1.0);
             parts.iter_mut().for_each(|part| *part /= rows as f32);

@@ -4,7 +4,7 @@ use anyformer_ops::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::card::{Card, ChannelEntry, Direction, resolve};
-use crate::mixer::{ChannelMixer, Cost};
+use crate::mixer::{ChannelMixer, Context, Cost};
 
 /// No knobs.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -37,7 +37,7 @@ pub static ENTRY: ChannelEntry = ChannelEntry {
 struct Nothing;
 
 impl ChannelMixer for Nothing {
-    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+    fn forward(&self, x: Tensor<3>, _: &Context) -> Tensor<3> {
         x.zeros_like()
     }
 

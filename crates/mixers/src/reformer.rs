@@ -15,10 +15,11 @@ use anyformer_ops::{Init, Linear, Param, Tensor, tensor_values};
 use serde::{Deserialize, Serialize};
 
 use crate::card::{
-    Card, ConfigError, Direction, Knob, Preset, TokenEntry, head_dim, read, resolve,
+    Card, ConfigError, Direction, Knob, Preset, TokenEntry, WEIGHT_DROPOUT, chance, head_dim, read,
+    resolve,
 };
 use crate::groups::{Seen, Whole, WholeMixer, rows, take};
-use crate::mixer::Cost;
+use crate::mixer::{Context, Cost};
 use crate::parts::{linear_cost, split_heads};
 
 /// Knobs.
@@ -36,6 +37,8 @@ pub struct ReformerConfig {
     /// What the code released with Long Range Arena computes: keys as long as queries, scores times `sqrt(head_dim)`, tokens
     /// see themselves, no output layer. Its settings: hashes 1, buckets 10, chunk a tenth of the length.
     pub lra_compat: bool,
+    /// Chance with which a weight of attention is dropped in training.
+    pub dropout: f64,
 }
 
 impl Default for ReformerConfig {
@@ -46,6 +49,7 @@ impl Default for ReformerConfig {
             buckets: 16,
             hashes: 2,
             lra_compat: false,
+            dropout: 0.0,
         }
     }
 }
@@ -80,6 +84,7 @@ static CARD: Card = Card {
             name: "lra_compat",
             doc: "what the code released with Long Range Arena computes: keys as long as queries, scores times sqrt(head_dim), tokens see themselves, no output layer",
         },
+        WEIGHT_DROPOUT,
     ],
     presets: &[Preset {
         name: "reformer-lra",
@@ -100,7 +105,9 @@ pub static ENTRY: TokenEntry = TokenEntry {
             buckets,
             hashes,
             lra_compat,
+            dropout,
         } = config;
+        chance(&CARD, dropout)?;
         if chunk == 0 || hashes == 0 || buckets < 2 || !buckets.is_multiple_of(2) {
             return Err(ConfigError::Impossible {
                 mixer: CARD.name,
@@ -198,7 +205,7 @@ impl Whole for Reformer {
         CARD.name
     }
 
-    fn all(&self, x: Tensor<3>, offsets: &[usize]) -> Tensor<3> {
+    fn all(&self, x: Tensor<3>, offsets: &[usize], context: &Context) -> Tensor<3> {
         let ReformerConfig {
             heads,
             hashes,
@@ -263,6 +270,7 @@ impl Whole for Reformer {
                 true => (width as f32).sqrt(),
                 false => 1.0,
             }),
+            dropout: context.weights(self.config.dropout, 0),
             ..AttentionOptions::default()
         };
         let (o, sums) = seen.attend_with_sums([&q, &k, &v], options);

@@ -16,9 +16,11 @@ use anyformer_ops::recompute::decided;
 use anyformer_ops::{Builder, Init, Linear, Param, Tensor, meter, tensor_values};
 use serde::{Deserialize, Serialize};
 
-use crate::card::{Card, ConfigError, Direction, Knob, TokenEntry, head_dim, read, resolve};
+use crate::card::{
+    Card, ConfigError, Direction, Knob, TokenEntry, WEIGHT_DROPOUT, chance, head_dim, read, resolve,
+};
 use crate::groups::{Lines, Seen, Whole, WholeMixer, mean_by, rows};
-use crate::mixer::Cost;
+use crate::mixer::{Context, Cost};
 use crate::parts::{linear_cost, split_heads};
 
 /// Knobs.
@@ -37,6 +39,8 @@ pub struct RoutingConfig {
     pub causal: bool,
     /// In the causal form, tokens of its cluster that a token looks back at, itself counted; 0: all of them.
     pub window: usize,
+    /// Chance with which a weight of attention is dropped in training.
+    pub dropout: f64,
 }
 
 impl Default for RoutingConfig {
@@ -48,6 +52,7 @@ impl Default for RoutingConfig {
             bias: false,
             causal: false,
             window: 0,
+            dropout: 0.0,
         }
     }
 }
@@ -86,6 +91,7 @@ static CARD: Card = Card {
             name: "window",
             doc: "with causal, tokens of its cluster that a token looks back at, itself counted; 0: all",
         },
+        WEIGHT_DROPOUT,
     ],
     presets: &[],
 };
@@ -103,6 +109,7 @@ pub static ENTRY: TokenEntry = TokenEntry {
                 message: message.into(),
             })
         };
+        chance(&CARD, config.dropout)?;
         if config.clusters == 0 {
             return impossible("clusters must be at least 1");
         }
@@ -238,7 +245,12 @@ impl Routing {
     }
 
     /// Clusters take the tokens nearest to them; a token's result is the mean over its clusters.
-    fn taken(&self, [q, k, v]: [&Tensor<2>; 3], offsets: &[usize]) -> Tensor<2> {
+    fn taken(
+        &self,
+        [q, k, v]: [&Tensor<2>; 3],
+        offsets: &[usize],
+        options: AttentionOptions,
+    ) -> Tensor<2> {
         let (heads, clusters) = (self.config.heads, self.config.clusters);
         let chosen = self.choose(q, k, offsets);
         let mut seen = Seen::default();
@@ -257,12 +269,17 @@ impl Routing {
             }
         }
         let to = seen.queries.rows.clone();
-        let o = seen.attend([q, k, v], AttentionOptions::default());
+        let o = seen.attend([q, k, v], options);
         mean_by(o, to, q.dims()[0])
     }
 
     /// Every token takes the cluster nearest to it and looks back at the tokens there.
-    fn joined(&self, [q, k, v]: [&Tensor<2>; 3], offsets: &[usize]) -> Tensor<2> {
+    fn joined(
+        &self,
+        [q, k, v]: [&Tensor<2>; 3],
+        offsets: &[usize],
+        options: AttentionOptions,
+    ) -> Tensor<2> {
         let (heads, clusters, width) = (self.config.heads, self.config.clusters, self.head_dim);
         let means = self.means.values();
         let chosen = decided(|| {
@@ -297,7 +314,7 @@ impl Routing {
         let options = AttentionOptions {
             causal: true,
             window: (self.config.window > 0).then_some(self.config.window),
-            ..AttentionOptions::default()
+            ..options
         };
         // What a cluster holds is not known before: the mixer says what it costs on average.
         meter::apart(|| seen.attend_rows([q, k, v], options))
@@ -309,15 +326,19 @@ impl Whole for Routing {
         CARD.name
     }
 
-    fn all(&self, x: Tensor<3>, offsets: &[usize]) -> Tensor<3> {
+    fn all(&self, x: Tensor<3>, offsets: &[usize], context: &Context) -> Tensor<3> {
         let (heads, tokens) = (self.config.heads, x.dims()[1]);
         let split = |linear: &Linear| rows(split_heads(linear.forward(x.clone()), heads));
         let (q, v) = (split(&self.q_proj), split(&self.v_proj));
+        let options = AttentionOptions {
+            dropout: context.weights(self.config.dropout, 0),
+            ..AttentionOptions::default()
+        };
         let o = match &self.k_proj {
-            Some(k_proj) => self.taken([&q, &split(k_proj), &v], offsets),
+            Some(k_proj) => self.taken([&q, &split(k_proj), &v], offsets, options),
             None => {
                 let k = l2_normalise(q.clone(), 1e-12);
-                self.joined([&q, &k, &v], offsets)
+                self.joined([&q, &k, &v], offsets, options)
             }
         };
         self.o_proj

@@ -15,9 +15,11 @@ use anyformer_ops::sinkhorn::balance;
 use anyformer_ops::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::card::{Card, ConfigError, Direction, Knob, TokenEntry, head_dim, read, resolve};
+use crate::card::{
+    Card, ConfigError, Direction, Knob, TokenEntry, WEIGHT_DROPOUT, chance, head_dim, read, resolve,
+};
 use crate::groups::{Lines, Seen, Whole, WholeMixer, rows};
-use crate::mixer::Cost;
+use crate::mixer::{Context, Cost};
 use crate::parts::Projections;
 
 /// Knobs.
@@ -40,6 +42,8 @@ pub struct SinkhornConfig {
     pub causal: bool,
     /// What the code released with Long Range Arena computes; see [`Sinkhorn::released`].
     pub lra_compat: bool,
+    /// Chance with which a weight of attention is dropped in training.
+    pub dropout: f64,
 }
 
 impl Default for SinkhornConfig {
@@ -53,6 +57,7 @@ impl Default for SinkhornConfig {
             cut: 0,
             causal: false,
             lra_compat: false,
+            dropout: 0.0,
         }
     }
 }
@@ -99,6 +104,7 @@ static CARD: Card = Card {
             name: "lra_compat",
             doc: "what the code released with Long Range Arena computes: strided blocks, no sorting, two attentions added",
         },
+        WEIGHT_DROPOUT,
     ],
     presets: &[],
 };
@@ -116,6 +122,7 @@ pub static ENTRY: TokenEntry = TokenEntry {
                 message: "block must be at least 1 and temperature above 0".into(),
             });
         }
+        chance(&CARD, config.dropout)?;
         if config.causal && (config.cut > 0 || config.lra_compat) {
             return Err(ConfigError::Impossible {
                 mixer: CARD.name,
@@ -211,7 +218,12 @@ impl Sinkhorn {
     /// What the released code computes. Block i holds the tokens t with t mod blocks = i; what is called sorted is, by the
     /// released contraction, the sum of all blocks whatever the sorting: its weights add up to one. The attention to the
     /// block and that to the sum are added.
-    fn released(&self, layout: &Layout, [q, k, v]: [&Tensor<2>; 3]) -> Tensor<2> {
+    fn released(
+        &self,
+        layout: &Layout,
+        [q, k, v]: [&Tensor<2>; 3],
+        context: &Context,
+    ) -> Tensor<2> {
         let (mut own, mut all) = (Seen::default(), Seen::default());
         let mut sums = vec![0u32; q.dims()[0]];
         for line in 0..layout.lines.count() {
@@ -233,8 +245,11 @@ impl Sinkhorn {
         let rows = layout.lines.count() * layout.block;
         let sums = Arc::new(sums);
         let [all_k, all_v] = [k, v].map(|x| summed(x.clone(), sums.clone(), rows));
-        let options = AttentionOptions::default;
-        own.attend_rows([q, k, v], options()) + all.attend_rows([q, &all_k, &all_v], options())
+        let options = |part: u32| AttentionOptions {
+            dropout: context.weights(self.config.dropout, part),
+            ..AttentionOptions::default()
+        };
+        own.attend_rows([q, k, v], options(0)) + all.attend_rows([q, &all_k, &all_v], options(1))
     }
 }
 
@@ -243,7 +258,7 @@ impl Whole for Sinkhorn {
         CARD.name
     }
 
-    fn all(&self, x: Tensor<3>, offsets: &[usize]) -> Tensor<3> {
+    fn all(&self, x: Tensor<3>, offsets: &[usize], context: &Context) -> Tensor<3> {
         let [q, k, v] = self.projections.split(&x).map(rows);
         let (heads, width, tokens) = (self.config.heads, self.head_dim, x.dims()[1]);
         let lines = Lines { offsets, heads };
@@ -254,7 +269,7 @@ impl Whole for Sinkhorn {
             count,
         };
         let o = if self.config.lra_compat {
-            self.released(&layout, [&q, &k, &v])
+            self.released(&layout, [&q, &k, &v], context)
         } else {
             let sorting = self.sorting(&layout, &q, &k);
             // Sorted rows come first, then the tokens' own.
@@ -288,6 +303,7 @@ impl Whole for Sinkhorn {
             }
             let options = AttentionOptions {
                 causal: self.config.causal,
+                dropout: context.weights(self.config.dropout, 0),
                 ..AttentionOptions::default()
             };
             seen.attend_rows([&q, &sorted(&k), &sorted(&v)], options)

@@ -11,7 +11,9 @@ use anyformer_ops::attention::Plan;
 use serde::{Deserialize, Serialize};
 
 use crate::block_sparse::Plans;
-use crate::card::{Card, ConfigError, Direction, Knob, TokenEntry, head_dim, read, resolve};
+use crate::card::{
+    Card, ConfigError, Direction, Knob, TokenEntry, WEIGHT_DROPOUT, chance, head_dim, read, resolve,
+};
 use crate::mixer::{Context, Cost, RunError, State, TokenMixer};
 use crate::parts::Projections;
 
@@ -45,6 +47,8 @@ pub struct SparseConfig {
     pub summary: usize,
     /// Biases on all four projections.
     pub bias: bool,
+    /// Chance with which a weight of attention is dropped in training.
+    pub dropout: f64,
 }
 
 impl Default for SparseConfig {
@@ -55,6 +59,7 @@ impl Default for SparseConfig {
             stride: 64,
             summary: 8,
             bias: false,
+            dropout: 0.0,
         }
     }
 }
@@ -89,6 +94,7 @@ static CARD: Card = Card {
             name: "bias",
             doc: "biases on all four projections",
         },
+        WEIGHT_DROPOUT,
     ],
     presets: &[],
 };
@@ -100,6 +106,7 @@ pub static ENTRY: TokenEntry = TokenEntry {
     build: |dim, options, builder| {
         let config: SparseConfig = read(&CARD, options)?;
         let head_dim = head_dim(&CARD, dim, config.heads)?;
+        chance(&CARD, config.dropout)?;
         let (stride, summary) = (config.stride, config.summary);
         if stride == 0 || summary == 0 || stride % summary != 0 {
             return Err(ConfigError::Impossible {
@@ -193,7 +200,9 @@ impl TokenMixer for Sparse {
             return Err(RunError::CannotStream(CARD.name));
         }
         let parts = self.projections.split(&x);
-        let o = self.plans.attend(parts, context, |time| self.plan(time));
+        let o = self
+            .plans
+            .attend(parts, context, self.config.dropout, |time| self.plan(time));
         Ok((self.projections.join(o), None))
     }
 

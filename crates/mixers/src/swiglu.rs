@@ -6,8 +6,10 @@ use anyformer_ops::activation::swiglu;
 use anyformer_ops::{Builder, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::card::{Card, ChannelEntry, Direction, Knob, read, resolve};
-use crate::mixer::{ChannelMixer, Cost};
+use crate::card::{
+    Card, ChannelEntry, ConfigError, Direction, HIDDEN_DROPOUT, Knob, chance, read, resolve,
+};
+use crate::mixer::{ChannelMixer, Context, Cost};
 use crate::parts::Layer;
 
 /// Knobs.
@@ -20,6 +22,8 @@ pub struct SwigluConfig {
     pub bias: bool,
     /// Rank of the three weights, each a product of two; 0: weights as they are.
     pub rank: usize,
+    /// Chance with which a hidden value is zeroed in training.
+    pub dropout: f64,
 }
 
 impl SwigluConfig {
@@ -53,6 +57,7 @@ static CARD: Card = Card {
             name: "rank",
             doc: "rank of the three weights, each a product of two; 0: weights as they are",
         },
+        HIDDEN_DROPOUT,
     ],
     presets: &[],
 };
@@ -63,7 +68,7 @@ pub static ENTRY: ChannelEntry = ChannelEntry {
     resolve: |options| resolve::<SwigluConfig>(&CARD, options),
     build: |dim, options, builder| {
         let config: SwigluConfig = read(&CARD, options)?;
-        Ok(Box::new(Swiglu::new(dim, &config, builder)))
+        Ok(Box::new(Swiglu::new(dim, &config, builder)?))
     },
 };
 
@@ -71,12 +76,13 @@ struct Swiglu {
     gate: Layer,
     up: Layer,
     down: Layer,
+    dropout: f64,
 }
 
 impl Swiglu {
-    fn new(dim: usize, config: &SwigluConfig, builder: &Builder) -> Self {
+    fn new(dim: usize, config: &SwigluConfig, builder: &Builder) -> Result<Self, ConfigError> {
         let (hidden, bias) = (config.hidden(dim), config.bias);
-        Swiglu {
+        Ok(Swiglu {
             gate: Layer::new(
                 builder,
                 "gate_proj",
@@ -87,14 +93,15 @@ impl Swiglu {
             ),
             up: Layer::new(builder, "up_proj", [dim, hidden], config.rank, bias, false),
             down: Layer::new(builder, "down_proj", [hidden, dim], config.rank, bias, true),
-        }
+            dropout: chance(&CARD, config.dropout)?,
+        })
     }
 }
 
 impl ChannelMixer for Swiglu {
-    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+    fn forward(&self, x: Tensor<3>, context: &Context) -> Tensor<3> {
         let inner = swiglu(self.gate.forward(x.clone()), self.up.forward(x));
-        self.down.forward(inner)
+        self.down.forward(context.hidden(self.dropout, inner))
     }
 
     fn cost(&self, time: usize) -> Cost {

@@ -110,26 +110,29 @@ impl Channel {
         let [batch, time, _] = x.dims();
         let kept = x.device().is_autodiff();
         if self.chunks > 1 && (kept || batch * time / 64 >= self.chunks) {
-            return self.chunked(x);
+            return self.chunked(x, context);
         }
-        match &context.losses {
-            Some(losses) => self.mixer.forward_with_losses(x, losses),
-            None => self.mixer.forward(x),
-        }
+        self.mixer.forward(x, context)
     }
 
     /// The mixer over one part of the tokens after the other, of which only the input is kept for the backward pass.
-    fn chunked(&self, x: Tensor<3>) -> Tensor<3> {
+    fn chunked(&self, x: Tensor<3>, context: &Context) -> Tensor<3> {
         let [batch, time, dim] = x.dims();
         let tokens = batch * time;
         let size = tokens.div_ceil(self.chunks).max(1);
-        let mixer = self.mixer.clone();
-        let function: Function<Infallible> = Arc::new(move |x| {
-            let y = mixer.forward(x);
-            Ok(Given { y, loss: None })
-        });
         let flat = x.reshape([1, tokens, dim]);
-        let chunks = (0..tokens).step_by(size).map(|from| {
+        let chunks = (0..tokens).step_by(size).enumerate().map(|(part, from)| {
+            let mixer = self.mixer.clone();
+            // Parts drop as if each were a layer of its own, without the losses of mixers.
+            let context = Context {
+                offsets: None,
+                losses: None,
+                ..context.at(context.layer + part * PARTS)
+            };
+            let function: Function<Infallible> = Arc::new(move |x| {
+                let y = mixer.forward(x, &context);
+                Ok(Given { y, loss: None })
+            });
             let chunk = flat.clone().narrow(1, from, size.min(tokens - from));
             match recomputed(chunk, &function) {
                 Ok(given) => given.y,
@@ -147,6 +150,9 @@ pub(crate) struct Block {
     mixer: Box<dyn TokenMixer>,
     channel: Option<Channel>,
 }
+
+/// More layers than a model has.
+const PARTS: usize = 1 << 10;
 
 /// The places of dropout after a layer's token and channel mixer; 0 is the embedding.
 fn sites(layer: usize) -> [u32; 2] {
@@ -205,7 +211,7 @@ impl Block {
         context: &Context,
         state: Option<&State>,
     ) -> Result<(Tensor<3>, Option<State>), RunError> {
-        let (y, state) = self.mix(self.norm.forward(x), context, state)?;
+        let (y, state) = self.mix(self.norm.forward(x), &context.at(layer), state)?;
         Ok((context.dropped(sites(layer)[0], y), state))
     }
 
@@ -217,7 +223,7 @@ impl Block {
         context: &Context,
     ) -> Option<Tensor<3>> {
         let channel = self.channel.as_ref()?;
-        let y = channel.mix(channel.norm.forward(x), context);
+        let y = channel.mix(channel.norm.forward(x), &context.at(layer));
         Some(context.dropped(sites(layer)[1], y))
     }
 
@@ -233,6 +239,7 @@ impl Block {
         context: &Context,
         state: Option<&State>,
     ) -> Result<(Stream, Option<State>), RunError> {
+        let context = &context.at(layer);
         let mix = |x: Tensor<3>| self.mix(x, context, state);
         let sites = sites(layer);
         let dropped = |after: usize, y: Tensor<3>| context.dropped(sites[after], y);

@@ -10,6 +10,7 @@ use burn::tensor::{Bool, Int, Tensor, TensorData};
 use crate::activation::{both, single, softmax};
 use crate::adapter::{Array, Forward, Kernel, View, apply, erase, on_cpu, or_zeros, sequences};
 use crate::cache::Cache;
+use crate::dropout::Placed;
 use crate::lengths::cumulative;
 use crate::meter;
 
@@ -36,6 +37,8 @@ pub struct AttentionOptions {
     /// Numbers of the queries and of the keys, all sequences together: a pair of equal numbers has a score so low that the
     /// query reads that key only where it has no other.
     pub ids: Option<[Arc<Vec<u32>>; 2]>,
+    /// Weights dropped, the others scaled up; sums of exponentials stay those of all. See [`crate::dropout::Dropout::at`].
+    pub dropout: Option<Placed>,
 }
 
 /// Operations of one attention, two per multiply-add of the pairs that the mask allows.
@@ -215,6 +218,7 @@ struct Flash {
     starts: Option<Arc<Vec<usize>>>,
     alibi: Option<Arc<Vec<f32>>>,
     ids: Option<[Arc<Vec<u32>>; 2]>,
+    dropout: Option<Placed>,
     scale: f32,
     heads: usize,
     kv_heads: usize,
@@ -250,6 +254,7 @@ impl Flash {
             plans: options.plans.clone(),
             starts: options.starts.clone(),
             ids: options.ids.clone(),
+            dropout: options.dropout,
             zero: 0,
             gives_sums: false,
             alibi: options.alibi.clone(),
@@ -276,6 +281,7 @@ impl Flash {
                 zero: self.zero,
             }),
             ids: self.ids.as_ref().map(|[q, k]| [&q[..], &k[..]]),
+            dropout: self.dropout,
             q: inputs[0].data,
             k: Rows::Flat(inputs[1].data),
             v: Rows::Flat(inputs[2].data),
@@ -379,7 +385,14 @@ impl Flash {
                 let lse = sum.log() + largest + seen.clone().log();
                 sums.push(lse.reshape([heads, count]).swap_dims(0, 1));
             }
-            outputs.push((softmax(scores).matmul(spread(&v)) * seen).swap_dims(0, 1));
+            let mut weights = softmax(scores);
+            if let Some(dropout) = &self.dropout {
+                let shape = [[heads, self.kv_heads], [count, held]];
+                let factors = kernel::factors(dropout, sequence, shape[0], shape[1]);
+                let factors = TensorData::new(factors, [heads, count, held]);
+                weights = weights * Tensor::from_data(factors, &device);
+            }
+            outputs.push((weights.matmul(spread(&v)) * seen).swap_dims(0, 1));
         }
         let shape = [batch, time, heads];
         let device = v.device();

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use anyformer_kernels::dropout as kernel;
-pub use anyformer_kernels::dropout::Key;
+pub use anyformer_kernels::dropout::{Dropout as Placed, Key};
 use burn::tensor::{Tensor, TensorData};
 
 use crate::activation::{only, output, single};
@@ -56,6 +56,15 @@ impl Kernel for Drop {
 }
 
 impl Dropout {
+    /// At a place in the model.
+    pub fn at(&self, site: u32) -> Placed {
+        Placed {
+            key: self.key,
+            site,
+            chance: self.chance,
+        }
+    }
+
     /// Zeroes values of `x [batch, time, dim]` at random and divides the others by `1 - chance` (Srivastava et al., 2014); `site`
     /// is the place in the model, `offsets` the cumulative lengths of packed sequences. With a chance of 0 it is `x` itself.
     ///
@@ -67,11 +76,7 @@ impl Dropout {
         }
         let [batch, time, dim] = x.dims();
         let offsets = sequences(offsets, batch, time);
-        let dropout = kernel::Dropout {
-            key: self.key,
-            site,
-            chance: self.chance,
-        };
+        let dropout = self.at(site);
         if on_cpu(&x) {
             return single(Drop { dropout, offsets }, [erase(x)]);
         }

@@ -236,9 +236,7 @@ impl Golden {
         let context = Context {
             grid,
             keep_state: true,
-            offsets: None,
-            losses: None,
-            dropout: None,
+            ..Context::default()
         };
         let (y, state) = match token_mixer(&self.mixer) {
             Ok(entry) => {
@@ -251,7 +249,7 @@ impl Golden {
                 let entry = channel_mixer(&self.mixer).map_err(text)?;
                 let mixer = (entry.build)(dim, &config, &builder).map_err(text)?;
                 self.fill(&builder.store())?;
-                (mixer.forward(x.clone()), None)
+                (mixer.forward(x.clone(), &context), None)
             }
         };
         let at = |what: &str| format!("golden {} {what}", self.name);

@@ -254,9 +254,7 @@ fn packed_equals_alone(case: &Case) -> Result<(), String> {
     let context = Context {
         offsets: Some(Arc::new(offsets.clone())),
         keep_state: case.streams(),
-        grid: None,
-        losses: None,
-        dropout: None,
+        ..Context::default()
     };
     let weight = uniform(93, [1, total, DIM], &device);
     let (packed, states) = run(&*mixer, x.clone(), &context, None)?;

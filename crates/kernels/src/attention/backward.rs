@@ -1,13 +1,15 @@
 //! The backward pass, one key head of one sequence at a time.
 //!
 //! With `delta_i = do_i . o_i`: `dv_j = sum_i p_ij do_i`, `ds_ij = p_ij (do_i . v_j - delta_i)`,
-//! `dq_i = scale sum_j ds_ij k_j`, `dk_j = scale sum_i ds_ij q_i`.
+//! `dq_i = scale sum_j ds_ij k_j`, `dk_j = scale sum_i ds_ij q_i`. Where weights are dropped, `m_ij` their factors,
+//! `dv_j = sum_i m_ij p_ij do_i` and `ds_ij = p_ij (m_ij do_i . v_j - delta_i)`.
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::block::{Block, Tile, gather, gather_transposed, soften_back};
+use super::dropped::Kept;
 use super::{Attention, Group, KEYS, ROWS};
 use crate::disjoint::Disjoint;
 use crate::gemm::{Matrix, product};
@@ -88,6 +90,7 @@ fn run(
     let (mut g, mut g_rows) = (zeros(ROWS, value_dim), zeros(ROWS, value_dim));
     let (mut scores, mut dp) = (zeros(KEYS, ROWS), zeros(KEYS, ROWS));
     let mut turned = zeros(ROWS, head_dim);
+    let mut kept = Kept::of(attention);
     let mut dbias = vec![0.0; attention.bias.map_or(0, |bias| bias.table.len())];
     let block = attention.wide_block();
     let mut wide = (zeros(1, block), zeros(1, block));
@@ -171,7 +174,14 @@ fn run(
                 (1, ROWS),
                 false,
             );
+            if let Some(kept) = &mut kept {
+                kept.draw(attention, group, first, tile);
+                kept.apply(dp);
+            }
             soften_back(&block, tile, scores, dp, &lse, &delta);
+            if let Some(kept) = &kept {
+                kept.apply(scores);
+            }
             block.add_biases(dp, tile.from, &mut dbias);
             let (p, ds) = (turned(scores), turned(dp));
             let k = Matrix {

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::block::{Block, Running, gather_transposed, soften};
+use super::dropped::Kept;
 use super::{Attention, Group, KEYS, ROWS, decode};
 use crate::disjoint::Disjoint;
 use crate::gemm::{Matrix, product};
@@ -56,9 +57,11 @@ pub fn forward(attention: &Attention) -> Output {
         if rows == 0 {
             continue;
         }
-        // The way of a few rows knows neither lists of keys, biases by distance nor numbers.
-        let plain =
-            attention.plans.is_none() && attention.bias.is_none() && attention.ids.is_none();
+        // The way of a few rows knows neither lists of keys, biases by distance, numbers nor dropout.
+        let plain = attention.plans.is_none()
+            && attention.bias.is_none()
+            && attention.ids.is_none()
+            && attention.dropout.is_none();
         if rows <= decode::ROWS && plain {
             few.push(sequence);
             continue;
@@ -97,6 +100,7 @@ struct Scratch {
     turned: Vec<f32>,
     /// Keys and values of a tile, where they are held in bf16 or do not lie together.
     wide: (Vec<f32>, Vec<f32>),
+    kept: Option<Kept>,
 }
 
 impl Scratch {
@@ -110,6 +114,7 @@ impl Scratch {
                 vec![0.0; attention.wide_block()],
                 vec![0.0; attention.wide_block()],
             ),
+            kept: Kept::of(attention),
         }
     }
 }
@@ -130,6 +135,7 @@ fn run(
         o,
         turned,
         wide,
+        kept,
     } = scratch;
     gather_transposed(
         attention,
@@ -165,6 +171,10 @@ fn run(
             false,
         );
         soften(&block, tile, scores, &mut running, o);
+        if let Some(kept) = kept {
+            kept.draw(attention, group, first, tile);
+            kept.apply(scores);
+        }
         let p = Matrix {
             data: scores,
             strides: (1, ROWS),

@@ -1,6 +1,7 @@
 //! The equation as loops, in f64; the whole row of probabilities at once.
 
-use super::{Mask, OWN};
+use super::{Mask, OWN, dropped};
+use crate::dropout::Dropout;
 
 /// The arguments, as in [`super::Attention`].
 #[derive(Clone, Debug)]
@@ -35,6 +36,8 @@ pub struct Naive {
     pub bias: Option<(Vec<f64>, usize)>,
     /// Numbers of queries and keys.
     pub ids: Option<[Vec<u32>; 2]>,
+    /// Which weights are dropped.
+    pub dropout: Option<Dropout>,
     /// Factor of the dot products.
     pub scale: f64,
 }
@@ -80,7 +83,12 @@ impl Naive {
                         }
                         let ids = self.ids.as_ref();
                         let own = ids.is_some_and(|[queries, keys]| queries[i] == keys[j]);
+                        let row = (i - qs[0]) * fold + h % fold;
+                        let keep = self.dropout.as_ref().map_or(1.0, |dropout| {
+                            dropped::factor(dropout, sequence, h / fold, row, j - ks[0])
+                        });
                         scores.push(Pair {
+                            keep: f64::from(keep),
                             at,
                             score: if own { f64::from(OWN) } else { score },
                             place,
@@ -109,8 +117,11 @@ impl Naive {
         let (mut o, mut lse) = (vec![0.0; rows * dim], vec![f64::NEG_INFINITY; rows]);
         self.rows(|row, scores| {
             lse[row] = log_sum_exp(scores);
-            for Pair { at, score, .. } in scores {
-                let p = (score - lse[row]).exp();
+            for Pair {
+                at, score, keep, ..
+            } in scores
+            {
+                let p = keep * (score - lse[row]).exp();
                 for c in 0..dim {
                     o[row * dim + c] += p * self.v[at * dim + c];
                 }
@@ -135,17 +146,18 @@ impl Naive {
                     .sum()
             };
             let p = |score: f64| (score - lse).exp();
-            let delta: f64 = scores.iter().map(|pair| p(pair.score) * dp(pair.at)).sum();
+            let dp = |pair: &Pair| pair.keep * dp(pair.at);
+            let delta: f64 = scores.iter().map(|pair| p(pair.score) * dp(pair)).sum();
             for pair in scores {
                 let Pair { at, score, .. } = pair;
                 let through = if pair.own { 0.0 } else { 1.0 };
-                let ds = p(*score) * (dp(*at) - delta + dlse[row]) * through;
+                let ds = p(*score) * (dp(pair) - delta + dlse[row]) * through;
                 if !dbias.is_empty() {
                     dbias[pair.place] += ds;
                 }
                 let ds = ds * self.scale;
                 for c in 0..value_dim {
-                    dv[at * value_dim + c] += p(*score) * g[c];
+                    dv[at * value_dim + c] += pair.keep * p(*score) * g[c];
                 }
                 for c in 0..dim {
                     dq[row * dim + c] += ds * self.k[at * dim + c];
@@ -162,6 +174,8 @@ struct Pair {
     /// The row of the key.
     at: usize,
     score: f64,
+    /// The factor of its weight.
+    keep: f64,
     /// The place of its bias.
     place: usize,
     /// Whether both have one number.

@@ -1,4 +1,5 @@
-use super::cache::Element;
+mod pages;
+
 use super::naive::Naive;
 use super::*;
 use crate::testing::{Close, assert_close, assert_near, rand_vec};
@@ -32,6 +33,7 @@ struct Case {
     bias: Option<(Vec<f32>, usize)>,
     ids: Option<[Vec<u32>; 2]>,
     starts: Option<Vec<usize>>,
+    dropout: Option<Dropout>,
 }
 
 const SCALE: f32 = 0.7;
@@ -63,7 +65,19 @@ impl Case {
             bias: None,
             ids: None,
             starts: None,
+            dropout: None,
         }
+    }
+
+    /// With weights dropped.
+    fn with_dropout(mut self, chance: f32) -> Self {
+        let key = crate::dropout::Key::new(3, 4);
+        self.dropout = Some(Dropout {
+            key,
+            site: 7,
+            chance,
+        });
+        self
     }
 
     /// With the first queries standing where these say.
@@ -108,6 +122,7 @@ impl Case {
                 .as_ref()
                 .map(|(table, zero)| Bias { table, zero: *zero }),
             ids: self.ids.as_ref().map(|[q, k]| [&q[..], &k[..]]),
+            dropout: self.dropout,
             scale: SCALE,
         }
     }
@@ -130,6 +145,7 @@ impl Case {
             alibi: self.alibi.as_deref().map(wide),
             bias: self.bias.as_ref().map(|(table, zero)| (wide(table), *zero)),
             ids: self.ids.clone(),
+            dropout: self.dropout,
             scale: SCALE as f64,
         }
     }
@@ -197,7 +213,7 @@ fn masks() -> impl Iterator<Item = Mask> {
 fn naive_gradients_are_differences_of_the_equation() {
     for mask in masks() {
         let case = Case::new(&[0, 3, 3, 5], &[0, 3, 4, 9], [4, 2, 3, 2], mask, true);
-        let case = case.with_bias(4, 1).with_ids(4);
+        let case = case.with_bias(4, 1).with_ids(4).with_dropout(0.4);
         let mut naive = case.naive();
         let (d_o, dlse) = (wide(&rand_vec(4, 5 * 8)), wide(&rand_vec(5, 5 * 4)));
         let grads = naive.backward(&d_o, &dlse);
@@ -272,6 +288,7 @@ fn listed_keys_equal_the_equation() {
             );
             case.reads = Some(reads);
             case.check();
+            case.clone().with_dropout(0.3).check();
             let pairs = |time: usize| {
                 let all =
                     (0..2 * time * time).map(|at| (at / time / time, at / time % time, at % time));
@@ -335,6 +352,52 @@ fn biases_by_distance_and_numbers_of_pairs() {
 }
 
 #[test]
+fn dropped_weights_equal_the_equation() {
+    for mask in masks() {
+        // One query after a cache too: a few rows take the way of many.
+        let (q, k) = ([0, 1, 1, 71, 80, 82], [0, 66, 70, 140, 240, 240]);
+        let case = Case::new(&q, &k, [6, 2, 8, 3], mask, true);
+        case.clone().with_dropout(0.3).check();
+        case.clone().with_bias(50, 9).with_dropout(0.9).check();
+        let whole = forward(&case.fast());
+        let none = forward(&case.with_dropout(0.0).fast());
+        assert_close("o", &none.o, &whole.o, 1e-6);
+    }
+}
+
+/// Half of the weights go, in every row and column of the matrix; another head, sequence, place or pass drops others.
+#[test]
+fn what_is_dropped_is_independent() {
+    let at = |key: crate::dropout::Key, site: u32, sequence: usize| {
+        let chance = 0.5;
+        let dropout = Dropout { key, site, chance };
+        factors(&dropout, sequence, [4, 2], [96, 100])
+    };
+    let key = crate::dropout::Key::new(1, 2);
+    let base = at(key, 3, 0);
+    let pass = at(crate::dropout::Key::new(1, 3), 3, 0);
+    let heads: Vec<&[f32]> = base.chunks(9600).collect();
+    let (place, sequence) = (at(key, 4, 0), at(key, 3, 1));
+    let others = [&place[..9600], &sequence[..9600], &pass[..9600]];
+    // Deviations of 9,600 coins from the half: 49; from a row's and a column's half: 5.
+    for (index, a) in heads.iter().enumerate() {
+        let kept = |values: &[f32]| values.iter().filter(|value| **value == 2.0).count() as f32;
+        assert!((kept(a) - 4800.0).abs() < 250.0);
+        for row in a.chunks(100) {
+            assert!((kept(row) - 50.0).abs() < 28.0, "{}", kept(row));
+        }
+        for column in 0..100 {
+            let column: Vec<f32> = a.iter().skip(column).step_by(100).copied().collect();
+            assert!((kept(&column) - 48.0).abs() < 28.0, "{}", kept(&column));
+        }
+        for b in heads[..index].iter().chain(&others) {
+            let same = a.iter().zip(*b).filter(|(a, b)| a == b).count() as f32;
+            assert!((same - 4800.0).abs() < 250.0, "{same}");
+        }
+    }
+}
+
+#[test]
 fn large_scores_do_not_overflow() {
     let mut case = Case::new(&[0, 100], &[0, 100], [1, 1, 4, 4], mask(true, None), false);
     case.q.iter_mut().for_each(|q| *q *= 300.0);
@@ -394,81 +457,6 @@ fn operations_count_the_allowed_pairs() {
     );
 }
 
-/// Keys and values in pages of tables, added in portions.
-fn paged(case: &Case, element: Element) -> [Vec<Table>; 2] {
-    let [_, kv_heads, head_dim, value_dim] = case.dims;
-    let table = |values: &[f32], dim: usize, ends: &[usize]| {
-        let width = kv_heads * dim;
-        let rows = &values[ends[0] * width..ends[1] * width];
-        let portions = rows.chunks(37 * width);
-        portions.fold(Table::new(element, kv_heads, dim), |table, rows| {
-            table.with_rows(rows)
-        })
-    };
-    let tables = |values: &[f32], dim: usize| {
-        let ends = case.k_offsets.windows(2);
-        ends.map(|ends| table(values, dim, ends)).collect()
-    };
-    [tables(&case.k, head_dim), tables(&case.v, value_dim)]
-}
-
-#[test]
-fn pages_give_the_bits_of_flat_rows() {
-    let causal = |window| mask(true, window);
-    for (q, k, dims, mask) in [
-        // Decoding, a mix of contexts; chunked reading; a window; more rows than a decoded token has; nothing.
-        (
-            vec![0, 1, 2, 3],
-            vec![0, 700, 701, 1900],
-            [4, 2, 16, 24],
-            causal(None),
-        ),
-        (
-            vec![0, 70, 71],
-            vec![0, 200, 290],
-            [2, 2, 8, 8],
-            causal(None),
-        ),
-        (
-            vec![0, 1, 40],
-            vec![0, 300, 500],
-            [2, 1, 8, 8],
-            causal(Some(90)),
-        ),
-        (
-            vec![0, 1, 2],
-            vec![0, 130, 195],
-            [16, 1, 32, 32],
-            causal(None),
-        ),
-        (vec![0, 0, 2], vec![0, 3, 5], [1, 1, 4, 4], Mask::default()),
-    ] {
-        let case = Case::new(&q, &k, dims, mask, q.len() == 3);
-        let want = forward(&case.fast());
-        let (o, _) = case.naive().forward();
-        assert_close("o", &want.o, &narrow(&o), 1e-5);
-        let [k, v] = paged(&case, Element::F32);
-        let got = forward(&Attention {
-            k: Rows::Paged(&k),
-            v: Rows::Paged(&v),
-            ..case.fast()
-        });
-        assert_eq!(got.o, want.o, "{dims:?}");
-        assert_eq!(got.lse, want.lse, "{dims:?}");
-        let [k, v] = paged(&case, Element::Bf16);
-        let got = forward(&Attention {
-            k: Rows::Paged(&k),
-            v: Rows::Paged(&v),
-            ..case.fast()
-        });
-        let mut rounded = case.clone();
-        for value in rounded.k.iter_mut().chain(&mut rounded.v) {
-            *value = crate::bf16::to_f32(crate::bf16::round(*value));
-        }
-        assert_eq!(got.o, forward(&rounded.fast()).o, "{dims:?} in bf16");
-    }
-}
-
 #[test]
 fn fewer_instructions_match_as_well() {
     crate::testing::with_fewer_instructions(&[
@@ -476,7 +464,8 @@ fn fewer_instructions_match_as_well() {
         packs_with_empty_sequences_caches_and_groups,
         large_scores_do_not_overflow,
         results_over_parts_of_the_keys_merge_in_any_order,
-        pages_give_the_bits_of_flat_rows,
+        pages::pages_give_the_bits_of_flat_rows,
+        dropped_weights_equal_the_equation,
     ]);
 }
 
@@ -499,6 +488,9 @@ pub(crate) fn fuzz(bytes: &mut crate::fuzzing::Bytes) {
         window: bytes.one_of(&[None, Some(0), Some(1), Some(5), Some(64), Some(usize::MAX)]),
     };
     let mut case = Case::new(&q, &k, dims, mask, bytes.flag());
+    if bytes.flag() {
+        case = case.with_dropout(0.5);
+    }
     if bytes.flag() {
         // Scores in which single keys weigh everything.
         let queries = case.q.len();

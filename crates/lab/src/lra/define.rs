@@ -259,6 +259,7 @@ impl Definition {
             json!({"class": {"classes": classes, "pool": pool, "hidden": recipe.mlp, "pair": pair}})
         };
         let mut knobs = knobs(longest, recipe.heads);
+        knobs.insert("dropout".into(), json!(recipe.attention_dropout));
         if recipe.qkv != recipe.dim {
             knobs.insert("head_dim".into(), json!(recipe.qkv / recipe.heads));
         }
@@ -273,7 +274,7 @@ impl Definition {
             model: table(json!({
                 "dim": recipe.dim,
                 "layers": recipe.layers,
-                "channel": {"name": "mlp", "hidden": recipe.mlp},
+                "channel": {"name": "mlp", "hidden": recipe.mlp, "dropout": recipe.dropout},
                 "positions": if recipe.learned_positions { "learned" } else { "sinusoid" },
                 "max_time": longest,
                 "dropout": recipe.dropout,
@@ -362,6 +363,9 @@ mod tests {
                 _ => 0.1,
             };
             assert_eq!(config.dropout, dropout, "{}", task_plan.name);
+            assert_eq!(config.channel.options["dropout"], json!(dropout));
+            let of_weights = if dropout == 0.3 { 0.2 } else { 0.1 };
+            assert_eq!(config.mixers[0].options["dropout"], json!(of_weights));
             // Padding has an embedding in the released code, as have bytes and pixels that never occur.
             let model = Model::shapes(&config).expect("builds");
             assert_eq!(

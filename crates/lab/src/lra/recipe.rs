@@ -21,6 +21,8 @@ pub(super) struct Recipe {
     pub(super) decay: f64,
     pub(super) clip: f64,
     pub(super) dropout: f64,
+    /// Of the weights of attention.
+    pub(super) attention_dropout: f64,
 }
 
 impl Recipe {
@@ -42,6 +44,7 @@ impl Recipe {
             decay: 0.01,
             clip: 1.0,
             dropout: 0.0,
+            attention_dropout: 0.0,
         };
         match (preset, dialect) {
             (Preset::Smoke, _) => Recipe {
@@ -105,6 +108,7 @@ impl Recipe {
                     decay: 0.05,
                     clip: 0.0,
                     dropout: 0.0,
+                    attention_dropout: 0.0,
                     ..official(column)
                 }
             }
@@ -131,6 +135,7 @@ fn official(column: Column) -> Recipe {
         decay: 0.1,
         clip: 0.0,
         dropout: 0.1,
+        attention_dropout: 0.1,
     };
     match column {
         Column::ListOps => rsqrt(512, 8, 1024, "cls", 5000, 1000),
@@ -157,6 +162,7 @@ fn official(column: Column) -> Recipe {
             decay: 0.0,
             clip: 0.0,
             dropout: 0.3,
+            attention_dropout: 0.2,
         },
         Column::Pathfinder => Recipe {
             dim: 32,
@@ -174,6 +180,7 @@ fn official(column: Column) -> Recipe {
             decay: 0.0,
             clip: 0.0,
             dropout: 0.2,
+            attention_dropout: 0.1,
         },
         Column::PathX => Recipe {
             heads: 2,

@@ -1,6 +1,6 @@
 //! What attention's knobs do, one line each.
 
-use crate::card::Knob;
+use crate::card::{Knob, WEIGHT_DROPOUT};
 
 /// The knobs, for the cards of this mixer and its windowed form.
 pub(crate) const KNOBS: &[Knob] = &[
@@ -100,4 +100,5 @@ pub(crate) const KNOBS: &[Knob] = &[
         name: "cache",
         doc: "how keys and values are kept from token to token on the CPU: f32, or bf16 at half the memory; not with positions in the scores",
     },
+    WEIGHT_DROPOUT,
 ];

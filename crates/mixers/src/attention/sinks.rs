@@ -165,6 +165,7 @@ impl Attention {
         let near = AttentionOptions {
             window: None,
             starts: Some(Arc::new(before)),
+            dropout: context.weights(self.dropout, 1),
             ..shared.clone()
         };
         let of_sinks = sinks.attend(&flat(far), &near);

@@ -1,6 +1,11 @@
 use super::*;
 use crate::check::{agree, values};
 
+fn dropout(chance: f32) -> Placed {
+    let key = crate::dropout::Key::new(1, 2);
+    crate::dropout::Dropout { key, chance }.at(9)
+}
+
 #[test]
 fn kernel_equals_the_matrix_form() {
     let (heads, kv_heads, head_dim) = (4, 2, 6);
@@ -12,18 +17,20 @@ fn kernel_equals_the_matrix_form() {
         values(3, keys * kv_heads * head_dim),
     ];
     for causal in [true, false] {
-        for window in [None, Some(3)] {
+        for (window, chance) in [(None, 0.0), (Some(3), 0.0), (None, 0.4)] {
             for alibi in [None, Some(Arc::new(vec![0.5, 0.25, 0.125, 0.1]))] {
                 let options = AttentionOptions {
                     causal,
                     window,
                     alibi: alibi.clone(),
+                    dropout: (chance > 0.0).then_some(dropout(chance)),
                     scale: None,
                     q_offsets: Some(Arc::new(q_offsets.clone())),
                     k_offsets: Some(Arc::new(k_offsets.clone())),
                     ..AttentionOptions::default()
                 };
-                let name = format!("causal {causal} window {window:?} alibi {alibi:?}");
+                let name =
+                    format!("causal {causal} window {window:?} alibi {alibi:?} dropout {chance}");
                 agree(&name, 1e-4, &inputs, |x| {
                     let keys = [1, keys, kv_heads, head_dim];
                     let o = flash_attention(
@@ -125,6 +132,7 @@ fn listed_keys_equal_the_matrix_form() {
         plans: Some(Arc::new(offsets.windows(2).map(plan).collect())),
         q_offsets: Some(offsets.clone()),
         k_offsets: Some(offsets.clone()),
+        dropout: Some(dropout(0.3)),
         ..AttentionOptions::default()
     };
     agree("listed", 1e-4, &inputs, |x| {

@@ -1,6 +1,8 @@
 //! Switches of the survey on faster and lighter transformers: at its neutral value each changes no bit.
 
-use anyformer_mixers::{Losses, MixerSpec, Options, channel_mixer};
+mod dropout;
+
+use anyformer_mixers::{Context, Losses, MixerSpec, Options, channel_mixer};
 use anyformer_models::{Gives, Input, Model, ModelConfig, Pass, Target, Teacher};
 use anyformer_ops::dropout::Key;
 use anyformer_ops::recompute::kept;
@@ -121,7 +123,11 @@ fn one_expert_is_the_dense_mixer() {
         }
         let x = || uniform(3, [2, 5, 16], &device);
         let losses = Losses::default();
-        let (want, got) = (dense.forward(x()), sparse.forward_with_losses(x(), &losses));
+        let context = Context {
+            losses: Some(losses.clone()),
+            ..Context::default()
+        };
+        let (want, got) = (dense.forward(x(), &context), sparse.forward(x(), &context));
         assert_eq!(tensor_values(got.clone()), tensor_values(want.clone()));
         let balance = tensor_values(losses.sum().expect("a balance"))[0];
         assert!((balance - 0.01).abs() < 1e-8, "{balance}");
@@ -271,30 +277,6 @@ fn a_pass_that_leaves_nothing_out_and_learns_from_nobody_is_the_plain_one() {
     };
     let error = model.loss_with(input(), None, Target::Tokens(&WANTED), &short);
     assert!(error.is_err_and(|error| error.to_string().contains("teacher")));
-}
-
-#[test]
-fn dropout_is_of_training_and_the_same_for_the_same_key_and_layout() {
-    for wiring in ["pre_norm", "post_norm", "parallel"] {
-        let plain = model(json!({"wiring": wiring}));
-        let drops = model(json!({"wiring": wiring, "dropout": 0.3}));
-        assert_eq!(scores(&plain), scores(&drops));
-        let none = gradients(&plain, &Pass::default());
-        assert_eq!(gradients(&drops, &Pass::default()), none);
-        let with = |pass: u64| Pass {
-            dropout: Some(Key::new(1, pass)),
-            ..Pass::default()
-        };
-        let first = gradients(&drops, &with(1));
-        assert_eq!(gradients(&drops, &with(1)), first);
-        assert_ne!(gradients(&drops, &with(2)).0, first.0);
-        assert_ne!(first.0, none.0);
-        // Padded rows are packed; they drop what they drop as a batch.
-        let target = Target::Tokens(&WANTED);
-        let packed = drops.loss_with(input(), Some(&[5, 5]), target, &with(1));
-        let packed = tensor_values(packed.expect("runs").loss)[0];
-        assert!((packed - first.0).abs() < 1e-5, "{packed} and {}", first.0);
-    }
 }
 
 /// The knob of the pool of experts reaches the config of a model by name.
