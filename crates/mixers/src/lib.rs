@@ -54,5 +54,5 @@ pub use all::{channel_mixer, channel_mixers, token_mixer, token_mixers};
 pub use card::{
     Card, ChannelEntry, ConfigError, Direction, Entry, Knob, MixerSpec, Options, Preset, TokenEntry,
 };
-pub use mixer::{ChannelMixer, Context, Cost, Losses, RunError, TokenMixer};
+pub use mixer::{ChannelMixer, Context, Cost, Losses, RunError, TokenMixer, Training};
 pub use state::{State, StateTensor};

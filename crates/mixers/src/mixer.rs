@@ -39,6 +39,15 @@ pub enum RunError {
     },
 }
 
+/// A pass of training: what is drawn in it depends on these alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Training {
+    /// Of the run.
+    pub seed: u64,
+    /// Passes before it.
+    pub nth: u64,
+}
+
 /// Places of dropout in the weights of attention are counted from here, and those in channel mixers; places of blocks are below.
 const WEIGHTS: u32 = 1 << 19;
 const HIDDEN: u32 = 1 << 18;
@@ -56,6 +65,8 @@ pub struct Context {
     pub losses: Option<Losses>,
     /// What a pass of training drops; the blocks apply it to what the mixers give, and mixers inside.
     pub dropout: Option<Dropout>,
+    /// Which pass of training it is; none in evaluation.
+    pub training: Option<Training>,
     /// The number of the layer.
     pub layer: usize,
 }

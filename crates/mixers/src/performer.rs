@@ -10,12 +10,13 @@
 use anyformer_ops::feature_attention::FeatureMap;
 use anyformer_ops::param::normal;
 use anyformer_ops::{Init, Linear, Param, Tensor};
+use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::additive::{self, Additive};
 use crate::card::{Card, ConfigError, Direction, Knob, TokenEntry, head_dim, read, resolve};
-use crate::mixer::{Context, Cost, RunError, State, TokenMixer};
+use crate::mixer::{Context, Cost, RunError, State, TokenMixer, Training};
 use crate::parts::{join_heads, split_heads};
 
 /// Added to each feature of the ReLU kernels.
@@ -48,6 +49,8 @@ pub struct PerformerConfig {
     pub causal: bool,
     /// Added to each feature of the softmax kernel.
     pub eps: f64,
+    /// Passes of training after which the random matrix is drawn anew; 0: never.
+    pub redraw: u64,
 }
 
 impl Default for PerformerConfig {
@@ -58,6 +61,7 @@ impl Default for PerformerConfig {
             kernel: Kernel::Softmax,
             causal: true,
             eps: 1e-4,
+            redraw: 0,
         }
     }
 }
@@ -70,7 +74,7 @@ static CARD: Card = Card {
     direction: Direction::Either,
     streams: true,
     state: "constant",
-    notes: "The random matrix is drawn once and saved as a buffer; it is not redrawn during training. The causal form has no stabiliser on the keys, because a maximum over positions looks ahead; released implementations have one and so peek at the future through eps.",
+    notes: "The random matrix is saved with the model; redraw draws it anew in training. The causal form has no stabiliser on the keys, because a maximum over positions looks ahead; released implementations have one and so peek at the future through eps.",
     knobs: &[
         Knob {
             name: "heads",
@@ -92,6 +96,10 @@ static CARD: Card = Card {
             name: "eps",
             doc: "added to each feature of the softmax kernel",
         },
+        Knob {
+            name: "redraw",
+            doc: "passes of training after which the random matrix is drawn anew, as 1000; 0: never",
+        },
     ],
     presets: &[],
 };
@@ -110,6 +118,12 @@ pub static ENTRY: TokenEntry = TokenEntry {
             });
         }
         let plain = config.kernel == Kernel::LraCompat;
+        if plain && config.redraw > 0 {
+            return Err(ConfigError::Impossible {
+                mixer: CARD.name,
+                message: "lra_compat has no random matrix to redraw; set redraw = 0".into(),
+            });
+        }
         let features = match config.nb_features {
             _ if plain => head_dim,
             0 => ((head_dim as f64 * (head_dim as f64).ln()) as usize).max(1),
@@ -176,6 +190,22 @@ struct Performer {
 }
 
 impl Performer {
+    /// Draws the random matrix anew in the passes of training that begin with it. Another run of the block in the same pass draws
+    /// the same.
+    fn redraw(&self, context: &Context) {
+        let (Some(training), Some(projection)) = (context.training, &self.projection) else {
+            return;
+        };
+        let Training { seed, nth } = training;
+        if self.config.redraw == 0 || nth == 0 || !nth.is_multiple_of(self.config.redraw) {
+            return;
+        }
+        let mut rng = ChaCha8Rng::seed_from_u64(seed ^ nth.rotate_left(32));
+        rng.set_stream(context.layer as u64 + 1);
+        let rows = orthogonal_rows(&mut rng, self.features, self.head_dim);
+        projection.update(|held| *held = rows);
+    }
+
     fn map(&self) -> FeatureMap {
         let Some(projection) = &self.projection else {
             return FeatureMap::Relu { add: RELU_EPS };
@@ -201,6 +231,7 @@ impl TokenMixer for Performer {
         context: &Context,
         state: Option<&State>,
     ) -> Result<(Tensor<3>, Option<State>), RunError> {
+        self.redraw(context);
         let parts = [&self.q_proj, &self.k_proj, &self.v_proj];
         let parts = parts.map(|linear| split_heads(linear.forward(x.clone()), self.config.heads));
         let additive = Additive {
@@ -233,7 +264,6 @@ impl TokenMixer for Performer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rand::SeedableRng;
 
     #[test]
     fn rows_of_a_block_are_orthogonal() {

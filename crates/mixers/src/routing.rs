@@ -7,6 +7,8 @@
 //! The causal form: each token takes the direction along which its query points most, and attends to the tokens of the same
 //! direction before it (the paper's section 4.1); no later token changes that.
 
+mod follow;
+
 use std::sync::Arc;
 
 use anyformer_ops::attention::AttentionOptions;
@@ -41,6 +43,10 @@ pub struct RoutingConfig {
     pub window: usize,
     /// Chance with which a weight of attention is dropped in training.
     pub dropout: f64,
+    /// How much of a direction stays in each pass of training, the rest following the tokens nearest to it; 0: all of it.
+    pub decay: f64,
+    /// Factor of the loss that pulls tokens to the direction nearest to them.
+    pub commitment: f64,
 }
 
 impl Default for RoutingConfig {
@@ -53,6 +59,8 @@ impl Default for RoutingConfig {
             causal: false,
             window: 0,
             dropout: 0.0,
+            decay: 0.0,
+            commitment: 0.0,
         }
     }
 }
@@ -65,7 +73,7 @@ static CARD: Card = Card {
     direction: Direction::Either,
     streams: false,
     state: "none",
-    notes: "About time^1.5 with clusters near the root of the length. A token in no cluster gets nothing. The directions are random unit vectors, moved by k-means steps over the sequence at hand; the paper moves them by a running mean over training, and adds a loss that pulls tokens to them, which are not here. Clusters that choose their tokens see the whole sequence. The causal form follows the paper's definition instead of its released choice: a token belongs to the cluster that it points along most, keys are the queries at unit length, a token sees itself only where it has no other, and the directions stay as they are. Its cost is that of clusters of one size. The paper's heads of local attention are the mixer `local` in other layers.",
+    notes: "About time^1.5 with clusters near the root of the length. A token in no cluster gets nothing. The directions are random unit vectors, moved by k-means steps over the sequence at hand (iterations); by decay they follow the tokens through training as in the paper, whose loss that pulls tokens to them is commitment. Clusters that choose their tokens see the whole sequence. The causal form follows the paper's definition instead of its released choice: a token belongs to the cluster that it points along most, keys are the queries at unit length, a token sees itself only where it has no other, and k-means over the sequence is not run. Its cost is that of clusters of one size. The paper's heads of local attention are the mixer `local` in other layers.",
     knobs: &[
         Knob {
             name: "heads",
@@ -92,6 +100,14 @@ static CARD: Card = Card {
             doc: "with causal, tokens of its cluster that a token looks back at, itself counted; 0: all",
         },
         WEIGHT_DROPOUT,
+        Knob {
+            name: "decay",
+            doc: "how much of a direction stays in each pass of training, the rest following the tokens nearest to it, as 0.999; 0: directions stay",
+        },
+        Knob {
+            name: "commitment",
+            doc: "factor of the loss that pulls tokens to the direction nearest to them, as 1e-4",
+        },
     ],
     presets: &[],
 };
@@ -110,6 +126,12 @@ pub static ENTRY: TokenEntry = TokenEntry {
             })
         };
         chance(&CARD, config.dropout)?;
+        if !(0.0..1.0).contains(&(config.decay as f32)) {
+            return impossible("decay must be at least 0 and below 1");
+        }
+        if !(config.commitment >= 0.0 && config.commitment.is_finite()) {
+            return impossible("commitment must be at least 0");
+        }
         if config.clusters == 0 {
             return impossible("clusters must be at least 1");
         }
@@ -335,10 +357,17 @@ impl Whole for Routing {
             ..AttentionOptions::default()
         };
         let o = match &self.k_proj {
-            Some(k_proj) => self.taken([&q, &split(k_proj), &v], offsets, options),
+            Some(k_proj) => {
+                let k = split(k_proj);
+                let o = self.taken([&q, &k, &v], offsets, options);
+                self.follow(&[&q, &k], context);
+                o
+            }
             None => {
                 let k = l2_normalise(q.clone(), 1e-12);
-                self.joined([&q, &k, &v], offsets, options)
+                let o = self.joined([&q, &k, &v], offsets, options);
+                self.follow(&[&q], context);
+                o
             }
         };
         self.o_proj

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyformer_mixers::{Context, Cost, Losses, State};
+use anyformer_mixers::{Context, Cost, Losses, State, Training};
 use anyformer_ops::dropout::{Dropout, Key};
 use anyformer_ops::lengths::cumulative;
 use anyformer_ops::loss::{cross_entropy, distance};
@@ -65,8 +65,9 @@ pub struct Pass<'a> {
     pub recompute: bool,
     /// Another model's scores of the same places.
     pub teacher: Option<Teacher<'a>>,
-    /// Which values go where the config has a `dropout`; none: every value stays, as in evaluation.
-    pub dropout: Option<Key>,
+    /// Which pass of a run it is, for what is drawn or moved in training (dropout, the matrix of Performer, the directions of
+    /// Routing); none: nothing, as in evaluation.
+    pub training: Option<Training>,
 }
 
 /// A teacher's part in the loss, Hinton et al. (2015), arXiv 1503.02531:
@@ -329,8 +330,9 @@ impl Model {
         let losses = Losses::default();
         let context = Context {
             losses: Some(losses.clone()),
-            dropout: pass.dropout.map(|key| Dropout {
-                key,
+            training: pass.training,
+            dropout: pass.training.map(|training| Dropout {
+                key: Key::new(training.seed, training.nth),
                 chance: self.config.dropout as f32,
             }),
             ..Context::default()

@@ -7,9 +7,9 @@ use std::time::Instant;
 
 use anyformer_data::{Batch, Loader, Split, Task};
 use anyformer_hub::Extra;
+use anyformer_mixers::Training;
 use anyformer_models::{Gives, Model, Pass};
 use anyformer_ops::Device;
-use anyformer_ops::dropout::Key;
 use serde_json::{Value, json};
 
 use crate::checkpoint::{self, Saved};
@@ -264,7 +264,10 @@ impl<'a> Trainer<'a> {
                         temperature: tutor.temperature,
                         mix: tutor.mix,
                     }),
-                dropout: Some(Key::new(self.config.seed, nth)),
+                training: Some(Training {
+                    seed: self.config.seed,
+                    nth,
+                }),
             };
             let scored = score_with(&self.model, &batch, &pass)?;
             let weight = match self.config.accumulate {

@@ -2,9 +2,8 @@
 
 mod dropout;
 
-use anyformer_mixers::{Context, Losses, MixerSpec, Options, channel_mixer};
+use anyformer_mixers::{Context, Losses, MixerSpec, Options, Training, channel_mixer};
 use anyformer_models::{Gives, Input, Model, ModelConfig, Pass, Target, Teacher};
-use anyformer_ops::dropout::Key;
 use anyformer_ops::recompute::kept;
 use anyformer_ops::{Builder, Device, tensor_values};
 use anyformer_testkit::uniform;
@@ -239,7 +238,7 @@ fn a_pass_that_leaves_nothing_out_and_learns_from_nobody_is_the_plain_one() {
         skip: &skip,
         teacher: teacher(0.0),
         // Of a model that drops nothing.
-        dropout: Some(Key::new(1, 2)),
+        training: Some(Training { seed: 1, nth: 2 }),
         ..Pass::default()
     };
     assert_eq!(gradients(&model, &neutral), plain);
