@@ -87,7 +87,7 @@ def cosformer(name, time, causal, max_time=64, dim=32, heads=4):
            {"x": d.normal(BATCH, time, dim)}, run, reference=DENSE, versions={}, note="divisor at least 1e-6", script="lra.py")
 
 
-def synthesizer(name, variant, time, causal, rank=4, max_time=28, dim=32, heads=4):
+def synthesizer(name, variant, time, causal, rank=4, max_time=28, dim=32, heads=4, mix=None, mix_sum=False):
     d = Draw(name)
     p = projections(d, dim, bias=False, names="vo")
 
@@ -95,23 +95,41 @@ def synthesizer(name, variant, time, causal, rank=4, max_time=28, dim=32, heads=
         return {f"{prefix}.hidden.weight": d.weight(dim, dim), f"{prefix}.hidden.bias": d.bias(dim),
                 f"{prefix}.weight": 2 * d.weight(heads, outputs, dim // heads) * outputs**0.5, f"{prefix}.bias": d.normal(heads, outputs)}
 
-    p |= {"dense": lambda: scores("scores", max_time),
-          "random": lambda: {"random": d.normal(heads, max_time, max_time)},
-          "factorised_dense": lambda: scores("scores_a", rank) | scores("scores_c", max_time // rank),
-          "factorised_random": lambda: {"random_a": d.normal(heads, max_time, rank), "random_c": d.normal(heads, max_time, rank)}}[variant]()
+    def weights(variant, at):
+        return {"dense": lambda: scores(f"{at}scores", max_time),
+                "random": lambda: {f"{at}random": d.normal(heads, max_time, max_time)},
+                "factorised_dense": lambda: scores(f"{at}scores_a", rank) | scores(f"{at}scores_c", max_time // rank),
+                "factorised_random": lambda: {f"{at}random_a": d.normal(heads, max_time, rank), f"{at}random_c": d.normal(heads, max_time, rank)},
+                "dot_product": lambda: {f"{at}{n}.weight": d.weight(dim, dim) for n in ("q_proj", "k_proj")}}[variant]()
+
+    p |= weights(variant, "")
+    if mix:
+        p |= weights(mix, "mix.")
+        p |= {} if mix_sum else {"shares": d.normal(2)}
 
     def run(module, p, i):
         def scored(prefix):
             h = split(F.relu(linear(p, f"{prefix}.hidden", i["x"])), heads)
             return torch.einsum("bhtd,hod->bhto", h, p[f"{prefix}.weight"]) + p[f"{prefix}.bias"][:, None]
-        b = {"dense": lambda: scored("scores"), "random": lambda: p["random"][:, :time],
-             "factorised_dense": lambda: scored("scores_a").tile(max_time // rank) * scored("scores_c").repeat_interleave(rank, -1),
-             "factorised_random": lambda: (p["random_a"] @ p["random_c"].mT)[:, :time]}[variant]()[..., :time]
+
+        def logits(variant, at):
+            q, k = f"{at}q_proj", f"{at}k_proj"
+            return {"dense": lambda: scored(f"{at}scores"), "random": lambda: p[f"{at}random"][:, :time],
+                    "factorised_dense": lambda: scored(f"{at}scores_a").tile(max_time // rank) * scored(f"{at}scores_c").repeat_interleave(rank, -1),
+                    "factorised_random": lambda: (p[f"{at}random_a"] @ p[f"{at}random_c"].mT)[:, :time],
+                    "dot_product": lambda: split(linear(p, q, i["x"]), heads) @ split(linear(p, k, i["x"]), heads).mT / (dim // heads) ** 0.5,
+                    }[variant]()[..., :time]
+
+        b = logits(variant, "")
+        if mix:
+            shares = [1, 1] if mix_sum else p["shares"].softmax(0)
+            b = shares[0] * b + shares[1] * logits(mix, "mix.")
         if causal:
             b = b.masked_fill(torch.ones(time, time, dtype=torch.bool).triu(1), -math.inf)
         return linear(p, "o_proj", join(b.softmax(-1) @ split(linear(p, "v_proj", i["x"]), heads))), {}
 
-    golden(name, "synthesizer", {"dim": dim, "heads": heads, "variant": variant, "max_time": max_time, "rank": rank, "causal": causal},
+    mixture = {"mix": mix, "mix_sum": mix_sum} if mix else {}
+    golden(name, "synthesizer", {"dim": dim, "heads": heads, "variant": variant, "max_time": max_time, "rank": rank, "causal": causal} | mixture,
            p, {"x": d.normal(BATCH, time, dim)}, run, reference=DENSE, versions={},
            note=f"uses {time} of {max_time} positions", script="lra.py")
 
@@ -189,10 +207,19 @@ def masked(name, mixer, config, time, allowed, note, dim=32, heads=4):
            reference="torch scaled_dot_product_attention with a dense mask written from the equation", versions={}, note=note, script="lra.py")
 
 
-def sparse(name, pattern, time, stride, summary):
+def sparse(name, pattern, time, stride, summary, released=False, class_token=False):
     allowed = {"strided": lambda i, j: j <= i and (i - j <= stride or (i - j) % stride == 0),
                "fixed": lambda i, j: j <= i and (j // stride == i // stride or j % stride >= stride - summary)}[pattern]
-    masked(name, "sparse", {"pattern": pattern, "stride": stride, "summary": summary}, time, allowed, "union of both sets in every head")
+    config = {"pattern": pattern, "stride": stride, "summary": summary}
+    if released:
+        # As google-research/long-range-arena's sparse_attention.py merges Fixed1Pattern and Fixed2Pattern, and pads for its class token.
+        allowed = lambda i, j: j <= i and (j // stride == i // stride or j % stride == 0 or j % stride >= stride - summary)  # noqa: E731
+        config["lra_compat"] = True
+    if class_token:
+        behind = allowed
+        allowed = lambda i, j: i == 0 or j == 0 or behind(i - 1, j - 1)  # noqa: E731
+        config["causal"] = False
+    masked(name, "sparse", config, time, allowed, "union of both sets in every head")
 
 
 def luna(name, time, length, dim=32, heads=4):
@@ -223,8 +250,13 @@ if __name__ == "__main__":
     synthesizer("synthesizer_random", "random", 25, False)
     synthesizer("synthesizer_factorised_dense", "factorised_dense", 25, False)
     synthesizer("synthesizer_factorised_random", "factorised_random", 25, True)
+    synthesizer("synthesizer_mixture", "dense", 25, True, mix="factorised_random")
+    synthesizer("synthesizer_released", "random", 25, False, mix="dot_product", mix_sum=True)
     longformer("longformer", 32, 4, 2)
     bigbird("bigbird", 10)
     sparse("sparse_fixed", "fixed", 45, 12, 3)
     sparse("sparse_strided", "strided", 45, 9, 1)
+    sparse("sparse_strided_class", "strided", 40, 9, 1, class_token=True)
+    sparse("sparse_released", "fixed", 70, 10, 2, released=True)
+    sparse("sparse_released_class", "fixed", 71, 10, 2, released=True, class_token=True)
     luna("luna", 37, 6)

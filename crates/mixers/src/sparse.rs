@@ -49,6 +49,10 @@ pub struct SparseConfig {
     pub bias: bool,
     /// Chance with which a weight of attention is dropped in training.
     pub dropout: f64,
+    /// Look back only; otherwise the first token, a class token, sees all and is seen by all, and the others look back.
+    pub causal: bool,
+    /// What the code released with Long Range Arena sees: the first place of a stretch is a summary too (fixed).
+    pub lra_compat: bool,
 }
 
 impl Default for SparseConfig {
@@ -60,6 +64,8 @@ impl Default for SparseConfig {
             summary: 8,
             bias: false,
             dropout: 0.0,
+            causal: true,
+            lra_compat: false,
         }
     }
 }
@@ -69,7 +75,7 @@ static CARD: Card = Card {
     title: "Sparse Transformer (strided, fixed)",
     paper: "Child, Gray, Radford, Sutskever: Generating Long Sequences with Sparse Transformers (2019), arXiv 1904.10509",
     equation: "o_i = softmax attention over j <= i with\nstrided: i - j <= l or (i - j) mod l = 0\nfixed: j div l = i div l or j mod l >= l - c",
-    direction: Direction::Causal,
+    direction: Direction::Either,
     streams: false,
     state: "none",
     notes: "About time^1.5 at a stride near the root. Both sets of a pattern are merged in every head. Keys are gathered for 16 (strided) or 64 (fixed) queries at a time and masked, so the strided pattern costs several times its pairs. Decoding would need a cache of all keys; it is not offered.",
@@ -95,6 +101,14 @@ static CARD: Card = Card {
             doc: "biases on all four projections",
         },
         WEIGHT_DROPOUT,
+        Knob {
+            name: "causal",
+            doc: "look back only; otherwise the first token, a class token, sees all and is seen by all, the others look back from behind it",
+        },
+        Knob {
+            name: "lra_compat",
+            doc: "what the code released with Long Range Arena sees: the first place of a stretch is a summary too (fixed); its stride is 50, its summary 10",
+        },
     ],
     presets: &[],
 };
@@ -108,6 +122,12 @@ pub static ENTRY: TokenEntry = TokenEntry {
         let head_dim = head_dim(&CARD, dim, config.heads)?;
         chance(&CARD, config.dropout)?;
         let (stride, summary) = (config.stride, config.summary);
+        if config.lra_compat && config.pattern != Pattern::Fixed {
+            return Err(ConfigError::Impossible {
+                mixer: CARD.name,
+                message: "lra_compat is of the fixed pattern; set pattern = fixed".into(),
+            });
+        }
         if stride == 0 || summary == 0 || stride % summary != 0 {
             return Err(ConfigError::Impossible {
                 mixer: CARD.name,
@@ -133,44 +153,71 @@ struct Sparse {
 }
 
 impl Sparse {
-    fn sees(&self, i: usize, j: usize) -> bool {
+    /// The pattern, of places in it.
+    fn follows(&self, i: usize, j: usize) -> bool {
         let (l, c) = (self.config.stride, self.config.summary);
+        let first = self.config.lra_compat && j.is_multiple_of(l);
         j <= i
             && match self.config.pattern {
                 Pattern::Strided => i - j <= l || (i - j).is_multiple_of(l),
-                Pattern::Fixed => j / l == i / l || j % l >= l - c,
+                Pattern::Fixed => j / l == i / l || j % l >= l - c || first,
             }
     }
 
-    fn plan(&self, time: usize) -> Plan {
+    /// Tokens before the pattern begins.
+    fn before(&self) -> usize {
+        usize::from(!self.config.causal)
+    }
+
+    fn sees(&self, i: usize, j: usize) -> bool {
+        let before = self.before();
+        i < before || j < before || self.follows(i - before, j - before)
+    }
+
+    /// Places that those of a block follow, and others with them.
+    fn places(&self, Range { start, end }: Range<usize>) -> Vec<Range<usize>> {
         let (l, c) = (self.config.stride, self.config.summary);
+        let mut list = Vec::new();
+        match self.config.pattern {
+            Pattern::Fixed => {
+                let stretch = start / l;
+                for end in (1..=stretch).map(|stretch| stretch * l) {
+                    if self.config.lra_compat {
+                        list.push(end - l..end - l + 1);
+                    }
+                    list.push(end - c..end);
+                }
+                list.push(stretch * l..end);
+            }
+            Pattern::Strided => {
+                // Each multiple of the stride sees the block moved back by it, down to those that touch the neighbours.
+                let near = start.saturating_sub(l);
+                let far = (2..=end / l).rev().map(|times| {
+                    let back = times * l;
+                    start.saturating_sub(back)..near.min(end.saturating_sub(back))
+                });
+                list.extend(far);
+                list.push(near..end);
+            }
+        }
+        list
+    }
+
+    fn plan(&self, time: usize) -> Plan {
+        let before = self.before();
         let block = match self.config.pattern {
             Pattern::Fixed => FIXED_BLOCK,
             Pattern::Strided => STRIDED_BLOCK,
         };
         let keys = |_: usize, queries: Range<usize>| {
-            let Range { start, end } = queries;
-            let mut list = Vec::new();
-            match self.config.pattern {
-                Pattern::Fixed => {
-                    let stretch = start / l;
-                    list.extend(
-                        (0..stretch).map(|stretch| (stretch + 1) * l - c..(stretch + 1) * l),
-                    );
-                    list.push(stretch * l..end);
-                }
-                Pattern::Strided => {
-                    // Each multiple of the stride sees the block moved back by it, down to those that touch the neighbours.
-                    let near = start.saturating_sub(l);
-                    let far = (2..=end / l).rev().map(|times| {
-                        let back = times * l;
-                        start.saturating_sub(back)..near.min(end.saturating_sub(back))
-                    });
-                    list.extend(far);
-                    list.push(near..end);
-                }
+            if queries.start < before {
+                return vec![0..time];
             }
-            list.retain(|keys: &Range<usize>| keys.start < keys.end);
+            let places = self.places(queries.start - before..queries.end - before);
+            let moved = places.into_iter();
+            let moved = moved.map(|places| places.start + before..places.end + before);
+            let mut list: Vec<Range<usize>> = std::iter::once(0..before).chain(moved).collect();
+            list.retain(|keys| keys.start < keys.end);
             apart(list)
         };
         Plan::new(time, 1, block, keys, |_, i, j| self.sees(i, j))

@@ -4,7 +4,11 @@
 //! - dense: `B_i = W2 relu(W1 x_i + b1) + b2`, one score per position, from the token alone;
 //! - random: a trained table `[max_time, max_time]`;
 //! - factorised_dense: `B_ij = A_i[j mod a] C_i[j div a]`, A and C as in dense with a and `max_time / a` scores;
-//! - factorised_random: `R1 R2ᵀ`, two tables `[max_time, rank]`.
+//! - factorised_random: `R1 R2ᵀ`, two tables `[max_time, rank]`;
+//! - dot_product: `q_i . k_j / sqrt(head_dim)`, as in attention, to mix with another.
+//!
+//! A mixture is `a1 B1 + a2 B2` with trained shares `a = softmax`, or the plain sum, as the code released with Long Range Arena
+//! has it.
 
 use anyformer_ops::activation::{relu, softmax};
 use anyformer_ops::{Builder, Init, Linear, Param, Tensor, meter};
@@ -27,6 +31,8 @@ pub enum Variant {
     FactorisedDense,
     /// A trained table of low rank.
     FactorisedRandom,
+    /// Products of queries and keys.
+    DotProduct,
 }
 
 /// Knobs.
@@ -43,6 +49,10 @@ pub struct SynthesizerConfig {
     pub rank: usize,
     /// Look back only.
     pub causal: bool,
+    /// A second source of logits.
+    pub mix: Option<Variant>,
+    /// The two are added as they are, instead of by trained shares.
+    pub mix_sum: bool,
 }
 
 impl Default for SynthesizerConfig {
@@ -53,19 +63,21 @@ impl Default for SynthesizerConfig {
             max_time: 1024,
             rank: 8,
             causal: true,
+            mix: None,
+            mix_sum: false,
         }
     }
 }
 
 static CARD: Card = Card {
     name: "synthesizer",
-    title: "Synthesizer (dense, random, factorised)",
+    title: "Synthesizer (dense, random, factorised, mixtures)",
     paper: "Tay et al.: Synthesizer: Rethinking Self-Attention in Transformer Models (ICML 2021), arXiv 2005.00743",
-    equation: "y = softmax(B) V\ndense: B_i = W2 relu(W1 x_i + b1) + b2\nrandom: B = R\nfactorised_dense: B_ij = A_i[j mod a] C_i[j div a]\nfactorised_random: B = R1 R2^T",
+    equation: "y = softmax(B) V\ndense: B_i = W2 relu(W1 x_i + b1) + b2\nrandom: B = R\nfactorised_dense: B_ij = A_i[j mod a] C_i[j div a]\nfactorised_random: B = R1 R2^T\nmixture: B = a1 B1 + a2 B2, a = softmax",
     direction: Direction::Either,
     streams: false,
     state: "none",
-    notes: "Quadratic in time, without products of queries and keys. Positions are addressed, not contents: recall of pairs is out of reach of the random forms. Tables are as long as max_time, and random holds heads max_time^2 parameters. The causal form could be decoded with a cache of values; it is not offered.",
+    notes: "Quadratic in time, without products of queries and keys, but for dot_product. Positions are addressed, not contents: recall of pairs is out of reach of the random forms. Tables are as long as max_time, and random holds heads max_time^2 parameters. The causal form could be decoded with a cache of values; it is not offered. The code released with Long Range Arena adds random scores and products of queries and keys: variant = random, mix = dot_product, mix_sum.",
     knobs: &[
         Knob {
             name: "heads",
@@ -73,7 +85,7 @@ static CARD: Card = Card {
         },
         Knob {
             name: "variant",
-            doc: "dense, random, factorised_dense or factorised_random",
+            doc: "dense, random, factorised_dense, factorised_random, or dot_product (as in attention)",
         },
         Knob {
             name: "max_time",
@@ -86,6 +98,14 @@ static CARD: Card = Card {
         Knob {
             name: "causal",
             doc: "look back only",
+        },
+        Knob {
+            name: "mix",
+            doc: "a second source of logits, another variant",
+        },
+        Knob {
+            name: "mix_sum",
+            doc: "the two are added as they are, instead of by trained shares",
         },
     ],
     presets: &[],
@@ -102,36 +122,22 @@ pub static ENTRY: TokenEntry = TokenEntry {
         if max_time == 0 || rank == 0 {
             return Err(impossible("max_time and rank must be at least 1".into()));
         }
-        let table = |name: &str, columns: usize| {
-            let shape = [config.heads, max_time, columns];
-            let gain = Init::Xavier {
-                fan_in: columns,
-                fan_out: max_time,
-                gain: 1.0,
-            };
-            builder.param(name, &shape, gain)
-        };
-        let scores = |name: &str, outputs| Scores::new(builder, name, dim, &config, outputs);
-        let source = match config.variant {
-            Variant::Dense => Source::Dense(scores("scores", max_time)),
-            Variant::Random => Source::Random(table("random", max_time)),
-            Variant::FactorisedDense if !max_time.is_multiple_of(rank) => {
-                return Err(impossible(format!(
-                    "factorised_dense needs a rank that divides max_time {max_time}, got {rank}"
-                )));
-            }
-            Variant::FactorisedDense => Source::FactorisedDense(
-                scores("scores_a", rank),
-                scores("scores_c", max_time / rank),
-            ),
-            Variant::FactorisedRandom => {
-                Source::FactorisedRandom(table("random_a", rank), table("random_c", rank))
-            }
-        };
+        if config.mix_sum && config.mix.is_none() {
+            return Err(impossible("mix_sum needs a mix to add".into()));
+        }
+        if config.mix == Some(config.variant) {
+            return Err(impossible("mix must be another variant".into()));
+        }
+        let mut sources = vec![Source::new(builder, dim, &config, config.variant)?];
+        if let Some(mix) = config.mix {
+            sources.push(Source::new(&builder.at("mix"), dim, &config, mix)?);
+        }
+        let shares = config.mix.filter(|_| !config.mix_sum);
         Ok(Box::new(Synthesizer {
             v_proj: Linear::new(builder, "v_proj", dim, dim, false),
             o_proj: Linear::residual(builder, "o_proj", dim, dim, false),
-            source,
+            sources,
+            shares: shares.map(|_| builder.param_no_decay("shares", &[2], Init::Zeros)),
             dim,
             config,
         }))
@@ -196,29 +202,60 @@ enum Source {
     Random(Param),
     FactorisedDense(Scores, Scores),
     FactorisedRandom(Param, Param),
+    DotProduct(Linear, Linear),
 }
 
-struct Synthesizer {
-    v_proj: Linear,
-    o_proj: Linear,
-    source: Source,
-    dim: usize,
-    config: SynthesizerConfig,
-}
+impl Source {
+    fn new(
+        builder: &Builder,
+        dim: usize,
+        config: &SynthesizerConfig,
+        variant: Variant,
+    ) -> Result<Self, ConfigError> {
+        let (max_time, rank) = (config.max_time, config.rank);
+        let table = |name: &str, columns: usize| {
+            let shape = [config.heads, max_time, columns];
+            let gain = Init::Xavier {
+                fan_in: columns,
+                fan_out: max_time,
+                gain: 1.0,
+            };
+            builder.param(name, &shape, gain)
+        };
+        let scores = |name: &str, outputs| Scores::new(builder, name, dim, config, outputs);
+        Ok(match variant {
+            Variant::Dense => Source::Dense(scores("scores", max_time)),
+            Variant::Random => Source::Random(table("random", max_time)),
+            Variant::FactorisedDense if !max_time.is_multiple_of(rank) => {
+                return Err(impossible(format!(
+                    "factorised_dense needs a rank that divides max_time {max_time}, got {rank}"
+                )));
+            }
+            Variant::FactorisedDense => Source::FactorisedDense(
+                scores("scores_a", rank),
+                scores("scores_c", max_time / rank),
+            ),
+            Variant::FactorisedRandom => {
+                Source::FactorisedRandom(table("random_a", rank), table("random_c", rank))
+            }
+            Variant::DotProduct => {
+                let linear = |name: &str| Linear::new(builder, name, dim, dim, false);
+                Source::DotProduct(linear("q_proj"), linear("k_proj"))
+            }
+        })
+    }
 
-impl Synthesizer {
-    /// Logits `[batch, heads, time, time]`.
-    fn logits(&self, x: &Tensor<3>) -> Tensor<4> {
+    /// Logits `[batch, heads, time, time]` of `x`.
+    fn logits(&self, x: &Tensor<3>, config: &SynthesizerConfig) -> Tensor<4> {
         let [batch, time, _] = x.dims();
-        let heads = self.config.heads;
+        let SynthesizerConfig { heads, rank, .. } = *config;
         let rows = |table: &Param| table.tensor::<3>().narrow(1, 0, time);
         let spread = |table: Tensor<3>| table.unsqueeze::<4>().expand([batch, heads, time, time]);
-        match &self.source {
+        match self {
             Source::Dense(scores) => scores.forward(x, time),
             Source::Random(table) => spread(rows(table).narrow(2, 0, time)),
             Source::FactorisedRandom(a, c) => spread(rows(a).matmul(rows(c).swap_dims(1, 2))),
             Source::FactorisedDense(a, c) => {
-                let rank = self.config.rank;
                 let groups = time.div_ceil(rank);
                 let fast = a.forward(x, rank).unsqueeze_dim::<5>(3);
                 let slow = c.forward(x, groups).unsqueeze_dim::<5>(4);
@@ -226,7 +263,74 @@ impl Synthesizer {
                 all.reshape([batch, heads, time, groups * rank])
                     .narrow(3, 0, time)
             }
+            Source::DotProduct(q, k) => {
+                let split = |linear: &Linear| split_heads(linear.forward(x.clone()), heads);
+                let (q, k) = (split(q), split(k));
+                let scale = (q.dims()[3] as f32).powf(-0.5);
+                let products = q.swap_dims(1, 2).matmul(k.swap_dims(1, 2).swap_dims(2, 3));
+                products.mul_scalar(scale)
+            }
         }
+    }
+
+    /// Operations on `batch` rows beside those of linear layers.
+    fn flops(&self, time: usize, batch: usize, dim: usize, config: &SynthesizerConfig) -> usize {
+        let rank = config.rank;
+        match self {
+            Source::Dense(_) | Source::DotProduct(..) => batch * 2 * time * time * dim,
+            Source::FactorisedDense(..) => batch * 2 * time * (rank + time.div_ceil(rank)) * dim,
+            Source::Random(_) => 0,
+            Source::FactorisedRandom(..) => 2 * config.heads * time * time * rank,
+        }
+    }
+
+    /// Parameters, and operations of linear layers.
+    fn layers(&self, time: usize) -> Cost {
+        let (flops, params) = match self {
+            Source::Dense(scores) => (scores.hidden.flops(time), scores.params()),
+            Source::FactorisedDense(a, c) => (
+                a.hidden.flops(time) + c.hidden.flops(time),
+                a.params() + c.params(),
+            ),
+            Source::Random(table) => (0, table.count() as u64),
+            Source::FactorisedRandom(a, c) => (0, (a.count() + c.count()) as u64),
+            Source::DotProduct(q, k) => return linear_cost(&[q, k], time),
+        };
+        Cost {
+            params,
+            flops,
+            state_bytes: 0,
+        }
+    }
+}
+
+struct Synthesizer {
+    v_proj: Linear,
+    o_proj: Linear,
+    /// One, or the two of a mixture.
+    sources: Vec<Source>,
+    /// `[2]`: logarithms of shares, up to what they have in common.
+    shares: Option<Param>,
+    dim: usize,
+    config: SynthesizerConfig,
+}
+
+impl Synthesizer {
+    /// Logits `[batch, heads, time, time]`.
+    fn logits(&self, x: &Tensor<3>) -> Tensor<4> {
+        let mut parts: Vec<Tensor<4>> = Vec::new();
+        for source in &self.sources {
+            parts.push(source.logits(x, &self.config));
+        }
+        if let Some(shares) = &self.shares {
+            let shares = softmax(shares.tensor::<1>().reshape([1, 2]));
+            for (at, part) in parts.iter_mut().enumerate() {
+                let share = shares.clone().narrow(1, at, 1).reshape([1, 1, 1, 1]);
+                *part = part.clone() * share;
+            }
+        }
+        let whole = parts.into_iter().reduce(|a, b| a + b);
+        whole.unwrap_or_else(|| unreachable!("a source at least"))
     }
 
     /// One dense batch `[batch, time, dim]`.
@@ -252,18 +356,11 @@ impl Synthesizer {
 
     /// Operations beside those of linear layers.
     fn mixing_flops(&self, time: usize, batch: usize) -> u64 {
-        let rank = self.config.rank;
-        let groups = time.div_ceil(rank);
-        let per_row = match self.config.variant {
-            Variant::Dense => 2 * time * time * self.dim,
-            Variant::FactorisedDense => 2 * time * (rank + groups) * self.dim,
-            Variant::Random | Variant::FactorisedRandom => 0,
-        };
-        let once = match self.config.variant {
-            Variant::FactorisedRandom => 2 * self.config.heads * time * time * rank,
-            _ => 0,
-        };
-        (batch * (per_row + 2 * time * time * self.dim) + once) as u64
+        let each = self.sources.iter();
+        let logits: usize = each
+            .map(|source| source.flops(time, batch, self.dim, &self.config))
+            .sum();
+        (logits + batch * 2 * time * time * self.dim) as u64
     }
 }
 
@@ -278,20 +375,18 @@ impl TokenMixer for Synthesizer {
     }
 
     fn cost(&self, time: usize) -> Cost {
-        let (hidden, params) = match &self.source {
-            Source::Dense(scores) => (scores.hidden.flops(time), scores.params()),
-            Source::FactorisedDense(a, c) => (
-                a.hidden.flops(time) + c.hidden.flops(time),
-                a.params() + c.params(),
-            ),
-            Source::Random(table) => (0, table.count() as u64),
-            Source::FactorisedRandom(a, c) => (0, (a.count() + c.count()) as u64),
+        let own = Cost {
+            params: self
+                .shares
+                .as_ref()
+                .map_or(0, |shares| shares.count() as u64),
+            flops: self.mixing_flops(time, 1),
+            state_bytes: 0,
         };
-        linear_cost(&[&self.v_proj, &self.o_proj], time)
-            + Cost {
-                params,
-                flops: hidden + self.mixing_flops(time, 1),
-                state_bytes: 0,
-            }
+        let sources = self.sources.iter().map(|source| source.layers(time));
+        sources.fold(
+            linear_cost(&[&self.v_proj, &self.o_proj], time) + own,
+            |sum, cost| sum + cost,
+        )
     }
 }
