@@ -13,6 +13,7 @@ pub mod engine;
 pub mod http;
 pub mod load;
 pub mod metrics;
+mod probe;
 pub mod server;
 mod stall;
 pub mod text;

@@ -10,6 +10,7 @@ use axum::Router;
 use axum::body::Body;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -22,6 +23,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::http::{App, router};
+use crate::probe::{Probe, Working};
 use crate::stall::Stall;
 
 /// Where to listen and how long to wait for clients.
@@ -235,11 +237,17 @@ async fn connection<S>(
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let io = TokioIo::new(Stall::new(stream, config.write));
-    let service = tower_service_fn(router);
+    let working = Working::default();
+    let io = TokioIo::new(Probe::new(
+        Stall::new(stream, config.write),
+        working.clone(),
+    ));
+    let service = service(router, working);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(config.head)
+        // Who has closed the sending side after a whole request is answered; `Probe` finds those who are gone.
+        .half_close(true)
         .max_buf_size(64 << 10)
         .serve_connection(io, service);
     tokio::pin!(connection);
@@ -250,15 +258,28 @@ async fn connection<S>(
     let _ = connection.await;
 }
 
-fn tower_service_fn(
+fn service(
     router: Router,
+    working: Working,
 ) -> impl hyper::service::Service<
     hyper::Request<Incoming>,
     Response = hyper::Response<Body>,
     Error = Infallible,
     Future: Send,
 > {
-    TowerToHyperService::new(router)
+    let router = TowerToHyperService::new(router);
+    service_fn(move |mut request: hyper::Request<Incoming>| {
+        // HTTP/1.0 knows no interim responses. Who has read a whole body says so.
+        if request.version() == hyper::Version::HTTP_11 {
+            request.extensions_mut().insert(working.clone());
+        }
+        let (answer, working) = (router.call(request), working.clone());
+        async move {
+            let answer = answer.await;
+            working.set(false);
+            answer
+        }
+    })
 }
 
 fn acceptor(chain: &Path, key: &Path) -> Result<TlsAcceptor, ServerError> {

@@ -12,6 +12,7 @@ use subtle::{Choice, ConstantTimeEq};
 
 use super::App;
 use super::error::ApiError;
+use crate::probe::Working;
 
 /// The bytes of a JSON body.
 pub(super) struct Body(pub Bytes);
@@ -39,9 +40,15 @@ impl FromRequest<Arc<App>> for Body {
         if claimed.is_some_and(|length| length > limit as u64) {
             return Err(too_large());
         }
+        let working = request.extensions().get::<Working>().cloned();
         let read = to_bytes(request.into_body(), limit);
         match tokio::time::timeout(app.limits.read, read).await {
-            Ok(Ok(bytes)) => Ok(Body(bytes)),
+            Ok(Ok(bytes)) => {
+                if let Some(working) = working {
+                    working.set(true);
+                }
+                Ok(Body(bytes))
+            }
             Ok(Err(error)) if is_limit(&error) => Err(too_large()),
             Ok(Err(error)) => Err(ApiError::bad(format!("failed to read the body: {error}"))),
             Err(_) => {
