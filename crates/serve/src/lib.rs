@@ -18,7 +18,7 @@ pub mod server;
 mod stall;
 pub mod text;
 
-pub use encoder::{Encoder, EncoderConfig};
+pub use encoder::{Encoder, EncoderConfig, Reply};
 pub use engine::job::{
     ChannelSink, End, Event, Finish, Go, Job, JobError, Sink, SubmitError, Token,
 };

@@ -6,7 +6,7 @@
 use std::io::{Error, ErrorKind, IoSlice, Result};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -24,28 +24,43 @@ const TIMES: [Duration; 4] = [
     Duration::from_secs(60),
 ];
 
-/// Whether a request has been read whole and nothing of its answer has been made. Shared by the stream and the service on it,
-/// which run in one task.
-#[derive(Clone, Default)]
-pub(crate) struct Working(Arc<AtomicBool>);
+/// For what a client still sends, once it has been answered before it had sent all.
+const LINGER: Duration = Duration::from_secs(5);
 
-impl Working {
-    pub(crate) fn set(&self, works: bool) {
-        self.0.store(works, Ordering::Relaxed);
+/// How far a request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Stage {
+    /// None, or one whose answer has begun.
+    None,
+    /// Its body has not been read to its end.
+    Unread,
+    /// Read whole, and nothing of the answer has been made.
+    Working,
+}
+
+/// The [`Stage`], shared by the stream and the service on it, which run in one task.
+#[derive(Clone, Default)]
+pub(crate) struct Progress(Arc<AtomicU8>);
+
+impl Progress {
+    pub(crate) fn set(&self, stage: Stage) {
+        self.0.store(stage as u8, Ordering::Relaxed);
     }
 
-    fn get(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+    pub(crate) fn is(&self, stage: Stage) -> bool {
+        self.0.load(Ordering::Relaxed) == stage as u8
     }
 }
 
-/// A stream that breaks while a request is worked on whose client is gone.
+/// A stream that breaks while a request is worked on whose client is gone, and that closes without a reset where a client is
+/// still sending: a reset could reach the client before it has read why its body was refused.
 ///
 /// A connection that reads whole requests does not read while it waits for an answer, but it flushes each time it is asked: that is
 /// where this looks. It then has nothing of its own to write.
 pub(crate) struct Probe<S> {
     stream: S,
-    working: Working,
+    progress: Progress,
     /// What came behind the request: nothing after it is looked at.
     ahead: Option<u8>,
     ended: Option<Instant>,
@@ -53,18 +68,21 @@ pub(crate) struct Probe<S> {
     timer: Option<Pin<Box<Sleep>>>,
     /// The rest of an interim response.
     left: &'static [u8],
+    /// Until when what comes is read and thrown away.
+    lingers: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Probe<S> {
-    pub(crate) fn new(stream: S, working: Working) -> Self {
+    pub(crate) fn new(stream: S, progress: Progress) -> Self {
         Probe {
             stream,
-            working,
+            progress,
             ahead: None,
             ended: None,
             sent: 0,
             timer: None,
             left: &[],
+            lingers: None,
         }
     }
 
@@ -150,7 +168,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Probe<S> {
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context) -> Poll<Result<()>> {
         ready!(self.write_left(context))?;
         ready!(Pin::new(&mut self.stream).poll_flush(context))?;
-        if !self.working.get() {
+        if !self.progress.is(Stage::Working) {
             return Poll::Ready(Ok(()));
         }
         self.look(context)?;
@@ -158,8 +176,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Probe<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context) -> Poll<Result<()>> {
-        ready!(self.write_left(context))?;
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        let this = &mut *self;
+        if this.lingers.is_none() {
+            ready!(this.write_left(context))?;
+            ready!(Pin::new(&mut this.stream).poll_shutdown(context))?;
+            if !this.progress.is(Stage::Unread) {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        let until = || Box::pin(sleep_until(Instant::now() + LINGER));
+        let timer = this.lingers.get_or_insert_with(until);
+        let mut thrown = [0; 16 << 10];
+        while timer.as_mut().poll(context).is_pending() {
+            let mut buffer = ReadBuf::new(&mut thrown);
+            let read = ready!(Pin::new(&mut this.stream).poll_read(context, &mut buffer));
+            if read.is_err() || buffer.filled().is_empty() {
+                break;
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_write_vectored(
@@ -189,10 +224,14 @@ mod tests {
         runtime.block_on(test);
     }
 
+    fn at(stage: Stage, stream: DuplexStream) -> Probe<DuplexStream> {
+        let progress = Progress::default();
+        progress.set(stage);
+        Probe::new(stream, progress)
+    }
+
     fn working(stream: DuplexStream) -> Probe<DuplexStream> {
-        let working = Working::default();
-        working.set(true);
-        Probe::new(stream, working)
+        at(Stage::Working, stream)
     }
 
     #[test]
@@ -231,7 +270,7 @@ mod tests {
                 all
             };
             let writer = async {
-                near.working.set(false);
+                near.progress.set(Stage::None);
                 near.write_all(b"answer").await.unwrap();
                 near.flush().await.unwrap();
                 drop(near);
@@ -254,10 +293,30 @@ mod tests {
     }
 
     #[test]
+    fn what_is_still_sent_is_taken_before_the_end() {
+        run(async {
+            let (near, mut far) = duplex(16);
+            let mut near = at(Stage::Unread, near);
+            near.write_all(b"refused").await.unwrap();
+            let sender = async {
+                // More than fits: it goes out only if someone reads it.
+                far.write_all(&[0; 100_000]).await.unwrap();
+                far.shutdown().await.unwrap();
+                let mut answer = Vec::new();
+                far.read_to_end(&mut answer).await.unwrap();
+                answer
+            };
+            let (answer, shut) = tokio::join!(sender, near.shutdown());
+            shut.unwrap();
+            assert_eq!(answer, b"refused");
+        });
+    }
+
+    #[test]
     fn no_interim_response_outside_of_the_work() {
         run(async {
             let (near, far) = duplex(1 << 10);
-            let mut near = Probe::new(near, Working::default());
+            let mut near = at(Stage::None, near);
             let (mut take, mut give) = split(far);
             give.shutdown().await.unwrap();
             near.flush().await.unwrap();

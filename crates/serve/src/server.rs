@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -23,7 +23,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::http::{App, router};
-use crate::probe::{Probe, Working};
+use crate::probe::{Probe, Progress, Stage};
 use crate::stall::Stall;
 
 /// Where to listen and how long to wait for clients.
@@ -237,12 +237,12 @@ async fn connection<S>(
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let working = Working::default();
+    let progress = Progress::default();
     let io = TokioIo::new(Probe::new(
         Stall::new(stream, config.write),
-        working.clone(),
+        progress.clone(),
     ));
-    let service = service(router, working);
+    let service = service(router, progress);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(config.head)
@@ -260,7 +260,7 @@ async fn connection<S>(
 
 fn service(
     router: Router,
-    working: Working,
+    progress: Progress,
 ) -> impl hyper::service::Service<
     hyper::Request<Incoming>,
     Response = hyper::Response<Body>,
@@ -269,14 +269,18 @@ fn service(
 > {
     let router = TowerToHyperService::new(router);
     service_fn(move |mut request: hyper::Request<Incoming>| {
-        // HTTP/1.0 knows no interim responses. Who has read a whole body says so.
-        if request.version() == hyper::Version::HTTP_11 {
-            request.extensions_mut().insert(working.clone());
-        }
-        let (answer, working) = (router.call(request), working.clone());
+        progress.set(match request.body().is_end_stream() {
+            true => Stage::None,
+            false => Stage::Unread,
+        });
+        // Who reads the body says when it is read.
+        request.extensions_mut().insert(progress.clone());
+        let (answer, progress) = (router.call(request), progress.clone());
         async move {
             let answer = answer.await;
-            working.set(false);
+            if progress.is(Stage::Working) {
+                progress.set(Stage::None);
+            }
             answer
         }
     })

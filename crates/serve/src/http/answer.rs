@@ -127,12 +127,13 @@ fn start(app: &Arc<App>, ask: &Ask) -> Result<UnboundedReceiver<(usize, Part)>, 
         .limits
         .time
         .and_then(|time| Instant::now().checked_add(time));
+    let mut jobs = Vec::new();
     for (index, prompt) in ask.prompts.iter().enumerate() {
         for choice in 0..each {
             let index = index * each + choice;
             let stops = ask.stops.clone();
             let sink = TextSink::new(index, app.tokenizer.clone(), stops, channel.clone());
-            app.engine()?.submit(Job {
+            jobs.push(Job {
                 ids: prompt.clone(),
                 options: SampleOptions {
                     temperature: common.temperature.unwrap_or(defaults.temperature),
@@ -152,9 +153,10 @@ fn start(app: &Arc<App>, ask: &Ask) -> Result<UnboundedReceiver<(usize, Part)>, 
                 grammar: ask.grammar.clone(),
                 deadline,
                 sink: Box::new(sink),
-            })?;
+            });
         }
     }
+    app.engine()?.submit_all(jobs)?;
     Ok(receiver)
 }
 

@@ -211,6 +211,24 @@ fn who_only_stops_sending_is_answered() {
 }
 
 #[test]
+fn more_answers_than_may_wait_are_taken_where_none_waits() {
+    let mut setup = Setup::default();
+    setup.engine.batch = 2;
+    setup.engine.queue = 3;
+    let server = serve(setup);
+    let mut body = ask("many", 4, false);
+    body["n"] = json!(20);
+    let value = server.post("/v1/completions", &body).json();
+    assert_eq!(
+        value["choices"].as_array().map(Vec::len),
+        Some(20),
+        "{value}"
+    );
+    assert_eq!(value["choices"][19]["text"], value["choices"][0]["text"]);
+    assert_eq!(value["usage"]["completion_tokens"], 80);
+}
+
+#[test]
 fn bodies_that_cannot_be_read_are_refused_with_a_reason() {
     let server = serve(Setup::default());
     let path = "/v1/completions";
@@ -231,12 +249,19 @@ fn bodies_that_cannot_be_read_are_refused_with_a_reason() {
         b"\r\n".to_vec(),
     ]
     .concat();
-    let sent = (0..100)
-        .take_while(|_| socket.write_all(&piece).is_ok())
-        .count();
-    assert!(sent < 100, "the server took 100 MiB");
-    if let Some(answer) = Answer::read(&mut BufReader::new(socket)) {
-        assert_eq!(answer.status, 413);
+    for _ in 0..100 {
+        socket.write_all(&piece).unwrap();
+    }
+    let answer = Answer::read(&mut BufReader::new(socket)).unwrap();
+    assert_eq!(answer.error().1, "body_too_large");
+    // And sent whole, by a client that reads when it has written; with a wrong type, too.
+    let whole = vec![b' '; 100 << 20];
+    for (kind, status) in [(JSON, 413), ("content-type: text/plain\r\n", 415)] {
+        let mut socket = server.connect();
+        let bytes = request("POST", path, kind, &whole);
+        socket.write_all(&bytes).unwrap();
+        let answer = Answer::read(&mut BufReader::new(socket)).unwrap();
+        assert_eq!(answer.error().0, status);
     }
     let deep = format!(
         "{{\"prompt\": {}{}}}",
