@@ -167,6 +167,38 @@ pub(crate) struct Rows<'a> {
 }
 
 impl Packed {
+    /// Rows of a panel: a weight that is packed in parts has a multiple of so many in all but the last.
+    pub const PANEL: usize = LANES;
+
+    /// Room for so many rows more.
+    pub fn reserve(&mut self, rows: usize) {
+        let panels = rows.div_ceil(LANES);
+        self.lines.reserve_exact(panels * self.units());
+        let halves = panels * self.groups() * LANES;
+        self.scales.reserve_exact(halves);
+        if let Some(zeros) = &mut self.zeros {
+            zeros.reserve_exact(halves);
+        }
+    }
+
+    /// Puts the rows of another weight behind these.
+    ///
+    /// Panics when the two are not of one kind and width, or these do not fill their last panel.
+    pub fn append(&mut self, more: Packed) {
+        let kind = |one: &Packed| (one.columns, one.bits, one.group, one.brief_inputs);
+        assert_eq!(kind(self), kind(&more), "parts of one weight");
+        assert!(self.inputs == more.inputs, "parts of one weight");
+        assert!(self.rows.is_multiple_of(LANES), "whole panels");
+        self.rows += more.rows;
+        self.lines.extend(more.lines);
+        self.scales.extend(more.scales);
+        match (&mut self.zeros, more.zeros) {
+            (Some(zeros), Some(more)) => zeros.extend(more),
+            (None, None) => {}
+            _ => panic!("parts of one weight with and without zeros"),
+        }
+    }
+
     /// Packs; refuses lengths, groups and values that do not fit together.
     pub fn new(quants: &Quants) -> Result<Self, QuantError> {
         quants.check()?;
