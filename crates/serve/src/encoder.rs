@@ -119,9 +119,10 @@ impl Encoder {
         };
         config.context = config.context.min(model.config().longest());
         let pool = config.pool.unwrap_or_else(|| model.config().gives.pool());
+        // First, or products would pack these weights for themselves and keep the room for it.
+        model.panel();
         // A mixer that is made for one length is found here.
         model.vectors(&[&[0]], pool)?;
-        model.panel();
         let shared = Arc::new(Shared::default());
         let (queue, limits, counts) = (shared.clone(), config.clone(), metrics.clone());
         let thread = std::thread::Builder::new()

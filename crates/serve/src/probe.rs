@@ -111,11 +111,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Probe<S> {
     /// Begins the interim responses whose time has come.
     fn probe(&mut self, context: &mut Context) -> Poll<Result<()>> {
         while let (Some(ended), Some(after)) = (self.ended, TIMES.get(self.sent)) {
-            let timer = self
-                .timer
-                .get_or_insert_with(|| Box::pin(sleep_until(ended + *after)));
-            if timer.as_mut().poll(context).is_pending() {
-                break;
+            let at = ended + *after;
+            if Instant::now() < at {
+                let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(at)));
+                if timer.as_mut().poll(context).is_pending() {
+                    break;
+                }
             }
             self.timer = None;
             self.sent += 1;
