@@ -396,3 +396,61 @@ impl Packed {
         (Cow::Owned(values), stride)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Range;
+
+    use super::super::round::{Scheme, nearest};
+    use super::super::{Precision, product};
+    use super::*;
+    use crate::testing::rand_vec;
+
+    #[test]
+    fn a_weight_packed_in_parts_is_the_weight() {
+        let (n, k) = (75, 70);
+        let x = rand_vec(2, 3 * k);
+        let mut pairs = Vec::new();
+        for (bits, group, zeros) in [
+            (Bits::Eight, 0, false),
+            (Bits::Four, 8, false),
+            (Bits::Four, 32, true),
+        ] {
+            let scheme = Scheme { bits, group, zeros };
+            let quants = nearest(scheme, [n, k], &rand_vec(1, n * k)).expect("fits");
+            let part = |rows: Range<usize>| {
+                let groups = rows.start * quants.groups()..rows.end * quants.groups();
+                let halves = |values: &[f16]| values[groups.clone()].to_vec();
+                Packed::new(&Quants {
+                    rows: rows.len(),
+                    values: quants.values[rows.start * k..rows.end * k].to_vec(),
+                    scales: halves(&quants.scales),
+                    zeros: quants.zeros.as_deref().map(halves),
+                    ..quants.clone()
+                })
+                .expect("fits")
+            };
+            let parts = [part(0..16), part(16..64), part(64..n)];
+            pairs.push((Packed::new(&quants).expect("fits"), parts));
+        }
+        let weights: Vec<u16> = (0..n * k).map(|at| (at * 7 % 30_000) as u16).collect();
+        let part = |rows: Range<usize>| {
+            Packed::of_halves(
+                Bits::Half,
+                [rows.len(), k],
+                &weights[rows.start * k..rows.end * k],
+            )
+        };
+        pairs.push((part(0..n), [part(0..32), part(32..48), part(48..n)]));
+        for (whole, [mut joined, second, third]) in pairs {
+            joined.reserve(n);
+            joined.append(second);
+            joined.append(third);
+            assert_eq!(joined.shape(), whole.shape());
+            assert_eq!(joined.bytes(), whole.bytes());
+            assert_eq!(joined.quants(), whole.quants());
+            let product = |weight| product(Precision::F32, &x, weight, None);
+            assert_eq!(product(&joined), product(&whole));
+        }
+    }
+}
