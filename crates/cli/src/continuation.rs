@@ -12,6 +12,7 @@ use anyhow::Context;
 use serde_json::{Value, json};
 
 use crate::exit::{Failure, Kind, bad_input};
+use crate::say::Say;
 
 /// Flags of sampling.
 #[derive(Debug, clap::Args)]
@@ -73,7 +74,12 @@ pub struct Sampling {
 
 impl Sampling {
     /// The chooser; options out of range are bad input.
-    pub fn sampler(&self) -> Result<Sampler, Failure> {
+    pub fn sampler(&self, say: &Say) -> Result<Sampler, Failure> {
+        if self.logprobs.is_some() && !say.is_json() {
+            return Err(bad_input(
+                "show log probabilities: --logprobs needs --json, or they would not be seen",
+            ));
+        }
         Sampler::new(SampleOptions {
             temperature: self.temperature,
             top_k: self.top_k,

@@ -14,6 +14,7 @@ mod progress;
 mod reference;
 pub mod run_file;
 pub mod say;
+mod scoring;
 mod session;
 pub mod setup;
 pub mod verbs;

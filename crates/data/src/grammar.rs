@@ -104,13 +104,19 @@ impl Grammars {
             .factory
             .create_parser(TopLevelGrammar::from_json_schema(schema))
             .map_err(|error| GrammarError::Schema(error.to_string()))?;
-        let matcher = Matcher::new(Ok(parser));
-        match matcher.get_error() {
-            Some(error) => Err(GrammarError::Schema(error)),
-            None => Ok(Constraint {
-                matcher,
-                vocab: self.vocab,
-            }),
+        let mut constraint = Constraint {
+            matcher: Matcher::new(Ok(parser)),
+            vocab: self.vocab,
+        };
+        // A schema that no text fits (one that is itself, say) shows where the first token is looked for.
+        match constraint.mask(&mut vec![0.0; self.vocab]) {
+            Ok(true) => Ok(constraint),
+            Ok(false) => Err(GrammarError::Schema("no text fits it".into())),
+            Err(GrammarError::Stuck(error)) => Err(GrammarError::Schema(format!(
+                "no text fits it ({})",
+                error.lines().next().unwrap_or_default()
+            ))),
+            Err(other) => Err(other),
         }
     }
 }
@@ -258,9 +264,12 @@ mod tests {
             json!({"type": "nonsense"}),
             json!({"type": "integer", "minimum": 3, "maximum": 2}),
             json!(7),
+            json!({"$ref": "#"}),
         ] {
             let error = grammars.begin(&Shape::Schema(schema.clone())).err();
-            assert!(error.is_some(), "{schema}");
+            let message = error.map(|error| error.to_string()).unwrap_or_default();
+            assert!(message.starts_with("read the JSON schema"), "{schema}");
+            assert_eq!(message.lines().count(), 1, "{message}");
         }
         let mut constraint = grammars.begin(&Shape::Object).unwrap();
         assert!(constraint.accept(u32::from(b'x')).is_err());

@@ -266,7 +266,7 @@ impl ModelFolder {
     }
 
     /// Builds the model on `device` (an autodiff device to train it further) and fills in its weights, one tensor after
-    /// the other: beside the model itself about a megabyte is in memory, of packed weights one tensor. Weights of 8 or 4 bits,
+    /// the other: beside the model itself about a megabyte is in memory. Weights of 16, 8 or 4 bits,
     /// ours and the blocks of GGUF files, stay packed on the CPU.
     pub fn load(&self, device: &Device) -> Result<Model, HubError> {
         let mut weights = Weights::default();

@@ -11,7 +11,7 @@ use anyformer_ops::quantised::quant::{QuantError, Quants, gptq, round, search};
 use crate::error::HubError;
 use crate::extra::Extra;
 use crate::model::{ModelFolder, save};
-use crate::quantised::{Method, Quantisation, pack};
+use crate::quantised::{Method, Quantisation, pack_as, packed};
 
 /// Quantises every linear layer of a model where it is. `rows` are texts of at least two tokens; all but
 /// [`Method::Rtn`] look at the inputs that the layers get from them. A block sees what the blocks before it make once they
@@ -134,7 +134,9 @@ fn put(param: &Param, quants: Result<Quants, QuantError>) -> Result<(), HubError
         reason,
     };
     let quants = quants.map_err(|error| wrong(error.to_string()))?;
-    pack(param, &quants).map_err(|problem| wrong(problem.to_string()))
+    packed(param, &quants)
+        .and_then(|packed| pack_as(param, packed))
+        .map_err(|problem| wrong(problem.to_string()))
 }
 
 /// Writes a model that was quantised as a folder of ours, with the tokenizer, the chat template and the facts of the folder

@@ -10,6 +10,8 @@
 //! zero`; 4 bits hold `q + 8` without zeros and `q` with them. The blocks of GGUF files (Q8_0, Q4_0, Q4_1) are the same
 //! numbers in another order and stay as they are, too.
 
+use std::ops::Range;
+
 use anyformer_ops::Param;
 use anyformer_ops::quantised::quant::round::Scheme;
 use anyformer_ops::quantised::quant::{Bits, Packed, Quants};
@@ -18,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::encoding::Encoding;
 use crate::error::{HubError, Problem};
+use crate::families::names::Place;
 use crate::tensors::{Data, Piece};
 use crate::weights::Weights;
 
@@ -232,55 +235,82 @@ pub(crate) fn fill(
     weights: &Weights,
     how: &Quantisation,
 ) -> Result<Option<Problem>, HubError> {
-    let bytes = |ending: &str| {
-        let stored = weights.get(&format!("{}.{ending}", param.name()));
-        stored
-            .map(|stored| Ok((stored.encoding, weights.bytes(stored)?)))
-            .transpose()
-    };
-    let (&[rows, columns], Some((encoding, values)), Some((_, scales))) =
-        (param.shape(), bytes("q")?, bytes("scale")?)
-    else {
+    let of = |ending: &str| weights.get(&format!("{}.{ending}", param.name()));
+    let (&[rows, columns], Some(q), Some(scale)) = (param.shape(), of("q"), of("scale")) else {
         return Ok(None);
     };
-    let zeros = bytes("zero")?;
-    let (bits, values) = match encoding {
-        Encoding::U8 => {
-            let below = if zeros.is_none() { 8 } else { 0 };
-            let halves = |byte: &u8| [(byte & 15) as i8 - below, (byte >> 4) as i8 - below];
-            let row = |row: &[u8]| {
-                let values = row.iter().flat_map(halves);
-                values.take(columns).collect::<Vec<i8>>()
-            };
-            let rows = values.chunks(columns.div_ceil(2).max(1));
-            (Bits::Four, rows.flat_map(row).collect())
-        }
-        _ => (
-            Bits::Eight,
-            values.into_iter().map(u8::cast_signed).collect(),
-        ),
-    };
-    let inputs = bytes("input")?.map(|(_, bytes)| {
+    let zero = of("zero");
+    let inputs = of("input").map(|input| weights.bytes(input)).transpose()?;
+    let inputs: Option<Vec<f32>> = inputs.map(|bytes| {
         let of = |bytes: &[u8; 4]| f32::from_le_bytes(*bytes);
-        bytes.as_chunks().0.iter().map(of).collect::<Vec<f32>>()
+        bytes.as_chunks().0.iter().map(of).collect()
     });
     let group = Scheme {
         group: how.group,
         ..how.outer()
     }
     .group_of(columns);
-    let quants = Quants {
-        rows,
-        columns,
-        bits,
-        group,
-        values,
-        scales: halves(&scales),
-        zeros: zeros.map(|(_, zeros)| halves(&zeros)),
-        brief_inputs: how.method == Method::SmoothQuant && inputs.is_some(),
-        inputs,
+    let (bits, width) = match q.encoding {
+        Encoding::U8 => (Bits::Four, columns.div_ceil(2)),
+        _ => (Bits::Eight, columns),
     };
-    Ok(pack(param, &quants).err())
+    let place = Place::own(param.name());
+    let piece = |ours: Range<usize>| {
+        let bytes = |stored, width| weights.row_bytes(stored, &place, rows, ours.clone(), width);
+        let beside = |stored| Ok(halves(&bytes(stored, 2 * columns.div_ceil(group).max(1))?));
+        let values = bytes(q, width)?;
+        let values = match bits {
+            Bits::Four => {
+                let below = if zero.is_none() { 8 } else { 0 };
+                let halves = |byte: &u8| [(byte & 15) as i8 - below, (byte >> 4) as i8 - below];
+                let row = |row: &[u8]| {
+                    let values = row.iter().flat_map(halves);
+                    values.take(columns).collect::<Vec<i8>>()
+                };
+                values.chunks(width.max(1)).flat_map(row).collect()
+            }
+            _ => values.into_iter().map(u8::cast_signed).collect(),
+        };
+        let quants = Quants {
+            rows: ours.len(),
+            columns,
+            bits,
+            group,
+            values,
+            scales: beside(scale)?,
+            zeros: zero.map(beside).transpose()?,
+            brief_inputs: how.method == Method::SmoothQuant && inputs.is_some(),
+            inputs: inputs.clone(),
+        };
+        Ok(packed(param, &quants))
+    };
+    let made = in_pieces(rows, width, piece)?;
+    Ok(made.and_then(|packed| pack_as(param, packed)).err())
+}
+
+/// Bytes of a file that are packed at once: they are in memory three times meanwhile.
+const PIECE: usize = 1 << 18;
+
+/// Packs a matrix of rows of `width` bytes in a file piece by piece, so that no more than a piece is in memory beside it. `piece`
+/// packs some of its rows.
+pub(crate) fn in_pieces(
+    rows: usize,
+    width: usize,
+    mut piece: impl FnMut(Range<usize>) -> Result<Result<Packed, Problem>, HubError>,
+) -> Result<Result<Packed, Problem>, HubError> {
+    let at_once = (PIECE / width.max(1) / Packed::PANEL).max(1) * Packed::PANEL;
+    let mut whole = match piece(0..at_once.min(rows))? {
+        Ok(first) => first,
+        Err(problem) => return Ok(Err(problem)),
+    };
+    whole.reserve(rows.saturating_sub(at_once));
+    for first in (at_once..rows).step_by(at_once) {
+        match piece(first..rows.min(first + at_once))? {
+            Ok(more) => whole.append(more),
+            Err(problem) => return Ok(Err(problem)),
+        }
+    }
+    Ok(Ok(whole))
 }
 
 fn halves(bytes: &[u8]) -> Vec<f16> {
@@ -288,14 +318,12 @@ fn halves(bytes: &[u8]) -> Vec<f16> {
     bytes.as_chunks().0.iter().map(of).collect()
 }
 
-/// Packs values into a parameter.
-pub(crate) fn pack(param: &Param, quants: &Quants) -> Result<(), Problem> {
-    let wrong = |reason: String| Problem::Quantised {
+/// Values of a parameter, packed.
+pub(crate) fn packed(param: &Param, quants: &Quants) -> Result<Packed, Problem> {
+    Packed::new(quants).map_err(|error| Problem::Quantised {
         name: param.name().to_string(),
-        reason: format!("failed to {reason}"),
-    };
-    let packed = Packed::new(quants).map_err(|error| wrong(error.to_string()))?;
-    pack_as(param, packed)
+        reason: format!("failed to {error}"),
+    })
 }
 
 /// Gives packed values to a parameter.
@@ -306,22 +334,17 @@ pub(crate) fn pack_as(param: &Param, packed: Packed) -> Result<(), Problem> {
     })
 }
 
-/// The numbers in the blocks of a GGUF tensor, if it is of a kind that can stay packed; `row` gives the bytes of each row.
-pub(crate) fn of_blocks<'a>(
-    encoding: Encoding,
-    [rows, columns]: [usize; 2],
-    row: impl Fn(usize) -> &'a [u8],
-) -> Option<Quants> {
+/// The numbers in the blocks of rows of a GGUF tensor that can stay packed: Q8_0, Q4_0, Q4_1.
+pub(crate) fn of_blocks(encoding: Encoding, [rows, columns]: [usize; 2], bytes: &[u8]) -> Quants {
     let bits = match encoding {
         Encoding::Q8_0 => Bits::Eight,
-        Encoding::Q4_0 | Encoding::Q4_1 => Bits::Four,
-        _ => return None,
+        _ => Bits::Four,
     };
     let (group, size) = encoding.block();
     let with_zeros = encoding == Encoding::Q4_1;
     let mut values = Vec::with_capacity(rows * columns);
     let (mut scales, mut zeros) = (Vec::new(), Vec::new());
-    for block in (0..rows).flat_map(|at| row(at).chunks_exact(size)) {
+    for block in bytes.chunks_exact(size) {
         let half = |at: usize| f16::from_le_bytes([block[at], block[at + 1]]);
         scales.push(half(0));
         let numbers = if with_zeros { 4 } else { 2 };
@@ -338,7 +361,7 @@ pub(crate) fn of_blocks<'a>(
             }
         }
     }
-    Some(Quants {
+    Quants {
         rows,
         columns,
         bits,
@@ -348,5 +371,5 @@ pub(crate) fn of_blocks<'a>(
         zeros: with_zeros.then_some(zeros),
         inputs: None,
         brief_inputs: false,
-    })
+    }
 }

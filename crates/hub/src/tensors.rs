@@ -186,21 +186,37 @@ fn contradiction(error: SafeTensorError) -> Damage {
 }
 
 pub(crate) fn not_finite(name: &str, values: &[f32]) -> Option<Problem> {
-    not_numbers(name, values, |value| value.is_finite())
+    let mut found = NotFinite::default();
+    found.look(0, values, |value| value.is_finite());
+    found.problem(name)
 }
 
-/// As [`not_finite`], of values of any kind.
-pub(crate) fn not_numbers<T: Copy>(
-    name: &str,
-    values: &[T],
-    finite: impl Fn(T) -> bool,
-) -> Option<Problem> {
-    let first = values.iter().position(|value| !finite(*value))?;
-    Some(Problem::NotFinite {
-        name: name.to_string(),
-        count: values.iter().filter(|value| !finite(**value)).count(),
-        first,
-    })
+/// Values that are no numbers, of a tensor that is looked at piece by piece.
+#[derive(Default)]
+pub(crate) struct NotFinite {
+    count: usize,
+    first: usize,
+}
+
+impl NotFinite {
+    /// Looks at the values from place `at` on.
+    pub(crate) fn look<T: Copy>(&mut self, at: usize, values: &[T], finite: impl Fn(T) -> bool) {
+        let Some(first) = values.iter().position(|value| !finite(*value)) else {
+            return;
+        };
+        if self.count == 0 {
+            self.first = at + first;
+        }
+        self.count += values.iter().filter(|value| !finite(**value)).count();
+    }
+
+    pub(crate) fn problem(&self, name: &str) -> Option<Problem> {
+        (self.count > 0).then(|| Problem::NotFinite {
+            name: name.to_string(),
+            count: self.count,
+            first: self.first,
+        })
+    }
 }
 
 /// Writes a safetensors file of f32 tensors under a temporary name and renames it.

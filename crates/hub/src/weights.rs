@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyformer_ops::Param;
@@ -12,8 +13,8 @@ use anyformer_ops::quantised::quant::{Bits, Packed};
 use crate::encoding::Encoding;
 use crate::error::{HubError, Problem};
 use crate::families::names::Place;
-use crate::quantised::{of_blocks, pack, pack_as};
-use crate::tensors::{header_length, layout, not_finite, not_numbers};
+use crate::quantised::{in_pieces, of_blocks, pack_as, packed};
+use crate::tensors::{NotFinite, header_length, layout, not_finite};
 
 /// Bytes that are read at once, unless a row is longer.
 const PIECE: usize = 1 << 20;
@@ -136,35 +137,55 @@ impl Weights {
         first: usize,
         values: &mut [f32],
     ) -> Result<(), HubError> {
-        let (path, mut file) = {
-            let (path, file) = &self.files[stored.file];
-            (path, file)
-        };
         let width = stored.encoding.bytes(columns).unwrap_or(0);
-        let offset = stored.offset + (first * width) as u64;
-        file.seek(SeekFrom::Start(offset))
-            .map_err(unreadable(path))?;
+        let mut at = first * width;
         let at_once = (PIECE / width.max(1)).max(1) * columns;
         let mut bytes = Vec::new();
         for values in values.chunks_mut(at_once) {
             bytes.resize(values.len() / columns * width, 0);
-            file.read_exact(&mut bytes).map_err(unreadable(path))?;
+            self.read(stored, at, &mut bytes)?;
+            at += bytes.len();
             stored.encoding.decode(&bytes, values);
         }
         Ok(())
     }
 
-    /// Every byte of a tensor.
-    pub(crate) fn bytes(&self, stored: &Stored) -> Result<Vec<u8>, HubError> {
+    /// Bytes of a tensor from byte `at` of it on.
+    fn read(&self, stored: &Stored, at: usize, bytes: &mut [u8]) -> Result<(), HubError> {
         let (path, mut file) = {
             let (path, file) = &self.files[stored.file];
             (path, file)
         };
+        file.seek(SeekFrom::Start(stored.offset + at as u64))
+            .and_then(|_| file.read_exact(bytes))
+            .map_err(unreadable(path))
+    }
+
+    /// The bytes of some rows of ours, each of `width` bytes, out of a matrix of `rows`.
+    pub(crate) fn row_bytes(
+        &self,
+        stored: &Stored,
+        place: &Place,
+        rows: usize,
+        ours: Range<usize>,
+        width: usize,
+    ) -> Result<Vec<u8>, HubError> {
+        let mut bytes = vec![0; ours.len() * width];
+        let mut start = ours.start;
+        while start < ours.end {
+            let (first, run) = place.run(start..ours.end, rows);
+            let at = (start - ours.start) * width;
+            self.read(stored, first * width, &mut bytes[at..][..run * width])?;
+            start += run;
+        }
+        Ok(bytes)
+    }
+
+    /// Every byte of a tensor.
+    pub(crate) fn bytes(&self, stored: &Stored) -> Result<Vec<u8>, HubError> {
         let values = stored.shape.iter().product();
         let mut bytes = vec![0; stored.encoding.bytes(values).unwrap_or(0)];
-        file.seek(SeekFrom::Start(stored.offset))
-            .and_then(|_| file.read_exact(&mut bytes))
-            .map_err(unreadable(path))?;
+        self.read(stored, 0, &mut bytes)?;
         Ok(bytes)
     }
 
@@ -190,27 +211,27 @@ impl Weights {
         if place.transposed {
             return self.fill(param, stored, place);
         }
-        let (bytes, width) = (
-            self.bytes(stored)?,
-            stored.encoding.bytes(columns).unwrap_or(0),
-        );
-        let row = |row: usize| &bytes[place.row(row, rows) * width..][..width];
-        if let Some(bits) = halves {
-            let bytes = (0..rows).flat_map(|at| row(at).as_chunks().0);
-            let weights: Vec<u16> = bytes.map(|pair| u16::from_le_bytes(*pair)).collect();
-            let packed = Packed::of_halves(bits, [rows, columns], &weights);
-            let shown = self.shown(&stored.name, stored.file);
+        let width = stored.encoding.bytes(columns).unwrap_or(0);
+        let shown = self.shown(&stored.name, stored.file);
+        let mut found = NotFinite::default();
+        let piece = |ours: Range<usize>| {
+            let shape = [ours.len(), columns];
+            let first = ours.start * columns;
+            let bytes = self.row_bytes(stored, place, rows, ours, width)?;
+            let Some(bits) = halves else {
+                return Ok(packed(param, &of_blocks(stored.encoding, shape, &bytes)));
+            };
+            let pairs = bytes.as_chunks().0.iter();
+            let weights: Vec<u16> = pairs.map(|pair| u16::from_le_bytes(*pair)).collect();
             let exponent = if bits == Bits::Half { 0x7c00 } else { 0x7f80 };
-            if let Some(problem) = not_numbers(&shown, &weights, |half| half & exponent != exponent)
-            {
-                return Ok(Some(problem));
-            }
-            return Ok(pack_as(param, packed).err());
+            found.look(first, &weights, |half| half & exponent != exponent);
+            Ok(Ok(Packed::of_halves(bits, shape, &weights)))
+        };
+        let made = in_pieces(rows, width, piece)?;
+        if let Some(problem) = found.problem(&shown) {
+            return Ok(Some(problem));
         }
-        match of_blocks(stored.encoding, [rows, columns], row) {
-            Some(quants) => Ok(pack(param, &quants).err()),
-            None => self.fill(param, stored, place),
-        }
+        Ok(made.and_then(|packed| pack_as(param, packed)).err())
     }
 
     /// Gives a parameter its values out of a tensor whose shape fits `place`. Values that are not finite are the answer.
@@ -248,11 +269,7 @@ impl Weights {
         } else {
             let mut start = 0;
             while start < own {
-                // As many rows as lie one after the other in theirs, too.
-                let first = place.row(start, own);
-                let run = (start..own)
-                    .take_while(|at| place.row(*at, own) == first + at - start)
-                    .count();
+                let (first, run) = place.run(start..own, own);
                 let values = &mut values[start * columns..(start + run) * columns];
                 self.rows(stored, columns, first, values)?;
                 start += run;

@@ -29,13 +29,27 @@ pub fn reset_peak() {
     PEAK.store(NOW.load(Relaxed), Relaxed);
 }
 
+/// `mi_option_purge_delay` of mimalloc.h, versions 2 and 3, for which the bindings have no name.
+const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+
 /// Tells mimalloc to keep freed pages for the next allocation. By default it gives them back to the system after 10 ms, and
 /// a training step then faults its activations in again, page by page. Without effect on other allocators.
 pub fn keep_freed_pages() {
-    /// `mi_option_purge_delay` of mimalloc.h, versions 2 and 3, for which the bindings have no name.
-    const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
     // SAFETY: sets a number in a table of the allocator that holds this index; it may be called at any time.
     unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) };
+}
+
+/// Runs `work`, whose freed pages mimalloc gives back to the system at once: for large arrays that are let go for good, whose place
+/// in memory others would take only by chance. Without effect on other allocators.
+pub fn give_back_freed_pages<T>(work: impl FnOnce() -> T) -> T {
+    // SAFETY: reads a number out of the same table.
+    let before = unsafe { libmimalloc_sys::mi_option_get(PURGE_DELAY) };
+    // SAFETY: as above.
+    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, 0) };
+    let result = work();
+    // SAFETY: as above.
+    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, before) };
+    result
 }
 
 fn grown(bytes: usize) {

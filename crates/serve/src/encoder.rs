@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyformer_models::{Model, Pool, Reads};
 use anyformer_ops::tensor_values;
+use tokio::sync::oneshot;
 
 use crate::engine::job::{JobError, SubmitError};
 use crate::engine::{EngineError, check_ids};
@@ -21,7 +22,7 @@ pub struct EncoderConfig {
     pub tokens: usize,
     /// A text waits so long, at most, for others to join it.
     pub wait: Duration,
-    /// Texts that may wait.
+    /// Texts that may wait; with so many no further request is taken.
     pub queue: usize,
     /// Tokens of one text.
     pub context: usize,
@@ -44,12 +45,29 @@ impl Default for EncoderConfig {
     }
 }
 
-type Reply = Box<dyn FnOnce(Result<Vec<f32>, JobError>) + Send>;
+/// Where the vector of a text goes.
+pub trait Reply: Send {
+    /// The only call with the vector, on the encoder's thread: it must not wait.
+    fn give(self: Box<Self>, vector: Result<Vec<f32>, JobError>);
+    /// True when nobody waits for it any more; the text is then dropped.
+    fn is_gone(&self) -> bool;
+}
+
+impl Reply for oneshot::Sender<Result<Vec<f32>, JobError>> {
+    fn give(self: Box<Self>, vector: Result<Vec<f32>, JobError>) {
+        // Who asked may have gone.
+        let _ = self.send(vector);
+    }
+
+    fn is_gone(&self) -> bool {
+        self.is_closed()
+    }
+}
 
 struct Waiting {
     ids: Vec<u32>,
     since: Instant,
-    reply: Reply,
+    reply: Box<dyn Reply>,
 }
 
 #[derive(Default)]
@@ -101,9 +119,10 @@ impl Encoder {
         };
         config.context = config.context.min(model.config().longest());
         let pool = config.pool.unwrap_or_else(|| model.config().gives.pool());
+        // First, or products would pack these weights for themselves and keep the room for it.
+        model.panel();
         // A mixer that is made for one length is found here.
         model.vectors(&[&[0]], pool)?;
-        model.panel();
         let shared = Arc::new(Shared::default());
         let (queue, limits, counts) = (shared.clone(), config.clone(), metrics.clone());
         let thread = std::thread::Builder::new()
@@ -119,9 +138,8 @@ impl Encoder {
         })
     }
 
-    /// Puts texts into the queue, all or none; never waits. Each reply is called on the encoder's thread with the text's
-    /// vector.
-    pub fn submit(&self, texts: Vec<(Vec<u32>, Reply)>) -> Result<(), SubmitError> {
+    /// Puts the texts of one request into the queue, all or none; never waits.
+    pub fn submit(&self, texts: Vec<(Vec<u32>, Box<dyn Reply>)>) -> Result<(), SubmitError> {
         for (ids, _) in &texts {
             check_ids(ids, 0, self.config.context, self.vocab)?;
         }
@@ -130,7 +148,8 @@ impl Encoder {
             return Err(SubmitError::Closed);
         }
         let queued = inner.texts.len();
-        if queued + texts.len() > self.config.queue {
+        // What matters is how many wait already: a request for more texts than may wait would otherwise never be taken.
+        if queued >= self.config.queue {
             self.metrics.refused.inc();
             return Err(SubmitError::Full { queued });
         }
@@ -174,9 +193,17 @@ impl Drop for Encoder {
 }
 
 /// The texts of the next pass: those that have come when the first has waited long enough, up to the limit of tokens.
-fn next(shared: &Shared, config: &EncoderConfig) -> Option<(Vec<Waiting>, bool)> {
+fn next(
+    shared: &Shared,
+    config: &EncoderConfig,
+    metrics: &Metrics,
+) -> Option<(Vec<Waiting>, bool)> {
     let mut inner = shared.lock();
     loop {
+        let before = inner.texts.len();
+        inner.texts.retain(|text| !text.reply.is_gone());
+        let cancelled = metrics.finished.with_label_values(&["cancelled"]);
+        cancelled.inc_by((before - inner.texts.len()) as u64);
         let tokens: usize = inner.texts.iter().map(|text| text.ids.len()).sum();
         let Some(first) = inner.texts.front() else {
             if inner.closed {
@@ -208,7 +235,7 @@ fn next(shared: &Shared, config: &EncoderConfig) -> Option<(Vec<Waiting>, bool)>
 }
 
 fn run(model: &Model, pool: Pool, shared: &Shared, config: &EncoderConfig, metrics: &Metrics) {
-    while let Some((batch, abort)) = next(shared, config) {
+    while let Some((batch, abort)) = next(shared, config, metrics) {
         metrics.waiting.set(shared.lock().texts.len() as i64);
         metrics.running.set(batch.len() as i64);
         metrics.batch_size.observe(batch.len() as f64);
@@ -231,7 +258,7 @@ fn run(model: &Model, pool: Pool, shared: &Shared, config: &EncoderConfig, metri
             metrics.finished.with_label_values(&[reason]).inc();
             metrics.total.observe(text.since.elapsed().as_secs_f64());
             let vector = made.as_ref().map_err(JobError::clone);
-            (text.reply)(vector.map(|all| {
+            text.reply.give(vector.map(|all| {
                 let own = &all[index * width..(index + 1) * width];
                 match config.unit {
                     true => unit(own),

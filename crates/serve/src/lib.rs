@@ -13,11 +13,12 @@ pub mod engine;
 pub mod http;
 pub mod load;
 pub mod metrics;
+mod probe;
 pub mod server;
 mod stall;
 pub mod text;
 
-pub use encoder::{Encoder, EncoderConfig};
+pub use encoder::{Encoder, EncoderConfig, Reply};
 pub use engine::job::{
     ChannelSink, End, Event, Finish, Go, Job, JobError, Sink, SubmitError, Token,
 };

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -22,6 +23,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::http::{App, router};
+use crate::probe::{Probe, Progress, Stage};
 use crate::stall::Stall;
 
 /// Where to listen and how long to wait for clients.
@@ -235,11 +237,17 @@ async fn connection<S>(
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let io = TokioIo::new(Stall::new(stream, config.write));
-    let service = tower_service_fn(router);
+    let progress = Progress::default();
+    let io = TokioIo::new(Probe::new(
+        Stall::new(stream, config.write),
+        progress.clone(),
+    ));
+    let service = service(router, progress);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(config.head)
+        // Who has closed the sending side after a whole request is answered; `Probe` finds those who are gone.
+        .half_close(true)
         .max_buf_size(64 << 10)
         .serve_connection(io, service);
     tokio::pin!(connection);
@@ -250,15 +258,32 @@ async fn connection<S>(
     let _ = connection.await;
 }
 
-fn tower_service_fn(
+fn service(
     router: Router,
+    progress: Progress,
 ) -> impl hyper::service::Service<
     hyper::Request<Incoming>,
     Response = hyper::Response<Body>,
     Error = Infallible,
     Future: Send,
 > {
-    TowerToHyperService::new(router)
+    let router = TowerToHyperService::new(router);
+    service_fn(move |mut request: hyper::Request<Incoming>| {
+        progress.set(match request.body().is_end_stream() {
+            true => Stage::None,
+            false => Stage::Unread,
+        });
+        // Who reads the body says when it is read.
+        request.extensions_mut().insert(progress.clone());
+        let (answer, progress) = (router.call(request), progress.clone());
+        async move {
+            let answer = answer.await;
+            if progress.is(Stage::Working) {
+                progress.set(Stage::None);
+            }
+            answer
+        }
+    })
 }
 
 fn acceptor(chain: &Path, key: &Path) -> Result<TlsAcceptor, ServerError> {

@@ -41,7 +41,7 @@ struct Read {
 
 /// Answers every line until the input ends; `/new` begins another conversation.
 pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
-    let mut sampler = args.sampling.sampler()?;
+    let mut sampler = args.sampling.sampler(say)?;
     let opened = open_model(&args.folder)?;
     can_generate(&opened)?;
     let shown = opened.path.display();
@@ -109,10 +109,13 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
             !say.is_gone()
         })?;
         if say.is_json() {
-            let value = json!({
+            let mut value = json!({
                 "answer": made.text, "tokens": made.tokens, "finish": made.finish, "read_tokens": ids.len(),
                 "prefill_s": made.prefill_s, "decode_s": made.decode_s, "state_bytes": made.state.bytes(),
             });
+            if args.sampling.logprobs.is_some() {
+                value["logprobs"] = json!(made.logprobs);
+            }
             say.result(&value, String::new);
         } else {
             say.raw(b"\n");

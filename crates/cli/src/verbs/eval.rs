@@ -1,8 +1,9 @@
 //! `anyformer eval FOLDER`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyformer_data::{Split, Task};
+use anyformer_hub::ModelFolder;
 use anyformer_models::ModelConfig;
 use anyformer_train::{evaluate, evaluate_early};
 use serde_json::{Map, Value, json};
@@ -13,18 +14,26 @@ use crate::overrides;
 use crate::progress::score;
 use crate::run_file::model_config;
 use crate::say::Say;
+use crate::scoring;
 use crate::session::{gives_tokens, open_model, task, task_defaults, task_table};
 use crate::setup::{device, device_name, start_threads};
+use crate::verbs::generate::tokenizer;
 
 /// Flags.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A run folder (its newest checkpoint is taken) or a model folder
+    /// A run folder (its newest checkpoint is taken), a model folder, or a GGUF file
     #[arg(value_name = "FOLDER")]
     pub folder: PathBuf,
     /// The task [default: the one that the model was trained on, with its options]
     #[arg(long, value_name = "NAME")]
     pub task: Option<String>,
+    /// Instead of a task: a text (UTF-8), cut in windows, whose tokens a language model is to foresee
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["task", "split", "batch", "batches", "exit_above"])]
+    pub text: Option<PathBuf>,
+    /// Tokens of a window of the text; fewer where the model reads no more
+    #[arg(long, value_name = "N", default_value_t = 512, requires = "text", value_parser = clap::value_parser!(u32).range(2..))]
+    pub time: u32,
     /// The part of the data
     #[arg(long, value_name = "SPLIT", default_value = "test", value_parser = ["train", "validation", "test"])]
     pub split: String,
@@ -47,6 +56,9 @@ pub struct Args {
 pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
     let mut opened = open_model(&args.folder)?;
     opened.config = changed(&opened.config, &args.changes)?;
+    if let Some(path) = &args.text {
+        return on_text(path, args, &opened, global, say);
+    }
     let task = task(&table(args, opened.info.get("task"))?)?;
     fits(&opened.config, &*task)?;
     let device = device(&device_name(global, None))?;
@@ -101,6 +113,57 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The loss of the tokens of a text.
+fn on_text(
+    path: &Path,
+    args: &Args,
+    opened: &ModelFolder,
+    global: &Global,
+    say: &Say,
+) -> Result<(), Failure> {
+    let shown = opened.path.display();
+    if !gives_tokens(&opened.config) {
+        return Err(bad_input(format!(
+            "evaluate {shown} on a text: it is a classifier or an encoder and foresees no tokens"
+        )));
+    }
+    if let Some(change) = args.changes.iter().find(|text| text.starts_with("task.")) {
+        return Err(bad_input(format!(
+            "evaluate with {change}: a text is not a task; leave it or --text out"
+        )));
+    }
+    let ids = scoring::read(path, &tokenizer(opened)?)?;
+    let rows = scoring::windows(&ids, scoring::longest(opened)?.min(args.time as usize));
+    if rows.is_empty() {
+        return Err(bad_input(format!(
+            "evaluate on {}: {} tokens are too few; give a longer text",
+            path.display(),
+            ids.len()
+        )));
+    }
+    let device = device(&device_name(global, None))?;
+    start_threads(global, None)?;
+    let model = opened.load(&device).input()?;
+    let found = scoring::foresee(&model, &rows)?;
+    let accuracy = found.correct as f64 / found.counted as f64;
+    let perplexity = found.loss.exp();
+    let speed = found.counted as f64 / found.seconds;
+    let value = json!({
+        "model": opened.path, "text": path, "time": args.time, "loss": found.loss, "accuracy": accuracy,
+        "perplexity": perplexity, "counted": found.counted, "read_tokens_per_s": speed,
+    });
+    say.result(&value, || {
+        let windows = rows.len();
+        format!(
+            "{}: {}  ({} tokens foreseen in {windows} windows, {speed:.0} tokens/s)",
+            path.display(),
+            score(found.loss, accuracy, Some(perplexity)),
+            found.counted
+        )
+    });
+    Ok(())
+}
+
 fn probability(text: &str) -> Result<f32, String> {
     match text.parse::<f32>() {
         Ok(value) if (0.0..=1.0).contains(&value) => Ok(value),
@@ -115,7 +178,7 @@ fn table(args: &Args, own: Option<&Value>) -> Result<Map<String, Value>, Failure
         (None, Some(own)) => own.clone(),
         (None, None) => {
             return Err(bad_input(format!(
-                "evaluate {}: the folder does not say on which task; give --task NAME",
+                "evaluate {}: the folder does not say on which task; give --task NAME, or --text FILE",
                 args.folder.display()
             )));
         }

@@ -43,7 +43,7 @@ pub struct Args {
 
 /// Streams the continuation.
 pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
-    let mut sampler = args.sampling.sampler()?;
+    let mut sampler = args.sampling.sampler(say)?;
     let prompt = prompt(args)?;
     let opened = open_model(&args.folder)?;
     can_generate(&opened)?;

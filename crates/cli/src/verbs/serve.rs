@@ -70,7 +70,7 @@ pub struct EngineArgs {
     /// Sequences that run together
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub batch: usize,
-    /// Requests that may wait; more are refused with 429
+    /// Answers that may wait, of an encoder texts; with so many, further requests are refused with 429
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub queue: usize,
     /// Tokens of one sequence, prompt and answer together

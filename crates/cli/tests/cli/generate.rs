@@ -56,6 +56,7 @@ fn what_cannot_be_continued_is_refused() {
     generate(&["--prompt", "a", "--temperature", "-1"]).bad(&["temperature"]);
     generate(&["--prompt", "a", "--top-p", "0"]).bad(&["top_p"]);
     generate(&[]).bad(&["--prompt"]);
+    generate(&["--prompt", "a", "--logprobs", "2"]).bad(&["--json"]);
     let place = folder();
     fs::write(place.path().join("bad"), b"\xff").expect("written");
     generate(&["--prompt-file", &place.path().join("bad").to_string_lossy()]).bad(&["UTF-8"]);

@@ -39,6 +39,48 @@ fn chat(model: &Path, turns: &str, more: &[&str]) -> Vec<Value> {
 }
 
 #[test]
+fn a_text_is_foreseen_as_well_as_the_scores_of_its_tokens_say() {
+    let place = folder();
+    let text = "To be, or not to be: that is the question. Grüße!\n".repeat(4);
+    fs::write(place.path().join("text"), &text).expect("written");
+    let run = trained().to_string_lossy();
+    let eval = |model: &str, more: &[&str]| {
+        let words = ["eval", model, "--text", "text", "--json", "--threads=1"];
+        anyformer(place.path(), &[&words[..], more].concat())
+    };
+    let found = eval(&run, &["--time", "50"]).ok().json();
+    let newest = anyformer_train::latest_checkpoint(trained()).expect("read");
+    let opened = anyformer_hub::ModelFolder::open(&newest.expect("one")).expect("a model");
+    let model = opened.load(&anyformer_ops::Device::flex()).expect("loads");
+    let (mut loss, mut counted) = (0.0, 0);
+    let ids: Vec<u32> = text.bytes().map(u32::from).collect();
+    for window in ids.chunks(50) {
+        for at in 1..window.len() {
+            let (scores, _) = model.prefill(&window[..at], 1, None, None).expect("runs");
+            let scores = anyformer_ops::tensor_values(scores);
+            loss -= f64::from(anyformer_models::log_prob(&scores, window[at]));
+            counted += 1;
+        }
+    }
+    assert_eq!(found["counted"], counted);
+    let got = found["loss"].as_f64().expect("a number");
+    let want = loss / f64::from(counted);
+    assert!((got - want).abs() < 1e-4 * want, "{got} {want}");
+    let perplexity = found["perplexity"].as_f64().expect("a number");
+    assert!((perplexity - got.exp()).abs() < 1e-9 * perplexity);
+    // A folder of another program says no task, and is foreseen the same.
+    let out = exported(place.path());
+    eval(&out.to_string_lossy(), &["--time", "50", "--quiet"]).ok();
+    anyformer(place.path(), &["eval", "out"]).bad(&["--text FILE"]);
+    eval(&run, &["task.time=20"]).bad(&["task.time=20"]);
+    eval(&run, &["--task", "text"]).bad(&["--task"]);
+    fs::write(place.path().join("text"), "x").expect("written");
+    eval(&run, &[]).bad(&["1 tokens are too few"]);
+    fs::write(place.path().join("text"), b"\xff\xff").expect("written");
+    eval(&run, &[]).bad(&["UTF-8"]);
+}
+
+#[test]
 fn an_exported_run_says_the_same() {
     let place = folder();
     let out = exported(place.path());

@@ -1,5 +1,7 @@
 //! Where our parameters lie in the tensors of another program: a name, and which of its rows.
 
+use std::ops::Range;
+
 /// Which rows of their tensor are ours. `n` is the number of our rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rows {
@@ -89,6 +91,13 @@ impl Place {
                 },
             })
         })
+    }
+
+    /// Their row that is the first of `ours`, and how many lie one after the other in both; `n` is the number of our rows.
+    pub(crate) fn run(&self, ours: Range<usize>, n: usize) -> (usize, usize) {
+        let (start, first) = (ours.start, self.row(ours.start, n));
+        let run = ours.take_while(|at| self.row(*at, n) == first + at - start);
+        (first, run.count())
     }
 
     /// The row of theirs that holds our row `row` of `own`.

@@ -167,6 +167,38 @@ pub(crate) struct Rows<'a> {
 }
 
 impl Packed {
+    /// Rows of a panel: a weight that is packed in parts has a multiple of so many in all but the last.
+    pub const PANEL: usize = LANES;
+
+    /// Room for so many rows more.
+    pub fn reserve(&mut self, rows: usize) {
+        let panels = rows.div_ceil(LANES);
+        self.lines.reserve_exact(panels * self.units());
+        let halves = panels * self.groups() * LANES;
+        self.scales.reserve_exact(halves);
+        if let Some(zeros) = &mut self.zeros {
+            zeros.reserve_exact(halves);
+        }
+    }
+
+    /// Puts the rows of another weight behind these.
+    ///
+    /// Panics when the two are not of one kind and width, or these do not fill their last panel.
+    pub fn append(&mut self, more: Packed) {
+        let kind = |one: &Packed| (one.columns, one.bits, one.group, one.brief_inputs);
+        assert_eq!(kind(self), kind(&more), "parts of one weight");
+        assert!(self.inputs == more.inputs, "parts of one weight");
+        assert!(self.rows.is_multiple_of(LANES), "whole panels");
+        self.rows += more.rows;
+        self.lines.extend(more.lines);
+        self.scales.extend(more.scales);
+        match (&mut self.zeros, more.zeros) {
+            (Some(zeros), Some(more)) => zeros.extend(more),
+            (None, None) => {}
+            _ => panic!("parts of one weight with and without zeros"),
+        }
+    }
+
     /// Packs; refuses lengths, groups and values that do not fit together.
     pub fn new(quants: &Quants) -> Result<Self, QuantError> {
         quants.check()?;
@@ -362,5 +394,63 @@ impl Packed {
             }
         }
         (Cow::Owned(values), stride)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Range;
+
+    use super::super::round::{Scheme, nearest};
+    use super::super::{Precision, product};
+    use super::*;
+    use crate::testing::rand_vec;
+
+    #[test]
+    fn a_weight_packed_in_parts_is_the_weight() {
+        let (n, k) = (75, 70);
+        let x = rand_vec(2, 3 * k);
+        let mut pairs = Vec::new();
+        for (bits, group, zeros) in [
+            (Bits::Eight, 0, false),
+            (Bits::Four, 8, false),
+            (Bits::Four, 32, true),
+        ] {
+            let scheme = Scheme { bits, group, zeros };
+            let quants = nearest(scheme, [n, k], &rand_vec(1, n * k)).expect("fits");
+            let part = |rows: Range<usize>| {
+                let groups = rows.start * quants.groups()..rows.end * quants.groups();
+                let halves = |values: &[f16]| values[groups.clone()].to_vec();
+                Packed::new(&Quants {
+                    rows: rows.len(),
+                    values: quants.values[rows.start * k..rows.end * k].to_vec(),
+                    scales: halves(&quants.scales),
+                    zeros: quants.zeros.as_deref().map(halves),
+                    ..quants.clone()
+                })
+                .expect("fits")
+            };
+            let parts = [part(0..16), part(16..64), part(64..n)];
+            pairs.push((Packed::new(&quants).expect("fits"), parts));
+        }
+        let weights: Vec<u16> = (0..n * k).map(|at| (at * 7 % 30_000) as u16).collect();
+        let part = |rows: Range<usize>| {
+            Packed::of_halves(
+                Bits::Half,
+                [rows.len(), k],
+                &weights[rows.start * k..rows.end * k],
+            )
+        };
+        pairs.push((part(0..n), [part(0..32), part(32..48), part(48..n)]));
+        for (whole, [mut joined, second, third]) in pairs {
+            joined.reserve(n);
+            joined.append(second);
+            joined.append(third);
+            assert_eq!(joined.shape(), whole.shape());
+            assert_eq!(joined.bytes(), whole.bytes());
+            assert_eq!(joined.quants(), whole.quants());
+            let product = |weight| product(Precision::F32, &x, weight, None);
+            assert_eq!(product(&joined), product(&whole));
+        }
     }
 }

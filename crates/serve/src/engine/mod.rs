@@ -28,7 +28,7 @@ use states::{StateInfo, States, StatesConfig, StatesError, is_name};
 pub struct EngineConfig {
     /// Sequences that run together.
     pub batch: usize,
-    /// Requests that may wait.
+    /// Answers that may wait; with so many no further request is taken.
     pub queue: usize,
     /// Tokens of one sequence, prompt and answer together.
     pub context: usize,
@@ -148,6 +148,23 @@ impl Engine {
 
     /// Puts a job into the queue, or says why not; never waits.
     pub fn submit(&self, job: Job) -> Result<(), SubmitError> {
+        self.submit_all(vec![job])
+    }
+
+    /// Puts all jobs of one request into the queue, or none.
+    pub fn submit_all(&self, jobs: Vec<Job>) -> Result<(), SubmitError> {
+        for job in &jobs {
+            self.check(job)?;
+        }
+        let taken = self.queue.submit(jobs);
+        if matches!(taken, Err(SubmitError::Full { .. })) {
+            self.metrics.refused.inc();
+        }
+        self.metrics.waiting.set(self.queue.waiting() as i64);
+        taken
+    }
+
+    fn check(&self, job: &Job) -> Result<(), SubmitError> {
         if job.ids.is_empty() && job.state.is_none() {
             return Err(SubmitError::Empty);
         }
@@ -157,13 +174,8 @@ impl Engine {
         if let Some(name) = job.save.as_ref().filter(|name| !is_name(name)) {
             return Err(SubmitError::Name(name.clone()));
         }
-        Sampler::new(job.options).map_err(|error| SubmitError::Sample(error.to_string()))?;
-        let taken = self.queue.submit(job);
-        if matches!(taken, Err(SubmitError::Full { .. })) {
-            self.metrics.refused.inc();
-        }
-        self.metrics.waiting.set(self.queue.waiting() as i64);
-        taken
+        let made = Sampler::new(job.options).map(|_| ());
+        made.map_err(|error| SubmitError::Sample(error.to_string()))
     }
 
     /// Tokens of one sequence, prompt and answer together.

@@ -55,7 +55,9 @@ impl Queue {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn submit(&self, job: Job) -> Result<(), SubmitError> {
+    /// All jobs or none. What matters is how many wait already: a request for more answers than may wait would otherwise never be
+    /// taken.
+    pub(super) fn submit(&self, jobs: Vec<Job>) -> Result<(), SubmitError> {
         let mut inner = self.lock();
         if inner.closed {
             return Err(SubmitError::Closed);
@@ -66,7 +68,8 @@ impl Queue {
             });
         }
         let since = Instant::now();
-        inner.jobs.push_back(Waiting { job, since });
+        let waiting = |job| Waiting { job, since };
+        inner.jobs.extend(jobs.into_iter().map(waiting));
         self.wake.notify_one();
         Ok(())
     }

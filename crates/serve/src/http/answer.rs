@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyformer_data::Constraint;
 use anyformer_models::SampleOptions;
@@ -21,6 +21,9 @@ use super::error::ApiError;
 use super::types::{Common, Usage};
 use crate::engine::job::{End, Finish, Job, Token};
 use crate::text::{Part, TextSink};
+
+/// A stream that has nothing to say for so long sends a comment, which finds out clients that are gone.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// Which of the two forms the answer has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,7 +111,7 @@ pub(super) async fn respond(app: &Arc<App>, ask: Ask) -> Result<Response, ApiErr
             done: false,
         };
         return Ok(Sse::new(pieces)
-            .keep_alive(KeepAlive::default())
+            .keep_alive(KeepAlive::new().interval(SILENCE))
             .into_response());
     }
     whole(app, header, receiver, count, each).await
@@ -124,12 +127,13 @@ fn start(app: &Arc<App>, ask: &Ask) -> Result<UnboundedReceiver<(usize, Part)>, 
         .limits
         .time
         .and_then(|time| Instant::now().checked_add(time));
+    let mut jobs = Vec::new();
     for (index, prompt) in ask.prompts.iter().enumerate() {
         for choice in 0..each {
             let index = index * each + choice;
             let stops = ask.stops.clone();
             let sink = TextSink::new(index, app.tokenizer.clone(), stops, channel.clone());
-            app.engine()?.submit(Job {
+            jobs.push(Job {
                 ids: prompt.clone(),
                 options: SampleOptions {
                     temperature: common.temperature.unwrap_or(defaults.temperature),
@@ -149,9 +153,10 @@ fn start(app: &Arc<App>, ask: &Ask) -> Result<UnboundedReceiver<(usize, Part)>, 
                 grammar: ask.grammar.clone(),
                 deadline,
                 sink: Box::new(sink),
-            })?;
+            });
         }
     }
+    app.engine()?.submit_all(jobs)?;
     Ok(receiver)
 }
 

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use axum::body::{Bytes, to_bytes};
-use axum::extract::{FromRequest, Request, State};
-use axum::http::{StatusCode, header};
+use axum::extract::{FromRequest, FromRequestParts, Path, Request, State};
+use axum::http::request::Parts;
+use axum::http::{StatusCode, Version, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
@@ -12,6 +13,7 @@ use subtle::{Choice, ConstantTimeEq};
 
 use super::App;
 use super::error::ApiError;
+use crate::probe::{Progress, Stage};
 
 /// The bytes of a JSON body.
 pub(super) struct Body(pub Bytes);
@@ -39,9 +41,20 @@ impl FromRequest<Arc<App>> for Body {
         if claimed.is_some_and(|length| length > limit as u64) {
             return Err(too_large());
         }
+        let progress = request.extensions().get::<Progress>().cloned();
+        // HTTP/1.0 knows no interim responses, so nothing is to be found out while it is worked on.
+        let read_whole = match request.version() {
+            Version::HTTP_10 => Stage::None,
+            _ => Stage::Working,
+        };
         let read = to_bytes(request.into_body(), limit);
         match tokio::time::timeout(app.limits.read, read).await {
-            Ok(Ok(bytes)) => Ok(Body(bytes)),
+            Ok(Ok(bytes)) => {
+                if let Some(progress) = progress {
+                    progress.set(read_whole);
+                }
+                Ok(Body(bytes))
+            }
             Ok(Err(error)) if is_limit(&error) => Err(too_large()),
             Ok(Err(error)) => Err(ApiError::bad(format!("failed to read the body: {error}"))),
             Err(_) => {
@@ -50,6 +63,19 @@ impl FromRequest<Arc<App>> for Body {
                 Err(ApiError::new(status, "invalid_request_error", message))
             }
         }
+    }
+}
+
+/// A name in the path of a request.
+pub(super) struct Name(pub String);
+
+impl FromRequestParts<Arc<App>> for Name {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
+        let path = Path::<String>::from_request_parts(parts, app).await;
+        path.map(|Path(name)| Name(name))
+            .map_err(|error| ApiError::bad(format!("failed to read the path: {error}")))
     }
 }
 
@@ -74,8 +100,9 @@ pub(super) async fn authorise(
     }
     let given = request.headers().get(header::AUTHORIZATION);
     let given = given.and_then(|value| value.to_str().ok());
-    let given = given.and_then(|value| value.strip_prefix("Bearer "));
-    let given = digest(given.unwrap_or_default().trim());
+    let given = given.and_then(|value| value.split_once(' '));
+    let given = given.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+    let given = digest(given.map_or("", |(_, key)| key.trim()));
     let known = app
         .keys
         .iter()

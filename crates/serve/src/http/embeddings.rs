@@ -9,7 +9,8 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-use crate::engine::job::JobError;
+use crate::encoder::Reply;
+use crate::engine::job::{JobError, SubmitError};
 
 use super::App;
 use super::body::Body;
@@ -54,15 +55,18 @@ pub(super) async fn embeddings(
     let (jobs, vectors): (Vec<_>, Vec<_>) = texts
         .into_iter()
         .map(|ids| {
-            let (give, take) = oneshot::channel();
-            let reply = move |made: Result<Vec<f32>, JobError>| {
-                // Who asked may have gone.
-                let _ = give.send(made);
-            };
-            ((ids, Box::new(reply) as Box<_>), take)
+            let (give, take) = oneshot::channel::<Result<Vec<f32>, JobError>>();
+            ((ids, Box::new(give) as Box<dyn Reply>), take)
         })
         .unzip();
-    encoder.submit(jobs)?;
+    encoder.submit(jobs).map_err(|error| match error {
+        SubmitError::Empty | SubmitError::Vocabulary { .. } => {
+            let mut error = ApiError::from(error);
+            error.detail.param = Some("input".into());
+            error
+        }
+        error => error.into(),
+    })?;
     let mut data = Vec::new();
     for (index, vector) in vectors.into_iter().enumerate() {
         let vector: Vec<f32> = vector.await.map_err(|_| ApiError::stopping())??;

@@ -7,7 +7,8 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
-use utoipa::OpenApi;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::{Modify, OpenApi};
 
 use super::App;
 use super::error::{ApiError, ErrorBody};
@@ -17,7 +18,10 @@ use crate::engine::states::StateInfo;
 /// The description of the API.
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "Anyformer", description = "Serves one language model."),
+    info(title = "Anyformer", description = "Serves one language model or encoder."),
+    modifiers(&Keys),
+    // Without keys everyone may ask.
+    security((), ("key" = [])),
     paths(
         routes::models,
         routes::model,
@@ -42,6 +46,17 @@ use crate::engine::states::StateInfo;
     ))
 )]
 struct Description;
+
+/// How a key is sent.
+struct Keys;
+
+impl Modify for Keys {
+    fn modify(&self, described: &mut utoipa::openapi::OpenApi) {
+        let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
+        let components = described.components.get_or_insert_default();
+        components.add_security_scheme("key", SecurityScheme::Http(bearer));
+    }
+}
 
 pub(super) fn router() -> Router<Arc<App>> {
     Router::new()

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde::de::DeserializeOwned;
@@ -19,7 +19,7 @@ use anyformer_models::SampleOptions;
 
 use super::App;
 use super::answer::{Ask, Form, respond};
-use super::body::Body;
+use super::body::{Body, Name};
 use super::error::{ApiError, ErrorBody};
 use super::types::{
     ChatRequest, Common, CompletionRequest, ForkRequest, Prompt, ResponseFormat, StateRequest,
@@ -274,10 +274,7 @@ pub(super) async fn models(State(app): Shared) -> Json<Value> {
 #[utoipa::path(get, path = "/v1/models/{model}", params(("model" = String, Path)), responses(
     (status = 200, description = "The model"),
     (status = "default", description = "An error", body = ErrorBody)))]
-pub(super) async fn model(
-    State(app): Shared,
-    Path(asked): Path<String>,
-) -> Result<Json<Value>, ApiError> {
+pub(super) async fn model(State(app): Shared, Name(asked): Name) -> Result<Json<Value>, ApiError> {
     check_model(&app, Some(&asked))?;
     Ok(Json(model_value(&app)))
 }
@@ -316,7 +313,7 @@ pub(super) async fn states(State(app): Shared) -> Result<Json<Value>, ApiError> 
     (status = "default", description = "An error", body = ErrorBody)))]
 pub(super) async fn state(
     State(app): Shared,
-    Path(name): Path<String>,
+    Name(name): Name,
 ) -> Result<Json<StateInfo>, ApiError> {
     let found = list(&app)
         .await?
@@ -362,7 +359,7 @@ pub(super) async fn save_state(
             None => return Err(ApiError::stopping()),
         }
     }
-    state(State(app), Path(request.name)).await
+    state(State(app), Name(request.name)).await
 }
 
 /// Removes a named state.
@@ -371,7 +368,7 @@ pub(super) async fn save_state(
     (status = "default", description = "An error", body = ErrorBody)))]
 pub(super) async fn delete_state(
     State(app): Shared,
-    Path(name): Path<String>,
+    Name(name): Name,
 ) -> Result<Json<Value>, ApiError> {
     let (give, take) = oneshot::channel();
     app.engine()?.delete_state(name.clone(), move |deleted| {
@@ -388,7 +385,7 @@ pub(super) async fn delete_state(
     responses((status = 200, body = StateInfo), (status = "default", description = "An error", body = ErrorBody)))]
 pub(super) async fn fork_state(
     State(app): Shared,
-    Path(name): Path<String>,
+    Name(name): Name,
     Body(bytes): Body,
 ) -> Result<Json<StateInfo>, ApiError> {
     let request: ForkRequest = parse(&bytes)?;

@@ -120,7 +120,10 @@ pub struct ChatMessage {
 
 /// The content of a message.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "expected content that is a text or parts of type \"text\""
+)]
 pub enum Content {
     /// A text.
     Text(String),
@@ -162,7 +165,10 @@ impl Content {
 
 /// One or several prompts.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "expected a text, a list of texts, token ids, or a list of lists of token ids"
+)]
 pub enum Prompt {
     /// A text.
     Text(String),
@@ -176,7 +182,7 @@ pub enum Prompt {
 
 /// One or several texts.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected stop to be a text or texts")]
 pub enum Stop {
     /// One.
     One(String),

@@ -139,15 +139,20 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// One answer; `None` where the connection was closed without one.
+    /// One answer, interim ones left out; `None` where the connection was closed without one.
     pub fn read(stream: &mut impl BufRead) -> Option<Answer> {
-        let mut head = String::new();
-        while !head.ends_with("\r\n\r\n") {
-            if stream.read_line(&mut head).ok()? == 0 {
-                return None;
+        let (head, status) = loop {
+            let mut head = String::new();
+            while !head.ends_with("\r\n\r\n") {
+                if stream.read_line(&mut head).ok()? == 0 {
+                    return None;
+                }
             }
-        }
-        let status = head.split(' ').nth(1)?.parse().ok()?;
+            let status: u16 = head.split(' ').nth(1)?.parse().ok()?;
+            if status != 100 {
+                break (head, status);
+            }
+        };
         let lower = head.to_lowercase();
         let mut body = Vec::new();
         if let Some(at) = lower.find("content-length: ") {

@@ -1,12 +1,12 @@
 //! Vectors: the same packed and alone, and the route that gives them.
 
-use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use anyformer_models::{Model, ModelConfig, Pool};
 use anyformer_ops::{Device, tensor_values};
-use anyformer_serve::{Encoder, EncoderConfig, Metrics, Served, SubmitError};
+use anyformer_serve::{Encoder, EncoderConfig, JobError, Metrics, Reply, Served, SubmitError};
 use serde_json::{Value, json};
+use tokio::sync::oneshot;
 
 use crate::client::{Setup, serve_it};
 use crate::models::prompt;
@@ -27,15 +27,19 @@ fn start(config: EncoderConfig) -> (Encoder, Metrics) {
 }
 
 fn ask(encoder: &Encoder, texts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>, SubmitError> {
-    let (give, take) = channel();
-    let job = |ids: &Vec<u32>| {
-        let give = give.clone();
-        let reply = move |made: Result<Vec<f32>, _>| give.send(made.unwrap()).unwrap();
-        (ids.clone(), Box::new(reply) as Box<_>)
-    };
-    encoder.submit(texts.iter().map(job).collect())?;
-    drop(give);
-    Ok(take.iter().collect())
+    let (jobs, vectors): (Vec<_>, Vec<_>) = texts
+        .iter()
+        .map(|ids| {
+            let (give, take) = oneshot::channel();
+            ((ids.clone(), Box::new(give) as Box<dyn Reply>), take)
+        })
+        .unzip();
+    encoder.submit(jobs)?;
+    let vector = |take: oneshot::Receiver<_>| take.blocking_recv().unwrap();
+    let made = vectors.into_iter().map(vector);
+    Ok(made
+        .map(|vector: Result<_, JobError>| vector.unwrap())
+        .collect())
 }
 
 fn close(got: &[f32], want: &[f32]) {
@@ -86,8 +90,21 @@ fn a_text_waits_no_longer_than_it_may_and_a_full_pass_not_at_all() {
     // Two passes: the second text was alone in its own and waited from its coming.
     assert!(began.elapsed() < 20 * wait);
     assert_eq!(metrics.batch_size.get_sample_count(), 3);
-    let many = vec![vec![1]; 7];
-    assert_eq!(ask(&encoder, &many), Err(SubmitError::Full { queued: 0 }));
+    // More than may wait, and nothing waits: they are taken, and the next is not.
+    let held = metrics.running.clone();
+    let many: Vec<Vec<u32>> = vec![prompt(3, 90); 400];
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| ask(&encoder, &many).unwrap().len());
+        while held.get() == 0 {
+            std::thread::yield_now();
+        }
+        let full = ask(&encoder, &[vec![1]]);
+        assert!(
+            matches!(full, Err(SubmitError::Full { queued: 6.. })),
+            "{full:?}"
+        );
+        assert_eq!(asked.join().unwrap(), 400);
+    });
     assert_eq!(ask(&encoder, &[vec![]]), Err(SubmitError::Empty));
     assert!(matches!(
         ask(&encoder, &[vec![1; 9000]]),
@@ -95,6 +112,20 @@ fn a_text_waits_no_longer_than_it_may_and_a_full_pass_not_at_all() {
     ));
     encoder.close(false);
     assert_eq!(ask(&encoder, &[vec![1]]), Err(SubmitError::Closed));
+}
+
+#[test]
+fn texts_that_nobody_waits_for_are_dropped() {
+    let (encoder, metrics) = start(EncoderConfig {
+        wait: Duration::from_millis(200),
+        ..EncoderConfig::default()
+    });
+    let (give, take) = oneshot::channel();
+    encoder.submit(vec![(vec![1], Box::new(give))]).unwrap();
+    drop(take);
+    ask(&encoder, &[vec![2]]).unwrap();
+    let finished = |reason: &str| metrics.finished.with_label_values(&[reason]).get();
+    assert_eq!((finished("cancelled"), finished("stop")), (1, 1));
 }
 
 #[test]

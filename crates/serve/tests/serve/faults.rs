@@ -103,11 +103,19 @@ fn beyond_capacity_some_are_refused_and_no_answer_is_lost_or_mixed() {
     wait_until("nothing runs", || server.metric("anyformer_running") == 0.0);
 }
 
+/// A server whose answers may be as long as a test needs them.
+fn long_answers() -> Setup {
+    let mut setup = Setup::default();
+    setup.engine.context = 2_000_000;
+    setup.limits.max_tokens = 1_000_000;
+    setup
+}
+
 #[test]
 fn who_goes_away_is_not_worked_for() {
-    let server = serve(Setup::default());
+    let server = serve(long_answers());
     for (stream, gone) in [(true, 1.0), (false, 2.0)] {
-        let body = ask("a long story", 4000, stream).to_string();
+        let body = ask("a long story", 1_000_000, stream).to_string();
         let mut socket = server.connect();
         socket
             .write_all(&request("POST", "/v1/completions", JSON, body.as_bytes()))
@@ -124,6 +132,100 @@ fn who_goes_away_is_not_worked_for() {
         wait_until("it is cancelled", || server.metric(name) == gone);
         wait_until("nothing runs", || server.metric("anyformer_running") == 0.0);
     }
+}
+
+#[test]
+fn who_goes_away_while_waiting_leaves_the_queue() {
+    let mut setup = long_answers();
+    setup.engine.batch = 1;
+    let server = serve(setup);
+    let send = |stream: bool| {
+        let body = ask("a long story", 1_000_000, stream).to_string();
+        let mut socket = server.connect();
+        socket
+            .write_all(&request("POST", "/v1/completions", JSON, body.as_bytes()))
+            .unwrap();
+        socket
+    };
+    let first = send(true);
+    wait_until("it runs", || server.metric("anyformer_running") == 1.0);
+    for stream in [true, false] {
+        let second = send(stream);
+        wait_until("it waits", || server.metric("anyformer_waiting") == 1.0);
+        drop(second);
+        wait_until("it has left", || server.metric("anyformer_waiting") == 0.0);
+    }
+    assert_eq!(server.metric("anyformer_running"), 1.0);
+    drop(first);
+}
+
+#[test]
+fn who_only_stops_sending_is_answered() {
+    let server = serve(Setup::default());
+    let chat = |stream: bool| {
+        json!({"messages": [{"role": "user", "content": "a story"}], "max_tokens": 600, "temperature": 0,
+            "stream": stream})
+        .to_string()
+    };
+    let path = "/v1/chat/completions";
+    let text = |answer: &Answer, stream: bool| match stream {
+        false => answer.json()["choices"][0]["message"]["content"].to_string(),
+        true => {
+            let events = answer.events();
+            assert_eq!(events.last().unwrap(), "[DONE]");
+            let pieces = events[..events.len() - 1].iter();
+            let pieces = pieces.map(|event| serde_json::from_str::<Value>(event).unwrap());
+            let content = |piece: Value| {
+                let delta = &piece["choices"][0]["delta"]["content"];
+                delta.as_str().unwrap_or_default().to_string()
+            };
+            json!(pieces.map(content).collect::<String>()).to_string()
+        }
+    };
+    for stream in [false, true] {
+        let bytes = request("POST", path, JSON, chat(stream).as_bytes());
+        let whole = text(&server.raw(&bytes), stream);
+        let mut socket = server.connect();
+        socket.write_all(&bytes).unwrap();
+        socket.shutdown(Shutdown::Write).unwrap();
+        let mut reader = BufReader::new(socket);
+        let answer = Answer::read(&mut reader).unwrap();
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert_eq!(text(&answer, stream), whole);
+        assert!(
+            Answer::read(&mut reader).is_none(),
+            "the connection is closed"
+        );
+    }
+    // A client of HTTP/1.0 knows no interim responses.
+    let old = String::from_utf8(request("POST", path, JSON, chat(false).as_bytes())).unwrap();
+    let mut socket = server.connect();
+    socket
+        .write_all(old.replace("HTTP/1.1", "HTTP/1.0").as_bytes())
+        .unwrap();
+    socket.shutdown(Shutdown::Write).unwrap();
+    let answer = std::io::read_to_string(socket).unwrap();
+    assert!(answer.starts_with("HTTP/1.0 200"), "{answer}");
+    let cancelled = server.metric("anyformer_finished_total{reason=\"cancelled\"}");
+    assert_eq!(cancelled, 0.0);
+}
+
+#[test]
+fn more_answers_than_may_wait_are_taken_where_none_waits() {
+    let mut setup = Setup::default();
+    setup.engine.batch = 2;
+    setup.engine.queue = 3;
+    let server = serve(setup);
+    let mut body = ask("many", 4, false);
+    body["n"] = json!(20);
+    let value = server.post("/v1/completions", &body).json();
+    assert_eq!(
+        value["choices"].as_array().map(Vec::len),
+        Some(20),
+        "{value}"
+    );
+    assert_eq!(value["choices"][19]["text"], value["choices"][0]["text"]);
+    assert_eq!(value["usage"]["completion_tokens"], 80);
 }
 
 #[test]
@@ -147,12 +249,19 @@ fn bodies_that_cannot_be_read_are_refused_with_a_reason() {
         b"\r\n".to_vec(),
     ]
     .concat();
-    let sent = (0..100)
-        .take_while(|_| socket.write_all(&piece).is_ok())
-        .count();
-    assert!(sent < 100, "the server took 100 MiB");
-    if let Some(answer) = Answer::read(&mut BufReader::new(socket)) {
-        assert_eq!(answer.status, 413);
+    for _ in 0..100 {
+        socket.write_all(&piece).unwrap();
+    }
+    let answer = Answer::read(&mut BufReader::new(socket)).unwrap();
+    assert_eq!(answer.error().1, "body_too_large");
+    // And sent whole, by a client that reads when it has written; with a wrong type, too.
+    let whole = vec![b' '; 100 << 20];
+    for (kind, status) in [(JSON, 413), ("content-type: text/plain\r\n", 415)] {
+        let mut socket = server.connect();
+        let bytes = request("POST", path, kind, &whole);
+        socket.write_all(&bytes).unwrap();
+        let answer = Answer::read(&mut BufReader::new(socket)).unwrap();
+        assert_eq!(answer.error().0, status);
     }
     let deep = format!(
         "{{\"prompt\": {}{}}}",
@@ -306,16 +415,13 @@ fn a_reader_that_takes_nothing_loses_its_place() {
 #[test]
 fn a_stop_lets_answers_finish_and_then_ends_them() {
     for (drain, tokens) in [(20_000, 300), (100, 1_000_000)] {
-        let mut setup = Setup {
+        let server = serve(Setup {
             server: ServerConfig {
                 drain: Duration::from_millis(drain),
                 ..Setup::default().server
             },
-            ..Setup::default()
-        };
-        setup.engine.context = 2_000_000;
-        setup.limits.max_tokens = 1_000_000;
-        let server = serve(setup);
+            ..long_answers()
+        });
         let mut socket = server.connect();
         let body = ask("to the end", tokens, true).to_string();
         socket

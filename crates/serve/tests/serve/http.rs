@@ -149,6 +149,10 @@ fn answers_are_held_to_the_json_that_is_asked_for() {
             json!({"type": "json_schema", "json_schema": {"schema": {"type": "nonsense"}}}),
             "nonsense",
         ),
+        (
+            json!({"type": "json_schema", "json_schema": {"schema": {"$ref": "#"}}}),
+            "no text fits it",
+        ),
         (json!({"type": "json_schema"}), "json_schema"),
     ] {
         let mut ask = object.clone();
@@ -235,6 +239,17 @@ fn errors_have_the_form_of_the_api() {
     let embedding = error("/v1/embeddings", json!({"input": "x", "model": "tiny"}));
     assert_eq!((embedding.0, &*embedding.1), (400, "model_not_supported"));
     assert_eq!(server.get("/v2").error().1, "unknown_url");
+    assert_eq!(server.get("/v1/states/%ff%fe").error().0, 400);
+    assert_eq!(server.get("/v1/models/%ff").error().0, 400);
+    for (body, part) in [
+        (json!({"prompt": 5}), "expected a text, a list of texts"),
+        (json!({"prompt": "x", "stop": 5}), "expected stop"),
+    ] {
+        let message = error(text, body).2;
+        assert!(message.contains(part), "{message}");
+    }
+    let nothing = json!({"messages": [{"role": "user", "content": null}]});
+    assert!(error(chat, nothing).2.contains("expected content"));
     assert_eq!(server.get(text).error().0, 405);
     let form = server.request("POST", text, "content-type: text/plain\r\n", b"{}");
     assert_eq!(form.error().0, 415);
@@ -260,6 +275,8 @@ fn keys_guard_the_api_and_nothing_else() {
     }
     assert_eq!(with("Bearer secret-1").json()["data"][0]["id"], "tiny");
     assert_eq!(with("Bearer secret-2").status, 200);
+    // The name of the scheme may be written in any case (RFC 9110, section 11.1).
+    assert_eq!(with("bearer secret-2").status, 200);
     for open in ["/health", "/ready", "/metrics", "/ui", "/openapi.json"] {
         assert_eq!(server.get(open).status, 200, "{open}");
     }
@@ -370,5 +387,8 @@ fn probes_pages_and_the_description_are_there() {
         }
     }
     assert!(paths.len() >= 11, "{paths:?}");
-    assert!(described["components"]["schemas"]["ChatRequest"].is_object());
+    let components = &described["components"];
+    assert!(components["schemas"]["ChatRequest"].is_object());
+    assert_eq!(components["securitySchemes"]["key"]["scheme"], "bearer");
+    assert_eq!(described["security"], json!([{}, {"key": []}]));
 }

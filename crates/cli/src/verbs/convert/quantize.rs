@@ -3,11 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyformer_hub::{Method, ModelFolder, Quantisation, quantise, save_quantised, shifted};
+use anyformer_hub::{Method, ModelFolder, Quantisation, quantise, save_quantised};
 use anyformer_lab::units::bytes;
-use anyformer_models::{Input, Model, Pool, Target};
+use anyformer_models::{Model, Pool};
 use anyformer_ops::tensor_values;
-use anyhow::Context;
 use serde_json::{Value, json};
 
 use crate::args::Global;
@@ -15,6 +14,7 @@ use crate::exit::{Failure, Kind, bad_input};
 use crate::format::table;
 use crate::progress::spinner;
 use crate::say::Say;
+use crate::scoring::{self, Windows, foresee, longest, tokens};
 use crate::session::{gives_tokens, open_model, round_inputs};
 use crate::setup::{device, start_threads};
 use crate::verbs::generate::tokenizer;
@@ -116,10 +116,7 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
             args.out.display()
         )));
     }
-    let text = std::fs::read_to_string(&args.text)
-        .with_context(|| format!("read {}", args.text.display()))
-        .input()?;
-    let ids = tokenizer(&opened)?.encode_whole(&text).input()?;
+    let ids = scoring::read(&args.text, &tokenizer(&opened)?)?;
     let (seen, scored) = windows(&ids, args, longest(&opened)?)?;
     start_threads(global, None)?;
     let model = opened.load(&device("cpu")?).input()?;
@@ -193,29 +190,13 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
     Ok(())
 }
 
-type Windows = Vec<Vec<u32>>;
-
-/// The most tokens of a window that the model can read.
-fn longest(opened: &ModelFolder) -> Result<usize, Failure> {
-    let said = opened
-        .sentence_vectors()
-        .input()?
-        .and_then(|said| said.tokens);
-    let most = opened.config.longest();
-    Ok(said.map_or(most, |said| said.min(most)))
-}
-
 /// The windows that the method looks at and, after them, those that are scored.
 fn windows(ids: &[u32], args: &Args, longest: usize) -> Result<(Windows, Windows), Failure> {
     let cut = (args.calibrate as usize).min(ids.len() / 2);
     let end = ids.len().min(cut + args.measure as usize);
-    let of = |ids: &[u32]| -> Windows {
-        let windows = ids
-            .chunks(longest.min(args.time as usize).max(2))
-            .filter(|window| window.len() > 1);
-        windows.map(<[u32]>::to_vec).collect()
-    };
-    let (seen, scored) = (of(&ids[..cut]), of(&ids[cut..end]));
+    let time = longest.min(args.time as usize);
+    let seen = scoring::windows(&ids[..cut], time);
+    let scored = scoring::windows(&ids[cut..end], time);
     if seen.is_empty() || scored.is_empty() {
         return Err(bad_input(format!(
             "read {}: {} tokens are too few to look at one half and score the other; give a longer text",
@@ -224,11 +205,6 @@ fn windows(ids: &[u32], args: &Args, longest: usize) -> Result<(Windows, Windows
         )));
     }
     Ok((seen, scored))
-}
-
-/// Tokens that are predicted.
-fn tokens(rows: &Windows) -> usize {
-    rows.iter().map(|row| row.len() - 1).sum()
 }
 
 /// Bytes of the weights of a folder or file.
@@ -285,8 +261,8 @@ impl Measured {
 }
 
 fn measure(model: &Model, rows: &Windows, pool: Option<Pool>) -> Result<Measured, Failure> {
-    let began = Instant::now();
     if let Some(pool) = pool {
+        let began = Instant::now();
         let vector = |row: &Vec<u32>| model.vectors(&[row], pool).map(tensor_values);
         let vectors: Result<Vec<_>, _> = rows.iter().map(vector).collect();
         let read: usize = rows.iter().map(Vec::len).sum();
@@ -297,23 +273,15 @@ fn measure(model: &Model, rows: &Windows, pool: Option<Pool>) -> Result<Measured
             decode: None,
         });
     }
-    let (mut loss, mut counted) = (0.0, 0);
-    for row in rows {
-        let (ids, target) = shifted(row);
-        let input = Input::Tokens { ids, batch: 1 };
-        let scored = model.loss(input, None, Target::Tokens(&target)).input()?;
-        loss += f64::from(tensor_values(scored.loss)[0]) * scored.counted as f64;
-        counted += scored.counted;
-    }
-    let read = counted as f64 / began.elapsed().as_secs_f64();
+    let found = foresee(model, rows)?;
     let decode = match model.config().streams() {
         true => Some(decode_speed(model, &rows[0])?),
         false => None,
     };
     Ok(Measured {
-        perplexity: Some((loss / counted as f64).exp()),
+        perplexity: Some(found.loss.exp()),
         vectors: Vec::new(),
-        read,
+        read: found.counted as f64 / found.seconds,
         decode,
     })
 }
