@@ -7,7 +7,7 @@ local-attention (versions: oracles/README.md); unset OPENBLAS_*
 first. Both sides run the text model of `anyformer lra --preset small`: embedding of 256 tokens and sinusoids at width 64, two
 pre-norm blocks (mixer with 4 heads, MLP of 128 with GELU), norm, mean, a head of 128 and 2 classes; cross entropy and the
 gradients of every parameter of one sequence, f32, 2 threads. Each measurement is a process of its own, ours and theirs in turn;
-a process steps once for warming up, then at most three times, and its fastest step counts. Memory is what the resident size
+a process steps once for warming up, then at most three times, and their median counts, of processes the least. Memory is what the resident size
 grows by: ours the largest of the process (getrusage) less that of one at 64 tokens (more where a mixer needs more); theirs, whose
 libraries take hundreds of megabytes while they load, the peak after a step at that length, reset by /proc/self/clear_refs (Linux).
 A length is left out after one that took longer than --limit seconds.
@@ -27,6 +27,7 @@ import json
 import os
 import pathlib
 import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -197,10 +198,10 @@ def theirs(name, length, steps):
         def forward(self, ids):
             return self.head(self.norm(self.blocks(self.embed(ids) + self.place)).mean(1))
 
-    def fastest(steps):
+    def median(steps):
         model = Text()
         ids, wanted = torch.randint(VOCAB, (1, length)), torch.tensor([1])
-        best = float("inf")
+        taken = []
         for step in range(steps + 1):
             model.zero_grad(set_to_none=True)
             began = time.perf_counter()
@@ -208,20 +209,20 @@ def theirs(name, length, steps):
             seconds = time.perf_counter() - began
             # The first step warms up, unless it is so long that it does not matter.
             if step > 0 or seconds > 5:
-                best = min(best, seconds)
+                taken.append(seconds)
             if seconds > 5:
                 break
-        return best
+        return statistics.median(taken)
 
     # The libraries make what they keep at a short length; `length` is what the classes above read.
     asked, length = length, LEAST.get(name, 64)
-    fastest(1)
+    median(1)
     length = asked
     gc.collect()
     pathlib.Path("/proc/self/clear_refs").write_text("5")
     before = status("VmRSS")
-    best = fastest(steps)
-    return best, status("VmHWM") - before
+    taken = median(steps)
+    return taken, status("VmHWM") - before
 
 
 def status(key):

@@ -15,15 +15,30 @@ pub fn cores() -> usize {
 }
 
 /// Starts the worker threads: `--threads`, else what the run says, else all cores. Returns the number.
+///
+/// The calling thread is one of them. So a parallel loop that it begins needs no change of threads, and its first half runs
+/// here every time: what one kernel left in this core's caches the next one finds there.
 pub fn start_threads(global: &Global, run: Option<usize>) -> Result<usize, Failure> {
+    start(global, run, rayon::ThreadPoolBuilder::use_current_thread)
+}
+
+/// As [`start_threads`], for a calling thread that is going to wait while others compute: it is none of them.
+pub fn start_threads_beside(global: &Global) -> Result<usize, Failure> {
+    start(global, None, |pool| pool)
+}
+
+fn start(
+    global: &Global,
+    run: Option<usize>,
+    with: impl FnOnce(rayon::ThreadPoolBuilder) -> rayon::ThreadPoolBuilder,
+) -> Result<usize, Failure> {
     let asked = global
         .threads
         .map(usize::from)
         .or(run)
         .filter(|threads| *threads > 0);
     let threads = asked.unwrap_or_else(cores);
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
+    with(rayon::ThreadPoolBuilder::new().num_threads(threads))
         .build_global()
         .with_context(|| format!("start {threads} worker threads"))
         .broken()?;

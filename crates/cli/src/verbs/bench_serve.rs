@@ -13,7 +13,7 @@ use crate::exit::{Failure, Kind, bad_input};
 use crate::format::table;
 use crate::say::Say;
 use crate::session::open_model;
-use crate::setup::start_threads;
+use crate::setup::start_threads_beside;
 use crate::verbs::generate::can_generate;
 use crate::verbs::serve::{EngineArgs, app};
 
@@ -68,7 +68,7 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
     let report = match (&args.folder, args.address) {
         (Some(folder), _) => {
             can_generate(&open_model(folder)?)?;
-            start_threads(global, None)?;
+            start_threads_beside(global)?;
             let limits = Limits::default();
             let (app, vocab) = app(folder, &args.engine, "model", &[], limits, global)?;
             config.vocab = args.vocab.unwrap_or(vocab as u32);

@@ -17,7 +17,7 @@ use crate::args::Global;
 use crate::exit::{Failure, Kind, bad_input};
 use crate::say::Say;
 use crate::session::{gives_tokens, open_model, round_inputs};
-use crate::setup::{device, device_name, start_threads, stop_on_signal};
+use crate::setup::{device, device_name, start_threads_beside, stop_on_signal};
 use crate::verbs::generate::{can_generate, tokenizer};
 
 /// Flags.
@@ -186,7 +186,7 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
         time: (args.time_limit > 0).then(|| Duration::from_secs(args.time_limit)),
         ..Limits::default()
     };
-    let threads = start_threads(global, None)?;
+    let threads = start_threads_beside(global)?;
     let (app, _) = app(&args.folder, &args.engine, &name, &keys, limits, global)?;
     let server = Server::bind(
         app,
