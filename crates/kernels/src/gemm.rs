@@ -197,6 +197,31 @@ pub(crate) fn dots(
     few_dots(rows, &keys, stride, count, out, out_stride);
 }
 
+/// Rows within a slice and what is from one to the next; 0: one row for all.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows<'a>(pub(crate) &'a [f32], pub(crate) usize);
+
+/// `out[i * out_stride] = a[i] . b[i]` for rows of `dim` values, as many as `out` has room for.
+///
+/// Panics when an operand reaches past its slice.
+pub(crate) fn row_dots(dim: usize, a: Rows, b: Rows, out: &mut [f32], out_stride: usize) {
+    let count = out.len().div_ceil(out_stride);
+    assert!(
+        [a, b]
+            .iter()
+            .all(|rows| span(count, dim, (rows.1, 1)) <= rows.0.len()),
+        "dot products of rows reach past their operands"
+    );
+    #[cfg(target_arch = "x86_64")]
+    if wide::there() {
+        let (a, b) = ((a.0.as_ptr(), a.1), (b.0.as_ptr(), b.1));
+        // SAFETY: every element lies within its slice, as just checked; the level was detected.
+        unsafe { dots::pairs(dim, a, b, count, out.as_mut_ptr(), out_stride) };
+        return;
+    }
+    few_pairs(dim, a, b, out, out_stride);
+}
+
 /// `out += weights values` for `weights [m, k]` and contiguous rows `values [k, n]` and `out [m, n]`, each with a stride.
 ///
 /// Panics when an operand reaches past its slice.
@@ -263,6 +288,14 @@ dispatched! {
             for (r, row) in rows.iter().enumerate() {
                 out[r * out_stride + j] = dot(row, &keys[j * stride..][..row.len()]);
             }
+        }
+    }
+}
+
+dispatched! {
+    fn few_pairs<'a>(dim: usize, a: Rows<'a>, b: Rows<'a>, out: &'a mut [f32], out_stride: usize) {
+        for (i, out) in out.iter_mut().step_by(out_stride).enumerate() {
+            *out = dot(&a.0[i * a.1..][..dim], &b.0[i * b.1..][..dim]);
         }
     }
 }
@@ -402,6 +435,29 @@ mod tests {
                 true,
             );
             assert_close("weighted sums in bf16", &got, &twin, 1e-5);
+        }
+    }
+
+    #[test]
+    fn dot_products_of_rows_match_the_sum() {
+        for [count, dim] in [[1, 1], [16, 16], [33, 5], [20, 70]] {
+            let (a, b) = (
+                rand_vec(1, count * (dim + 2)),
+                rand_vec(2, count * (dim + 1)),
+            );
+            for stride in [0, dim + 1] {
+                let mut got = vec![7.0; 3 * count - 2];
+                row_dots(dim, Rows(&a, dim + 2), Rows(&b, stride), &mut got, 3);
+                for (at, got) in got.iter().enumerate() {
+                    let i = at / 3;
+                    let terms = (0..dim).map(|c| a[i * (dim + 2) + c] * b[i * stride + c]);
+                    let want = if at % 3 == 0 { terms.sum::<f32>() } else { 7.0 };
+                    assert!(
+                        (got - want).abs() < 1e-5,
+                        "{count} x {dim} at {at}: {got}, {want}"
+                    );
+                }
+            }
         }
     }
 

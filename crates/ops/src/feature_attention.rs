@@ -7,7 +7,7 @@ use anyformer_kernels::feature_attention::{FeatureAttention, Map};
 use burn::tensor::Tensor;
 
 use crate::activation::{only, relu, single};
-use crate::adapter::{Array, Forward, Kernel, View, erase, on_cpu, sequences};
+use crate::adapter::{Array, Forward, Kernel, View, erase, filled, on_cpu, sequences};
 use crate::meter;
 use crate::recurrence::guard_divisor;
 
@@ -233,11 +233,8 @@ impl Features {
     }
 }
 
+#[allow(unsafe_code)]
 impl Kernel for Features {
-    fn keeps_output(&self) -> bool {
-        true
-    }
-
     /// The backward pass makes the features again: five products for two.
     fn flops(&self, inputs: &[View]) -> [u64; 2] {
         let attention = self.arguments(inputs);
@@ -253,7 +250,10 @@ impl Kernel for Features {
     }
 
     fn forward(&self, inputs: &[View], save: bool) -> Forward {
-        let kernel::Output { o, saved } = kernel::forward(&self.arguments(inputs));
+        let mut saved = Vec::new();
+        let fill = |o: &mut [f32]| saved = kernel::forward(&self.arguments(inputs), o);
+        // SAFETY: the kernel writes every output.
+        let o = unsafe { filled(inputs[2].data.len(), fill) };
         let count = saved.len();
         Forward {
             outputs: vec![Array::new(inputs[2].shape, o)],
@@ -270,12 +270,22 @@ impl Kernel for Features {
         saved: &[View],
         grads: &[Option<View>],
     ) -> Vec<Option<Array>> {
-        let (o, sums, d_o) = (saved[0].data, saved[1].data, only(grads).data);
-        let got = kernel::backward(&self.arguments(inputs), o, sums, d_o);
+        let (sums, d_o) = (saved[0].data, only(grads).data);
+        let [mut dk, mut dv] = [Vec::new(), Vec::new()];
+        // SAFETY: the kernel writes every gradient.
+        let dq = unsafe {
+            filled(inputs[0].data.len(), |dq| {
+                dk = filled(inputs[1].data.len(), |dk| {
+                    dv = filled(inputs[2].data.len(), |dv| {
+                        kernel::backward(&self.arguments(inputs), sums, d_o, [dq, dk, dv]);
+                    });
+                });
+            })
+        };
         let mut all = vec![
-            Some(Array::new(inputs[0].shape, got.q)),
-            Some(Array::new(inputs[1].shape, got.k)),
-            Some(Array::new(inputs[2].shape, got.v)),
+            Some(Array::new(inputs[0].shape, dq)),
+            Some(Array::new(inputs[1].shape, dk)),
+            Some(Array::new(inputs[2].shape, dv)),
         ];
         all.resize(inputs.len(), None);
         all

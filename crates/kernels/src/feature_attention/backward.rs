@@ -1,236 +1,180 @@
-//! The backward pass: the queries of a head, which give the gradients of its sums, then its keys.
+//! The backward pass: the queries, which give the gradients of the sums part by part, then the keys.
 
-use rayon::prelude::*;
+use super::forward::divisors;
+use super::map::{Prepared, Side};
+use super::rows::{add_row, divide, weigh};
+use super::{FeatureAttention, Part, split};
+use crate::gemm::{Rows, row_dots};
+use crate::simd::{collect_if, each_if};
 
-use super::forward::{Scratch, add_rows, divisors, multiply};
-use super::map::Side;
-use super::{FeatureAttention, Head, ROWS, across};
-use crate::disjoint::Disjoint;
-use crate::gemm::Matrix;
-use crate::simd::dispatched;
-
-/// Gradients in the shapes of the arguments.
-#[derive(Clone, Debug)]
-pub struct Grads {
-    /// `[total, heads, dim]`.
-    pub q: Vec<f32>,
-    /// `[total, heads, dim]`.
-    pub k: Vec<f32>,
-    /// `[total, heads, value_dim]`.
-    pub v: Vec<f32>,
-}
-
-/// Gradients from that of `o`; `o` and `saved` are what [`super::forward`] gave.
-pub fn backward(attention: &FeatureAttention, o: &[f32], saved: &[f32], d_o: &[f32]) -> Grads {
+/// Gradients of q, k and v from that of `o`, in their shapes, overwritten; `saved` is what [`super::forward`] gave.
+pub fn backward(
+    attention: &FeatureAttention,
+    saved: &[f32],
+    d_o: &[f32],
+    [dq, dk, dv]: [&mut [f32]; 3],
+) {
     attention.check();
+    let (heads, dim, width) = (attention.heads, attention.dim, attention.value_dim);
     let held = attention.held();
     assert_eq!(
-        [o.len(), d_o.len()],
-        [attention.v.len(); 2],
-        "feature attention o"
+        [d_o.len(), dq.len(), dk.len(), dv.len()],
+        [
+            attention.v.len(),
+            attention.q.len(),
+            attention.k.len(),
+            attention.v.len()
+        ],
+        "feature attention gradients"
     );
     assert_eq!(
         saved.len(),
-        attention.sequences() * attention.heads * held,
+        attention.sequences() * heads * held,
         "feature attention saved"
     );
-    let mut grads = Grads {
-        q: vec![0.0; attention.q.len()],
-        k: vec![0.0; attention.k.len()],
-        v: vec![0.0; attention.v.len()],
+    let parts = attention.parts();
+    let map = Prepared::new(attention.map, heads, dim);
+    let parallel = attention.parallel();
+    let turned = attention.turned(saved, held);
+    let part_of = |all: &'_ [f32], part: &Part| {
+        let size = all.len() / attention.sequences();
+        part.sequence * size..(part.sequence + 1) * size
     };
-    let shared = [
-        Disjoint::new(&mut grads.q),
-        Disjoint::new(&mut grads.k),
-        Disjoint::new(&mut grads.v),
-    ];
-    let scratch = || {
-        let features = attention.features();
-        Buffers {
-            own: Scratch::new(attention),
-            dphi: vec![0.0; features * ROWS],
-            dx: vec![0.0; attention.dim * ROWS],
-            o: vec![0.0; attention.value_dim * ROWS],
-            ds: vec![0.0; features * attention.value_dim],
-            dz: vec![0.0; features],
-        }
-    };
-    attention
-        .tasks()
-        .into_par_iter()
-        .zip(saved.par_chunks(held))
-        .with_max_len(1)
-        .for_each_init(scratch, |buffers, (head, saved)| {
-            queries(attention, head, buffers, saved, [o, d_o], &shared[0]);
-            keys(attention, head, buffers, saved, &shared[1], &shared[2]);
-        });
-    grads
+    let tasks = parts.iter().zip(split(dq, heads * dim, &parts));
+    let sums = collect_if(parallel, tasks, |(part, dq)| {
+        let (saved, turned) = (
+            &saved[part_of(saved, part)],
+            &turned[part_of(&turned, part)],
+        );
+        queries(attention, &map, part, [saved, turned], d_o, dq)
+    });
+    let stride = held - 1;
+    let mut ds = vec![0.0; attention.sequences() * heads * stride];
+    each_if(
+        parallel,
+        ds.chunks_mut(stride).enumerate(),
+        |(index, ds)| {
+            let own = parts.iter().zip(&sums);
+            for (_, sums) in own.filter(|(part, _)| part.sequence == index / heads) {
+                let from = &sums[index % heads * stride..];
+                add_row(ds, 1.0, &from[..stride]);
+            }
+        },
+    );
+    let turned = attention.turned(&ds, stride);
+    let tasks = parts.iter().zip(split(dk, heads * dim, &parts));
+    let tasks = tasks.zip(split(dv, heads * width, &parts));
+    each_if(parallel, tasks, |((part, dk), dv)| {
+        let (saved, ds, turned) = (
+            &saved[part_of(saved, part)],
+            &ds[part_of(&ds, part)],
+            &turned[part_of(&turned, part)],
+        );
+        keys(attention, &map, part, saved, [ds, turned], [dk, dv]);
+    });
 }
 
-/// Buffers of one thread.
-struct Buffers {
-    own: Scratch,
-    /// `[features, ROWS]`.
-    dphi: Vec<f32>,
-    /// `[dim, ROWS]`.
-    dx: Vec<f32>,
-    /// `[value_dim, ROWS]`.
-    o: Vec<f32>,
-    /// `[features, value_dim]`.
-    ds: Vec<f32>,
-    /// `[features]`.
-    dz: Vec<f32>,
-}
-
+/// The gradients of the queries of a part; gives what they add to those of S and z, `[heads, features * (value_dim + 1)]`.
 fn queries(
     attention: &FeatureAttention,
-    head: Head,
-    buffers: &mut Buffers,
-    saved: &[f32],
-    [o, d_o]: [&[f32]; 2],
-    dq: &Disjoint,
-) {
-    let FeatureAttention {
-        q,
-        map,
-        dim,
-        value_dim,
-        ..
-    } = *attention;
-    let features = attention.features();
-    let factor = map.factor(dim);
-    let (s, rest) = saved.split_at(features * value_dim);
-    let z = &rest[..features];
-    buffers.ds.fill(0.0);
-    buffers.dz.fill(0.0);
-    for (from, count) in head.blocks() {
-        let block = (head.head, from, count);
-        let Scratch {
-            x,
-            phi,
-            values,
-            turned,
-        } = &mut buffers.own;
-        attention.gather(q, dim, block, factor, x);
-        map.forward(x, from, Side::Query, phi);
-        attention.gather(d_o, value_dim, block, 1.0, values);
-        let dphi = &mut buffers.dphi;
-        across(
-            [features, value_dim],
-            Matrix::rows(s, value_dim),
-            values,
-            dphi,
-        );
+    map: &Prepared,
+    part: &Part,
+    [saved, turned]: [&[f32]; 2],
+    d_o: &[f32],
+    dq: &mut [f32],
+) -> Vec<f32> {
+    let (heads, dim, width) = (attention.heads, attention.dim, attention.value_dim);
+    let (features, wide, held) = (attention.features(), attention.wide(), attention.held());
+    let (one, size) = (wide / heads, features * width);
+    let z = rows_of_a_token(saved, held, size, features, one);
+    let mut sums = vec![0.0; heads * (held - 1)];
+    let mut dz = vec![0.0; wide];
+    let (mut phi, mut dphi) = (attention.room(), attention.room());
+    for block in attention.blocks(part) {
+        let x = &attention.q[block.start * heads * dim..block.end * heads * dim];
+        let d_o = &d_o[block.start * heads * width..block.end * heads * width];
+        let phi = &mut phi[..block.len() * wide];
+        let dphi = &mut dphi[..block.len() * wide];
+        map.forward(x, block.start, Side::Query, phi);
+        let to = (&mut *dphi, features, one);
+        attention.through((d_o, width, width), (turned, size), to, false);
         // The features keep their scale for the map; for the sums they are divided with their rows.
-        let mut inverse = [1.0; ROWS];
-        let mut through = [0.0; ROWS];
+        let mut numbers = None;
         if attention.normalise {
-            attention.gather(o, value_dim, block, 1.0, &mut buffers.o);
-            let (own, live) = divisors(phi, z);
-            inverse = own;
-            through = products(values, &buffers.o, &live);
-            divide(dphi, z, &through, &inverse);
+            let (inverse, live) = divisors(attention, phi, saved);
+            let mut through = vec![0.0; inverse.len()];
+            for head in 0..heads {
+                let [phi, dphi] = [&*phi, &*dphi].map(|rows| Rows(&rows[head * one..], wide));
+                row_dots(features, phi, dphi, &mut through[head..], heads);
+            }
+            for ((through, inverse), live) in through.iter_mut().zip(&inverse).zip(live) {
+                *through *= -inverse * live;
+            }
+            divide(dphi, one, &z, &through, &inverse);
+            numbers = Some((inverse, through));
         }
-        map.backward(x, from, phi, dphi, &mut buffers.dx);
-        attention.scatter(&buffers.dx, dim, block, factor, turned, dq);
-        multiply(phi, &inverse);
-        attention.add_products(phi, d_o, block, &mut buffers.ds);
-        if attention.normalise {
-            multiply(phi, &through);
-            add_rows(phi, count, &mut buffers.dz);
+        let first = (block.start - part.tokens.start) * heads * dim;
+        let dq = &mut dq[first..first + x.len()];
+        map.backward(x, block.start, phi, dphi, dq);
+        if let Some((inverse, through)) = numbers {
+            weigh(phi, one, &inverse, &through, &mut dz);
         }
+        attention.add_products(phi, d_o, &mut sums, held - 1);
     }
+    for (sums, dz) in sums.chunks_mut(held - 1).zip(dz.chunks(one)) {
+        sums[size..].copy_from_slice(&dz[..features]);
+    }
+    sums
 }
 
+/// The gradients of the keys and values of a part.
 fn keys(
     attention: &FeatureAttention,
-    head: Head,
-    buffers: &mut Buffers,
+    map: &Prepared,
+    part: &Part,
     saved: &[f32],
-    dk: &Disjoint,
-    dv: &Disjoint,
+    [ds, turned]: [&[f32]; 2],
+    [dk, dv]: [&mut [f32]; 2],
 ) {
-    let FeatureAttention {
-        k,
-        v,
-        map,
-        dim,
-        value_dim,
-        ..
-    } = *attention;
-    let features = attention.features();
-    let factor = map.factor(dim);
-    let most = saved[saved.len() - 1];
-    let Buffers {
-        own:
-            Scratch {
-                x,
-                phi,
-                values,
-                turned,
-            },
-        dphi,
-        dx,
-        ds,
-        dz,
-        ..
-    } = buffers;
-    let ds = Matrix::rows(ds, value_dim);
-    for (from, count) in head.blocks() {
-        let block = (head.head, from, count);
-        attention.gather(k, dim, block, factor, x);
-        map.forward(x, from, Side::Key(most), phi);
-        attention.gather(v, value_dim, block, 1.0, values);
-        across([features, value_dim], ds, values, dphi);
+    let (heads, dim, width) = (attention.heads, attention.dim, attention.value_dim);
+    let (features, wide, held) = (attention.features(), attention.wide(), attention.held());
+    let (one, size) = (wide / heads, features * width);
+    let most: Vec<f32> = saved.chunks(held).map(|saved| saved[held - 1]).collect();
+    let dz = rows_of_a_token(ds, held - 1, size, features, one);
+    let (mut phi, mut dphi) = (attention.room(), attention.room());
+    for block in attention.blocks(part) {
+        let x = &attention.k[block.start * heads * dim..block.end * heads * dim];
+        let v = &attention.v[block.start * heads * width..block.end * heads * width];
+        let phi = &mut phi[..block.len() * wide];
+        let dphi = &mut dphi[..block.len() * wide];
+        map.forward(x, block.start, Side::Key(&most), phi);
         if attention.normalise {
-            add_columns(dphi, dz);
+            dphi.chunks_exact_mut(wide)
+                .for_each(|row| row.copy_from_slice(&dz));
         }
-        across([value_dim, features], ds.transposed(), phi, values);
-        attention.scatter(values, value_dim, block, 1.0, turned, dv);
-        map.backward(x, from, phi, dphi, dx);
-        attention.scatter(dx, dim, block, factor, turned, dk);
+        let to = (&mut *dphi, features, one);
+        let add = attention.normalise;
+        attention.through((v, width, width), (turned, size), to, add);
+        let first = block.start - part.tokens.start;
+        let dv = &mut dv[first * heads * width..][..v.len()];
+        let from = (&*phi, features, one);
+        attention.through(from, (ds, held - 1), (dv, width, width), false);
+        let dk = &mut dk[first * heads * dim..][..x.len()];
+        map.backward(x, block.start, phi, dphi, dk);
     }
 }
 
-dispatched! {
-    /// Minus the dot products of the lanes, where they are live.
-    fn products<'a>(a: &'a [f32], b: &'a [f32], live: &'a [f32; ROWS]) -> [f32; ROWS] {
-        let mut sums = [0.0; ROWS];
-        for (a, b) in a.chunks_exact(ROWS).zip(b.chunks_exact(ROWS)) {
-            for l in 0..ROWS {
-                sums[l] = a[l].mul_add(b[l], sums[l]);
-            }
-        }
-        for l in 0..ROWS {
-            sums[l] *= -live[l];
-        }
-        sums
+/// The sums over features of each head, which are at `from` of `stride` values, laid out as the features of a token.
+fn rows_of_a_token(
+    sums: &[f32],
+    stride: usize,
+    from: usize,
+    features: usize,
+    width: usize,
+) -> Vec<f32> {
+    let mut rows = vec![0.0; sums.len() / stride * width];
+    for (row, sums) in rows.chunks_mut(width).zip(sums.chunks(stride)) {
+        row[..features].copy_from_slice(&sums[from..from + features]);
     }
-}
-
-dispatched! {
-    /// `dphi = (dphi + z through) inverse`.
-    fn divide<'a>(
-        dphi: &'a mut [f32],
-        z: &'a [f32],
-        through: &'a [f32; ROWS],
-        inverse: &'a [f32; ROWS],
-    ) {
-        for (dphi, z) in dphi.chunks_exact_mut(ROWS).zip(z) {
-            for l in 0..ROWS {
-                dphi[l] = z.mul_add(through[l], dphi[l]) * inverse[l];
-            }
-        }
-    }
-}
-
-dispatched! {
-    /// Adds a value to each row.
-    fn add_columns<'a>(rows: &'a mut [f32], column: &'a [f32]) {
-        for (row, value) in rows.chunks_exact_mut(ROWS).zip(column) {
-            for l in 0..ROWS {
-                row[l] += *value;
-            }
-        }
-    }
+    rows
 }

@@ -1,169 +1,172 @@
-//! The forward pass: the sums over the keys of a head, then its queries.
+//! The forward pass: the sums over the keys, part by part, then the queries.
 
-use rayon::prelude::*;
+use super::map::{Prepared, Side};
+use super::rows::{add_row, scale, total};
+use super::{FeatureAttention, Part, SMALLEST_DIVISOR, split};
+use crate::gemm::{Rows, row_dots};
+use crate::math::exp;
+use crate::simd::{collect_if, each_if};
 
-use super::map::Side;
-use super::{FeatureAttention, Head, ROWS, SMALLEST_DIVISOR, across};
-use crate::disjoint::Disjoint;
-use crate::gemm::Matrix;
-use crate::simd::dispatched;
-
-/// What [`forward`] gives.
-#[derive(Clone, Debug)]
-pub struct Output {
-    /// `[total, heads, value_dim]`.
-    pub o: Vec<f32>,
-    /// What [`super::backward`] wants: the sums of every sequence and head.
-    pub saved: Vec<f32>,
-}
-
-/// Computes the outputs.
-pub fn forward(attention: &FeatureAttention) -> Output {
+/// Computes the outputs, `[total, heads, value_dim]`, which are overwritten. Gives what [`super::backward`] wants: the sums of
+/// every sequence and head.
+pub fn forward(attention: &FeatureAttention, o: &mut [f32]) -> Vec<f32> {
     attention.check();
-    let mut o = vec![0.0; attention.v.len()];
+    assert_eq!(o.len(), attention.v.len(), "feature attention o");
+    let (heads, width) = (attention.heads, attention.value_dim);
+    let parts = attention.parts();
+    let map = Prepared::new(attention.map, heads, attention.dim);
+    let parallel = attention.parallel();
+    let sums = collect_if(parallel, parts.iter(), |part| {
+        key_sums(attention, &map, part)
+    });
     let held = attention.held();
-    let mut saved = vec![0.0; attention.sequences() * attention.heads * held];
-    let shared = Disjoint::new(&mut o);
-    let tasks = attention.tasks();
-    tasks
-        .into_par_iter()
-        .zip(saved.par_chunks_mut(held))
-        .with_max_len(1)
-        .for_each_init(
-            || Scratch::new(attention),
-            |scratch, (head, saved)| {
-                sums(attention, head, scratch, saved);
-                outputs(attention, head, scratch, saved, &shared);
-            },
-        );
-    Output { o, saved }
+    let mut saved = vec![0.0; attention.sequences() * heads * held];
+    each_if(
+        parallel,
+        saved.chunks_mut(held).enumerate(),
+        |(index, saved)| {
+            let own = parts.iter().zip(&sums);
+            let own = own.filter(|(part, _)| part.sequence == index / heads);
+            let own: Vec<&Sums> = own.map(|(_, sums)| sums).collect();
+            merge(attention, &map, index % heads, &own, saved);
+        },
+    );
+    let outputs = split(o, heads * width, &parts);
+    each_if(parallel, parts.iter().zip(outputs), |(part, o)| {
+        let saved = &saved[part.sequence * heads * held..][..heads * held];
+        queries(attention, &map, part, saved, o);
+    });
+    saved
 }
 
-/// Buffers of one thread.
-pub(super) struct Scratch {
-    /// `[dim, ROWS]`.
-    pub(super) x: Vec<f32>,
-    /// `[features, ROWS]`.
-    pub(super) phi: Vec<f32>,
-    /// `[value_dim, ROWS]`.
-    pub(super) values: Vec<f32>,
-    /// `[ROWS, dim]` or `[ROWS, value_dim]`.
-    pub(super) turned: Vec<f32>,
+/// What the keys of a part sum to.
+struct Sums {
+    /// `[heads, features, value_dim]`.
+    s: Vec<f32>,
+    /// `[heads, width]`.
+    z: Vec<f32>,
+    /// The largest exponent so far, where exponentials are less that; `[heads]`.
+    most: Vec<f32>,
+    /// The plain sums of the values and their number, where a constant is added to exponentials later.
+    values: Vec<f32>,
+    count: usize,
 }
 
-impl Scratch {
-    pub(super) fn new(attention: &FeatureAttention) -> Self {
-        let zeros = |rows: usize| vec![0.0; rows * ROWS];
-        Scratch {
-            x: zeros(attention.dim),
-            phi: zeros(attention.features()),
-            values: zeros(attention.value_dim),
-            turned: zeros(attention.dim.max(attention.value_dim)),
+fn key_sums(attention: &FeatureAttention, map: &Prepared, part: &Part) -> Sums {
+    let (heads, dim, width) = (attention.heads, attention.dim, attention.value_dim);
+    let (size, wide) = (attention.features() * width, attention.wide());
+    let stabilised = attention.map.eps().is_some();
+    let mut sums = Sums {
+        s: vec![0.0; heads * size],
+        z: vec![0.0; wide],
+        most: vec![f32::NEG_INFINITY; heads],
+        values: vec![0.0; usize::from(stabilised) * heads * width],
+        count: part.tokens.len(),
+    };
+    let mut phi = attention.room();
+    for block in attention.blocks(part) {
+        let x = &attention.k[block.start * heads * dim..block.end * heads * dim];
+        let v = &attention.v[block.start * heads * width..block.end * heads * width];
+        let phi = &mut phi[..block.len() * wide];
+        let Sums {
+            s, z, most, values, ..
+        } = &mut sums;
+        match stabilised {
+            true => {
+                let one = wide / heads;
+                map.keys_so_far(x, phi, most, |head, factor| {
+                    let s = s[head * size..][..size].iter_mut();
+                    s.chain(&mut z[head * one..][..one])
+                        .for_each(|value| *value *= factor);
+                });
+                total(v, values);
+            }
+            false => map.forward(x, block.start, Side::Key(&[]), phi),
         }
+        attention.add_products(phi, v, s, size);
+        total(phi, z);
     }
+    sums
 }
 
-/// S, z and the stabiliser of a head.
-fn sums(attention: &FeatureAttention, head: Head, scratch: &mut Scratch, saved: &mut [f32]) {
-    let FeatureAttention {
-        k,
-        v,
-        map,
-        dim,
-        value_dim,
-        ..
-    } = *attention;
-    let features = attention.features();
-    let Scratch { x, phi, .. } = scratch;
-    let (s, rest) = saved.split_at_mut(features * value_dim);
-    let (z, most) = rest.split_at_mut(features);
-    if map.has_most() {
-        most[0] = f32::NEG_INFINITY;
-        for (from, count) in head.blocks() {
-            let block = (head.head, from, count);
-            attention.gather(k, dim, block, map.factor(dim), x);
-            most[0] = most[0].max(map.most(x, count, phi));
-        }
-    }
-    for (from, count) in head.blocks() {
-        let block = (head.head, from, count);
-        attention.gather(k, dim, block, map.factor(dim), x);
-        map.forward(x, from, Side::Key(most[0]), phi);
-        attention.add_products(phi, v, block, s);
-        add_rows(phi, count, z);
-    }
-}
-
-fn outputs(
+/// The sums of the parts of a sequence, of one head: S, z and the stabiliser.
+fn merge(
     attention: &FeatureAttention,
-    head: Head,
-    scratch: &mut Scratch,
-    saved: &[f32],
-    shared: &Disjoint,
+    map: &Prepared,
+    head: usize,
+    parts: &[&Sums],
+    saved: &mut [f32],
 ) {
-    let FeatureAttention {
-        q,
-        map,
-        dim,
-        value_dim,
-        ..
-    } = *attention;
-    let features = attention.features();
-    let Scratch {
-        x,
-        phi,
-        values,
-        turned,
-    } = scratch;
-    let (s, rest) = saved.split_at(features * value_dim);
-    for (from, count) in head.blocks() {
-        let block = (head.head, from, count);
-        attention.gather(q, dim, block, map.factor(dim), x);
-        map.forward(x, from, Side::Query, phi);
-        let left = Matrix::rows(s, value_dim).transposed();
-        across([value_dim, features], left, phi, values);
+    let (features, width) = (attention.features(), attention.value_dim);
+    let (size, one) = (features * width, attention.wide() / attention.heads);
+    let (s, rest) = saved.split_at_mut(size);
+    let (z, most) = rest.split_at_mut(features);
+    let eps = attention.map.eps();
+    if eps.is_some() && !parts.is_empty() {
+        let all = parts.iter().map(|part| part.most[head]);
+        most[0] = all.fold(f32::NEG_INFINITY, f32::max);
+    }
+    for part in parts {
+        let factor = match eps {
+            Some(_) => map.scale() * exp(part.most[head] - most[0]),
+            None => 1.0,
+        };
+        add_row(s, factor, &part.s[head * size..][..size]);
+        add_row(z, factor, &part.z[head * one..][..features]);
+        let Some(eps) = eps else { continue };
+        let each = map.scale() * eps;
+        add_row(s, each, &part.values[head * width..][..width]);
+        z.iter_mut().for_each(|z| *z += each * part.count as f32);
+    }
+}
+
+/// The outputs of a part.
+fn queries(
+    attention: &FeatureAttention,
+    map: &Prepared,
+    part: &Part,
+    saved: &[f32],
+    o: &mut [f32],
+) {
+    let (heads, dim, width) = (attention.heads, attention.dim, attention.value_dim);
+    let (features, wide, held) = (attention.features(), attention.wide(), attention.held());
+    let mut phi = attention.room();
+    for block in attention.blocks(part) {
+        let x = &attention.q[block.start * heads * dim..block.end * heads * dim];
+        let phi = &mut phi[..block.len() * wide];
+        map.forward(x, block.start, Side::Query, phi);
+        let first = (block.start - part.tokens.start) * heads * width;
+        let o = &mut o[first..first + block.len() * heads * width];
+        let from = (&*phi, features, wide / heads);
+        attention.through(from, (saved, held), (&mut *o, width, width), false);
         if attention.normalise {
-            let (inverse, _) = divisors(phi, &rest[..features]);
-            multiply(values, &inverse);
-        }
-        attention.scatter(values, value_dim, block, 1.0, turned, shared);
-    }
-}
-
-dispatched! {
-    /// Sums of the first `count` lanes of each row.
-    pub(super) fn add_rows<'a>(rows: &'a [f32], count: usize, sums: &'a mut [f32]) {
-        for (row, sum) in rows.chunks_exact(ROWS).zip(sums) {
-            *sum += crate::simd::sum(&row[..count]);
+            let (inverse, _) = divisors(attention, phi, saved);
+            scale(o, width, &inverse);
         }
     }
 }
 
-dispatched! {
-    /// One over `phi . z` for each lane, and one where it has a gradient, else zero.
-    pub(super) fn divisors<'a>(phi: &'a [f32], z: &'a [f32]) -> ([f32; ROWS], [f32; ROWS]) {
-        let (mut divisor, mut live) = ([0.0; ROWS], [0.0; ROWS]);
-        for (phi, z) in phi.chunks_exact(ROWS).zip(z) {
-            for l in 0..ROWS {
-                divisor[l] = phi[l].mul_add(*z, divisor[l]);
-            }
-        }
-        for l in 0..ROWS {
-            let small = divisor[l].abs() < SMALLEST_DIVISOR;
-            divisor[l] = 1.0 / if small { SMALLEST_DIVISOR } else { divisor[l] };
-            live[l] = if small { 0.0 } else { 1.0 };
-        }
-        (divisor, live)
+/// One over `phi . z` of each row of a block, and one where that has a gradient, else zero; `[tokens, heads]`.
+pub(super) fn divisors(
+    attention: &FeatureAttention,
+    phi: &[f32],
+    saved: &[f32],
+) -> (Vec<f32>, Vec<f32>) {
+    let (heads, features, wide) = (attention.heads, attention.features(), attention.wide());
+    let mut divisors = vec![0.0; phi.len() / wide * heads];
+    for (head, saved) in saved.chunks(attention.held()).enumerate() {
+        let z = &saved[features * attention.value_dim..];
+        let rows = Rows(&phi[head * (wide / heads)..], wide);
+        row_dots(features, rows, Rows(z, 0), &mut divisors[head..], heads);
     }
-}
-
-dispatched! {
-    /// Each row times `factors`.
-    pub(super) fn multiply<'a>(rows: &'a mut [f32], factors: &'a [f32; ROWS]) {
-        for row in rows.chunks_exact_mut(ROWS) {
-            for l in 0..ROWS {
-                row[l] *= factors[l];
-            }
-        }
+    let small = |divisor: f32| divisor.abs() < SMALLEST_DIVISOR;
+    let live = divisors
+        .iter()
+        .map(|divisor| if small(*divisor) { 0.0 } else { 1.0 })
+        .collect();
+    for divisor in &mut divisors {
+        let own = *divisor;
+        *divisor = 1.0 / if small(own) { SMALLEST_DIVISOR } else { own };
     }
+    (divisors, live)
 }

@@ -13,16 +13,26 @@ fn check_by(close: Close, name: &str, attention: &FeatureAttention, tol: f32) {
     let (want, grads) = differences(&inputs, &dy, |x| {
         naive::forward(attention, [x[0], x[1], x[2]], &constants)
     });
-    let Output { o, saved } = forward(attention);
+    let (o, got) = both(attention, &dy);
     close(&format!("{name} o"), &o, &want, tol);
-    let got = backward(attention, &o, &saved, &dy);
-    for (what, got, want) in [
-        ("dq", &got.q, &grads[0]),
-        ("dk", &got.k, &grads[1]),
-        ("dv", &got.v, &grads[2]),
-    ] {
+    for ((what, got), want) in ["dq", "dk", "dv"].iter().zip(&got).zip(&grads) {
         close(&format!("{name} {what}"), got, want, tol);
     }
+}
+
+/// The outputs and the gradients of q, k and v; what is not written stays NaN.
+fn both(attention: &FeatureAttention, dy: &[f32]) -> (Vec<f32>, [Vec<f32>; 3]) {
+    let unknown = |values: &[f32]| vec![f32::NAN; values.len()];
+    let mut o = unknown(attention.v);
+    let saved = forward(attention, &mut o);
+    let mut grads = [attention.q, attention.k, attention.v].map(unknown);
+    backward(
+        attention,
+        &saved,
+        dy,
+        grads.each_mut().map(Vec::as_mut_slice),
+    );
+    (o, grads)
 }
 
 #[test]
@@ -161,6 +171,37 @@ fn long_sequences_match_the_equation() {
     }
 }
 
+/// More than one part, whose sums are put together; where exponentials are of the same largest one, some parts have a lower
+/// one of their own.
+#[test]
+fn parts_of_a_sequence_match_the_equation() {
+    let (heads, total) = (1, PART + 30);
+    let mut k = rand_vec(2, total);
+    k[..PART - 7].iter_mut().for_each(|k| *k *= 0.3);
+    let (q, v) = (rand_vec(1, total), rand_vec(3, total));
+    for map in [
+        Map::Elu,
+        Map::RandomExp {
+            rows: &[2.0, -1.5],
+            eps: 1e-2,
+        },
+    ] {
+        let attention = FeatureAttention {
+            q: &q,
+            k: &k,
+            v: &v,
+            offsets: &[0, total],
+            heads,
+            dim: 1,
+            value_dim: 1,
+            map,
+            normalise: true,
+        };
+        assert_eq!(attention.parts().len(), 2);
+        check(&format!("parts, {map:?}"), &attention, 2e-4);
+    }
+}
+
 /// Queries that no feature of the keys reaches: a quotient of the smallest divisor, and no gradient through it.
 #[test]
 fn empty_divisors_are_guarded() {
@@ -176,10 +217,9 @@ fn empty_divisors_are_guarded() {
         map: Map::Relu { add: 0.0 },
         normalise: true,
     };
-    let Output { o, saved } = forward(&attention);
+    let (o, grads) = both(&attention, &[1.0, 1.0]);
     assert_eq!(o, [0.0, 0.0]);
-    let got = backward(&attention, &o, &saved, &[1.0, 1.0]);
-    assert!([got.q, got.k, got.v].iter().flatten().all(|x| *x == 0.0));
+    assert!(grads.iter().flatten().all(|x| *x == 0.0));
 }
 
 #[test]
@@ -187,6 +227,7 @@ fn fewer_instructions_match_as_well() {
     crate::testing::with_fewer_instructions(&[
         every_map_matches_the_equation,
         long_sequences_match_the_equation,
+        parts_of_a_sequence_match_the_equation,
         empty_divisors_are_guarded,
     ]);
 }

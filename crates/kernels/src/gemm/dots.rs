@@ -82,6 +82,46 @@ unsafe fn rows<K: Right, const R: usize, const C: usize>(
     }
 }
 
+/// `out[i * out_stride] = a[i] . b[i]` for `count` pairs of rows, `a_stride` and `b_stride` apart.
+///
+/// # Safety
+/// Each row holds `dim` values, `out` has room; AVX-512 is there.
+#[target_feature(enable = "avx512f")]
+pub unsafe fn pairs(
+    dim: usize,
+    (a, a_stride): (*const f32, usize),
+    (b, b_stride): (*const f32, usize),
+    count: usize,
+    out: *mut f32,
+    out_stride: usize,
+) {
+    for first in (0..count).step_by(16) {
+        let held = (count - first).min(16);
+        let mut sums = [_mm512_setzero_ps(); 16];
+        for at in (0..dim).step_by(16) {
+            let mask = lanes(dim - at);
+            for (i, sum) in sums.iter_mut().enumerate() {
+                // Rows past the last one repeat it.
+                let row = first + i.min(held - 1);
+                // SAFETY: lanes past `dim` are masked out; the row exists.
+                unsafe {
+                    let left = _mm512_maskz_loadu_ps(mask, a.add(row * a_stride + at));
+                    let right = _mm512_maskz_loadu_ps(mask, b.add(row * b_stride + at));
+                    *sum = _mm512_fmadd_ps(left, right, *sum);
+                }
+            }
+        }
+        let mut all = [0.0f32; 16];
+        // SAFETY: `all` holds 16 values, and `out` has room for those that are there.
+        unsafe {
+            _mm512_storeu_ps(all.as_mut_ptr(), totals(sums));
+            for (i, sum) in all.iter().enumerate().take(held) {
+                out.add((first + i) * out_stride).write(*sum);
+            }
+        }
+    }
+}
+
 /// The sum over the lanes of vector `i` in lane `i`.
 #[target_feature(enable = "avx512f")]
 #[inline]
