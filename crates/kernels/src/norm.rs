@@ -249,23 +249,23 @@ dispatched! {
 #[inline(always)]
 fn moments(mean: f32, x: &[f32], weight: &[f32], dy: &[f32]) -> [f32; 3] {
     let mut lanes = [[0.0f32; LANES]; 3];
-    let size = x.len();
-    let (weight, dy) = (&weight[..size], &dy[..size]);
-    let whole = size / LANES * LANES;
-    for at in (0..whole).step_by(LANES) {
+    let (blocks, rest) = x.as_chunks::<LANES>();
+    let (w_blocks, w_rest) = weight.as_chunks::<LANES>();
+    let (dy_blocks, dy_rest) = dy.as_chunks::<LANES>();
+    for ((x, w), dy) in blocks.iter().zip(w_blocks).zip(dy_blocks) {
         for l in 0..LANES {
-            let c = x[at + l] - mean;
-            let g = dy[at + l] * weight[at + l];
+            let c = x[l] - mean;
+            let g = dy[l] * w[l];
             lanes[0][l] = c.mul_add(c, lanes[0][l]);
             lanes[1][l] += g;
             lanes[2][l] = g.mul_add(c, lanes[2][l]);
         }
     }
-    for at in whole..size {
-        let (c, g) = (x[at] - mean, dy[at] * weight[at]);
-        lanes[0][at - whole] = c.mul_add(c, lanes[0][at - whole]);
-        lanes[1][at - whole] += g;
-        lanes[2][at - whole] = g.mul_add(c, lanes[2][at - whole]);
+    for (l, ((x, w), dy)) in rest.iter().zip(w_rest).zip(dy_rest).enumerate() {
+        let (c, g) = (x - mean, dy * w);
+        lanes[0][l] = c.mul_add(c, lanes[0][l]);
+        lanes[1][l] += g;
+        lanes[2][l] = g.mul_add(c, lanes[2][l]);
     }
     [fold(lanes[0]), fold(lanes[1]), fold(lanes[2])]
 }
