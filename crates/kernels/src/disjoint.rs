@@ -26,6 +26,24 @@ impl<'a> Disjoint<'a> {
         }
     }
 
+    /// Room for `len` values that nobody zeroed, in an empty vector, whose length is set when all are written.
+    ///
+    /// # Safety
+    /// Of each part nothing is read before it is written.
+    pub(crate) unsafe fn unwritten(values: &'a mut Vec<f32>, len: usize) -> Self {
+        values.reserve_exact(len);
+        // Tests see what a kernel forgets.
+        if cfg!(test) {
+            values.resize(len, f32::NAN);
+            values.clear();
+        }
+        Disjoint {
+            start: values.as_mut_ptr(),
+            len,
+            life: PhantomData,
+        }
+    }
+
     /// The values `from..from + len`; panics when they are out of bounds.
     ///
     /// # Safety

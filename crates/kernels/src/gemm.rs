@@ -1,7 +1,8 @@
 //! Products of strided matrices inside slices, on the calling thread: the blocks of which the chunked engines are made.
 //!
 //! With AVX-512 and an output that is contiguous along the dimension it shares with an operand that is, the loops are
-//! ours and pack nothing; every other product is the `gemm` crate's.
+//! ours and pack nothing; where only the right operand stands the wrong way it is turned over first. Every other product is the
+//! `gemm` crate's. Triangles are multiplied by groups of rows, without what is zero farther from the diagonal.
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]
@@ -12,11 +13,16 @@ pub(crate) mod strip;
 pub(crate) mod wide;
 
 use std::borrow::Cow;
+#[cfg(target_arch = "x86_64")]
+use std::cell::RefCell;
+use std::ops::Range;
 
 #[cfg(target_arch = "x86_64")]
 use self::wide::{Ahead, Brief, Plain};
 use crate::bf16::{self, Held};
 use crate::simd::{dispatched, dot};
+#[cfg(target_arch = "x86_64")]
+use crate::transpose::transpose;
 
 /// A matrix within a slice: element `(i, j)` is at `i * strides.0 + j * strides.1`.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +40,15 @@ impl<'a> Matrix<'a> {
         Matrix {
             data,
             strides: (columns, 1),
+        }
+    }
+
+    /// What is left from a row and a column on.
+    #[inline(always)]
+    pub(crate) fn from(self, row: usize, column: usize) -> Self {
+        Matrix {
+            data: &self.data[row * self.strides.0 + column * self.strides.1..],
+            strides: self.strides,
         }
     }
 
@@ -316,18 +331,118 @@ fn in_strips(
         (m, n, a, b, strides.0)
     } else if a.strides.0 == 1 && strides.0 == 1 {
         (n, m, b.transposed(), a.transposed(), strides.1)
+    } else if strides.1 == 1 && b.strides.0 == 1 && m >= TURNED {
+        (m, n, a, b, strides.0)
     } else {
         return false;
     };
     if !suits(k, columns) {
         return false;
     }
-    let values = Plain(right.data.as_ptr());
     let to = (out.as_mut_ptr(), stride);
-    let strip = strip::Strip::new(left, values, right.strides.0, to, alpha, add, Ahead::NONE);
-    // SAFETY: the caller checked that every element lies within its slice; `out` is borrowed mutably; AVX-512 was detected.
-    unsafe { strip.multiply(rows, k, columns) };
+    let multiply = |values: *const f32, from: usize| {
+        let strip = strip::Strip::new(left, Plain(values), from, to, alpha, add, Ahead::NONE);
+        // SAFETY: the caller checked that every element lies within its slice, what was turned over has as many; `out` is
+        // borrowed mutably; AVX-512 was detected.
+        unsafe { strip.multiply(rows, k, columns) };
+    };
+    if right.strides.1 == 1 {
+        multiply(right.data.as_ptr(), right.strides.0);
+    } else {
+        SCRATCH.with_borrow_mut(|turned| {
+            turned.resize(turned.len().max(k * columns), 0.0);
+            let from = right.strides.1;
+            transpose([columns, k], 1.0, right.data, from, turned, columns);
+            multiply(turned.as_ptr(), columns);
+        });
+    }
     true
+}
+
+#[cfg(target_arch = "x86_64")]
+thread_local! {
+    /// A right operand that was turned over.
+    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Fewest rows for which a right operand is turned over.
+#[cfg(target_arch = "x86_64")]
+const TURNED: usize = 16;
+
+/// Rows of a triangle that are taken together: a multiple of the rows of a strip.
+const TOGETHER: usize = 24;
+
+/// The groups of rows of a triangle.
+fn together(len: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..len)
+        .step_by(TOGETHER)
+        .map(move |first| first..(first + TOGETHER).min(len))
+}
+
+/// `out = alpha a b` on and below the diagonal of `[len, len]`, for `a [len, k]` and `b [k, len]`; of what is above it some is
+/// written as well.
+pub(crate) fn product_below(
+    [len, k]: [usize; 2],
+    alpha: f32,
+    a: Matrix,
+    b: Matrix,
+    out: &mut [f32],
+    stride: usize,
+) {
+    for rows in together(len) {
+        let (sizes, out) = ([rows.len(), k, rows.end], &mut out[rows.start * stride..]);
+        product(
+            sizes,
+            alpha,
+            a.from(rows.start, 0),
+            b,
+            out,
+            (stride, 1),
+            false,
+        );
+    }
+}
+
+/// `out (+)= lower x` for `lower [len, len]`, of which nothing counts above the diagonal but is zero near it, and contiguous rows
+/// `x` and `out [len, n]`.
+pub(crate) fn lower_product(
+    [len, n]: [usize; 2],
+    lower: Matrix,
+    x: Matrix,
+    out: &mut [f32],
+    stride: usize,
+    add: bool,
+) {
+    for rows in together(len) {
+        let (sizes, out) = ([rows.len(), rows.end, n], &mut out[rows.start * stride..]);
+        let lower = lower.from(rows.start, 0);
+        product(sizes, 1.0, lower, x, out, (stride, 1), add);
+    }
+}
+
+/// As [`lower_product`], by the transposed of `lower`.
+pub(crate) fn lower_transposed_product(
+    [len, n]: [usize; 2],
+    lower: Matrix,
+    x: Matrix,
+    out: &mut [f32],
+    stride: usize,
+    add: bool,
+) {
+    for rows in together(len) {
+        let sizes = [rows.len(), len - rows.start, n];
+        let upper = lower.from(rows.start, rows.start).transposed();
+        let out = &mut out[rows.start * stride..];
+        product(
+            sizes,
+            1.0,
+            upper,
+            x.from(rows.start, 0),
+            out,
+            (stride, 1),
+            add,
+        );
+    }
 }
 
 #[cfg(test)]
@@ -485,6 +600,57 @@ mod tests {
                     }
                     assert_close("product", &got, &want, 1e-5);
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn triangles_match_the_whole() {
+        for len in [1, 23, 24, 25, 64, 70] {
+            let (k, n) = (9, 21);
+            let (a, b) = (rand_vec(1, len * k), rand_vec(2, len * k));
+            let mut triangle = vec![f32::NAN; len * len];
+            let right = Matrix::rows(&b, k).transposed();
+            product_below(
+                [len, k],
+                2.0,
+                Matrix::rows(&a, k),
+                right,
+                &mut triangle,
+                len,
+            );
+            for i in 0..len {
+                for j in 0..=i {
+                    let sum: f32 = (0..k).map(|c| a[i * k + c] * b[j * k + c]).sum();
+                    let got = triangle[i * len + j];
+                    assert!((got - 2.0 * sum).abs() < 1e-5, "{i}, {j} of {len}: {got}");
+                }
+                // Above the diagonal and near it.
+                let end = (i / TOGETHER + 1) * TOGETHER;
+                triangle[i * len + i + 1..i * len + end.min(len)].fill(0.0);
+            }
+            let whole: Vec<f32> = triangle
+                .iter()
+                .map(|x| if x.is_nan() { 0.0 } else { *x })
+                .collect();
+            let x = rand_vec(3, len * n);
+            let rows = Matrix::rows(&x, n);
+            for (add, turn) in [(false, false), (true, true), (true, false), (false, true)] {
+                let (mut got, mut want) = (rand_vec(4, len * n), rand_vec(4, len * n));
+                let lower = Matrix::rows(&triangle, len);
+                let all = Matrix::rows(&whole, len);
+                let all = match turn {
+                    false => {
+                        lower_product([len, n], lower, rows, &mut got, n, add);
+                        all
+                    }
+                    true => {
+                        lower_transposed_product([len, n], lower, rows, &mut got, n, add);
+                        all.transposed()
+                    }
+                };
+                product([len, len, n], 1.0, all, rows, &mut want, (n, 1), add);
+                assert_close("triangle", &got, &want, 1e-5);
             }
         }
     }

@@ -235,7 +235,7 @@ impl Features {
 
 #[allow(unsafe_code)]
 impl Kernel for Features {
-    /// The backward pass makes the features again: five products for two.
+    /// The backward pass makes the features again: four products for two.
     fn flops(&self, inputs: &[View]) -> [u64; 2] {
         let attention = self.arguments(inputs);
         let (heads, width) = (
@@ -246,7 +246,7 @@ impl Kernel for Features {
         let features = attention.map.features(attention.dim);
         let map = 2 * attention.map.flops(rows);
         let once = kernel::flops(rows / heads.max(1), heads, features, width);
-        [once + map, once * 5 / 2 + 2 * map]
+        [once + map, 2 * once + 2 * map]
     }
 
     fn forward(&self, inputs: &[View], save: bool) -> Forward {

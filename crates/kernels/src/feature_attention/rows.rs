@@ -3,7 +3,7 @@
 //! Rows are taken [`LANES`] values at a time, so that a row of a narrow head is an instruction or two.
 
 use crate::math::exp;
-use crate::simd::dispatched;
+use crate::simd::{dispatched, max, sum};
 
 /// Values that are taken at a time.
 pub(super) const LANES: usize = 16;
@@ -124,14 +124,6 @@ dispatched! {
     }
 }
 
-/// Combines the lanes as a tree.
-#[inline(always)]
-fn fold(lanes: [f32; LANES], combine: impl Fn(f32, f32) -> f32) -> f32 {
-    let a: [f32; 8] = std::array::from_fn(|i| combine(lanes[i], lanes[i + 8]));
-    let b: [f32; 4] = std::array::from_fn(|i| combine(a[i], a[i + 4]));
-    combine(combine(b[0], b[2]), combine(b[1], b[3]))
-}
-
 dispatched! {
     /// The largest of the first `features` values of each row, of which there are whole [`LANES`].
     pub(super) fn largest<'a>(
@@ -141,14 +133,14 @@ dispatched! {
         most: &'a mut [f32],
     ) {
         for (row, most) in phi.chunks_exact(width).zip(most) {
-            let mut lanes = [f32::NEG_INFINITY; LANES];
+            let mut lanes = [f32::NEG_INFINITY; 2 * LANES];
             for (index, values) in row.as_chunks::<LANES>().0.iter().enumerate() {
                 for l in 0..LANES {
                     let larger = values[l] > lanes[l] && index * LANES + l < features;
                     lanes[l] = if larger { values[l] } else { lanes[l] };
                 }
             }
-            *most = fold(lanes, |a, b| if b > a { b } else { a });
+            *most = max(&lanes);
         }
     }
 }
@@ -186,8 +178,8 @@ dispatched! {
         sums: &'a mut [f32],
     ) {
         let rows = phi.chunks_exact(width).zip(dphi.chunks_exact_mut(width));
-        for ((phi, dphi), sum) in rows.zip(sums) {
-            let mut lanes = [0.0; LANES];
+        for ((phi, dphi), total) in rows.zip(sums) {
+            let mut lanes = [0.0; 2 * LANES];
             let phi = phi.as_chunks::<LANES>().0.iter();
             for (index, (phi, dphi)) in phi.zip(dphi.as_chunks_mut::<LANES>().0).enumerate() {
                 for l in 0..LANES {
@@ -196,7 +188,7 @@ dispatched! {
                     lanes[l] += dphi[l];
                 }
             }
-            *sum = fold(lanes, |a, b| a + b);
+            *total = sum(&lanes);
         }
     }
 }

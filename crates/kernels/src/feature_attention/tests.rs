@@ -175,14 +175,14 @@ fn long_sequences_match_the_equation() {
 /// one of their own.
 #[test]
 fn parts_of_a_sequence_match_the_equation() {
-    let (heads, total) = (1, PART + 30);
-    let mut k = rand_vec(2, total);
-    k[..PART - 7].iter_mut().for_each(|k| *k *= 0.3);
-    let (q, v) = (rand_vec(1, total), rand_vec(3, total));
+    let (heads, dim, total) = (1, 2, PART + 9);
+    let mut k = rand_vec(2, total * dim);
+    k[..PART].iter_mut().for_each(|k| *k *= 0.3);
+    let (q, v) = (rand_vec(1, total * dim), rand_vec(3, total));
     for map in [
         Map::Elu,
         Map::RandomExp {
-            rows: &[2.0, -1.5],
+            rows: &[2.0, -1.5, 0.5, 1.0],
             eps: 1e-2,
         },
     ] {
@@ -192,7 +192,7 @@ fn parts_of_a_sequence_match_the_equation() {
             v: &v,
             offsets: &[0, total],
             heads,
-            dim: 1,
+            dim,
             value_dim: 1,
             map,
             normalise: true,

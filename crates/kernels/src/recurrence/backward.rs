@@ -72,24 +72,25 @@ pub fn backward(
         None => vec![0.0; states],
     };
     // Every head writes its own query and key gradients; those of a group are summed after.
-    let mut dq = vec![0.0; total * heads * problem.key_dim];
-    let mut dk = vec![0.0; dq.len()];
-    let mut dv = vec![0.0; v.len()];
+    let [mut dq, mut dk, mut dv, mut d_gate, mut d_beta] = [const { Vec::new() }; 5];
+    let keys = total * heads * problem.key_dim;
     let gates = match gate {
         Gate::None => 0,
         Gate::Scalar(gate) | Gate::Vector(gate) => gate.len(),
     };
-    let mut d_gate = vec![0.0; gates];
-    let mut d_beta = match write {
-        Write::Additive => vec![],
-        Write::Delta(beta) => vec![0.0; beta.len()],
+    let betas = match write {
+        Write::Additive => 0,
+        Write::Delta(beta) => beta.len(),
     };
-    let targets = Targets {
-        q: Disjoint::new(&mut dq),
-        k: Disjoint::new(&mut dk),
-        v: Disjoint::new(&mut dv),
-        gate: Disjoint::new(&mut d_gate),
-        beta: Disjoint::new(&mut d_beta),
+    // SAFETY: a gradient is written before it is read.
+    let targets = unsafe {
+        Targets {
+            q: Disjoint::unwritten(&mut dq, keys),
+            k: Disjoint::unwritten(&mut dk, keys),
+            v: Disjoint::unwritten(&mut dv, v.len()),
+            gate: Disjoint::unwritten(&mut d_gate, gates),
+            beta: Disjoint::unwritten(&mut d_beta, betas),
+        }
     };
     let slots = problem.slots();
     let work = |scratch: &mut Option<(Scratch, Local)>, (task, d_state): (usize, &mut [f32])| {
@@ -110,6 +111,14 @@ pub fn backward(
     };
     let parallel = problem.work(write) >= PARALLEL_FLOPS / 2;
     each_state(&mut initial, size, parallel, work);
+    // SAFETY: every token of every head has its gradients.
+    unsafe {
+        dq.set_len(keys);
+        dk.set_len(keys);
+        dv.set_len(v.len());
+        d_gate.set_len(gates);
+        d_beta.set_len(betas);
+    }
     let group = heads / problem.key_heads;
     Gradients {
         q: sum_groups(dq, group, problem.key_dim),

@@ -7,8 +7,9 @@ use super::chunk::{Chunk, Inputs, Kind, room};
 use super::gram::gram_backward;
 use super::solve::Scratch;
 use crate::disjoint::Disjoint;
-use crate::gemm::{Matrix, product};
+use crate::gemm::{Matrix, lower_transposed_product, product, product_below};
 use crate::simd::{dot, sum};
+use crate::transpose::transpose;
 
 /// Gradients of one chunk.
 pub(super) struct Local {
@@ -23,6 +24,8 @@ pub(super) struct Local {
     pub(super) dk_row: Vec<f32>,
     /// Of the keys where they are the earlier token.
     pub(super) dk_column: Vec<f32>,
+    /// The writes turned over, `[value_dim, len]`.
+    turned: Vec<f32>,
     /// `[len, key_dim]`.
     product: Vec<f32>,
     pub(super) d_beta: Vec<f32>,
@@ -44,6 +47,7 @@ impl Local {
             dq: room(slots * kd),
             dk_row: room(slots * kd),
             dk_column: room(slots * kd),
+            turned: room(slots * vd),
             product: room(delta * slots * kd),
             d_beta: room(slots),
             d_end: room(kd),
@@ -63,24 +67,11 @@ pub(super) fn one_chunk(s: &mut Scratch, l: &mut Local, state: &[f32], d_state: 
     let (u, before) = (Matrix::rows(&s.u, vd), Matrix::rows(state, vd));
     // O = (q from_start) S + P U.
     let p = Matrix::rows(&s.p, len);
-    product(
-        [len, len, vd],
-        1.0,
-        p.transposed(),
-        d_o,
-        &mut l.du,
-        (vd, 1),
-        false,
-    );
-    product(
-        [len, vd, len],
-        1.0,
-        d_o,
-        u.transposed(),
-        &mut l.dp,
-        (len, 1),
-        false,
-    );
+    lower_transposed_product([len, vd], p, d_o, &mut l.du, vd, false);
+    let turned = &mut l.turned[..len * vd];
+    transpose([len, vd], 1.0, &s.u, vd, turned, len);
+    let u_turned = Matrix::rows(turned, len);
+    product_below([len, vd], 1.0, d_o, u_turned, &mut l.dp, len);
     product(
         [len, vd, kd],
         1.0,
@@ -132,15 +123,7 @@ pub(super) fn one_chunk(s: &mut Scratch, l: &mut Local, state: &[f32], d_state: 
         s.solve_back(&mut l.du, &mut l.d_beta);
         let chunk = &s.chunk;
         let dv = Matrix::rows(&l.du, vd);
-        product(
-            [len, vd, len],
-            -1.0,
-            dv,
-            u.transposed(),
-            &mut l.dm,
-            (len, 1),
-            false,
-        );
+        product_below([len, vd], -1.0, dv, u_turned, &mut l.dm, len);
         for i in 0..len {
             l.dm[i * len + i] = 0.0;
         }

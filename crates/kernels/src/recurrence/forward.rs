@@ -8,7 +8,7 @@ use super::solve::Scratch;
 use super::step::{STEPS, steps};
 use super::{Gate, Problem, Write};
 use crate::disjoint::Disjoint;
-use crate::gemm::{Matrix, product};
+use crate::gemm::{Matrix, lower_product, product};
 use crate::simd::{PARALLEL_FLOPS, dispatched};
 
 /// What the forward pass gives beside the final states.
@@ -50,7 +50,6 @@ pub fn forward(
     };
     let (heads, size) = (problem.heads, problem.state());
     let chunks = problem.chunks();
-    let mut o = vec![0.0; v.len()];
     let states = problem.sequences() * heads * size;
     assert_eq!(final_state.len(), states, "final state");
     assert!(
@@ -58,10 +57,13 @@ pub fn forward(
         "initial state"
     );
     let saved = usize::from(save) * chunks[chunks.len() - 1] * heads * size;
-    let mut chunk_states = vec![0.0; saved];
-    let targets = Targets {
-        o: Disjoint::new(&mut o),
-        chunk_states: save.then(|| Disjoint::new(&mut chunk_states)),
+    let (mut o, mut chunk_states) = (Vec::new(), Vec::new());
+    // SAFETY: outputs and kept states are written only.
+    let targets = unsafe {
+        Targets {
+            o: Disjoint::unwritten(&mut o, v.len()),
+            chunk_states: save.then(|| Disjoint::unwritten(&mut chunk_states, saved)),
+        }
     };
     let slots = problem.slots();
     let work = |scratch: &mut Option<Scratch>, (task, state): (usize, &mut [f32])| {
@@ -95,6 +97,11 @@ pub fn forward(
     };
     let parallel = problem.work(write) >= PARALLEL_FLOPS;
     each_state(final_state, size, parallel, work);
+    // SAFETY: every token of every head has its output, every chunk the state before it.
+    unsafe {
+        o.set_len(v.len());
+        chunk_states.set_len(saved);
+    }
     Output { o, chunk_states }
 }
 
@@ -156,7 +163,7 @@ dispatched! {
             let (a, b) = (Matrix::rows(&s.a, kd), Matrix::rows(state, vd));
             product([len, kd, vd], 1.0, a, b, &mut s.o, (vd, 1), false);
             let (a, b) = (Matrix::rows(&s.p, len), Matrix::rows(&s.u, vd));
-            product([len, len, vd], 1.0, a, b, &mut s.o, (vd, 1), true);
+            lower_product([len, vd], a, b, &mut s.o, vd, true);
             for t in 0..len {
                 let at = ((start + t) * heads + head) * vd;
                 // SAFETY: this token of this head is this task's alone.

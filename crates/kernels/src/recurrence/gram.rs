@@ -6,8 +6,9 @@
 //! row, where both factors are at most one; within the block on the diagonal a row of Y is decayed from token to token.
 
 use super::chunk::{Chunk, Kind, flush, room, running};
-use crate::gemm::{Matrix, product};
+use crate::gemm::{Matrix, lower_product, lower_transposed_product, product, product_below};
 use crate::simd::dot;
+use crate::transpose::transpose;
 
 /// Rows of a block of the second level.
 pub(super) const BLOCK: usize = 16;
@@ -25,6 +26,8 @@ pub(super) struct Scaled {
     /// `[chunk_len, chunk_len]`: D of a scalar gate, or a gradient times it.
     pub(super) mask: Vec<f32>,
     masked: Vec<f32>,
+    /// Y turned over, `[key_dim, chunk_len]`; without a gate for each feature.
+    turned: Vec<f32>,
     /// `[key_dim]`.
     row: Vec<f32>,
 }
@@ -42,6 +45,7 @@ impl Scaled {
             d_columns: room(slots * vector),
             mask: room(scalar),
             masked: room(scalar),
+            turned: room(slots * (key_dim - vector)),
             row: room(vector),
         }
     }
@@ -116,8 +120,10 @@ fn lower(d: &mut [f32], len: usize) {
 pub(super) fn gram(chunk: &Chunk, x: &[f32], y: &[f32], out: &mut [f32], s: &mut Scaled) {
     let (len, kd) = (chunk.len, chunk.key_dim);
     if chunk.kind != Kind::Vector {
-        let (a, b) = (Matrix::rows(x, kd), Matrix::rows(y, kd).transposed());
-        product([len, kd, len], 1.0, a, b, out, (len, 1), false);
+        let turned = &mut s.turned[..len * kd];
+        transpose([len, kd], 1.0, y, kd, turned, len);
+        let (a, b) = (Matrix::rows(x, kd), Matrix::rows(turned, len));
+        product_below([len, kd], 1.0, a, b, out, len);
         if chunk.kind == Kind::Scalar {
             for (value, mask) in out[..len * len].iter_mut().zip(&s.mask[..len * len]) {
                 *value *= mask;
@@ -178,25 +184,9 @@ pub(super) fn gram_backward(
             lower(d, len);
             d
         };
-        let d = Matrix::rows(d, len);
-        product(
-            [len, len, kd],
-            1.0,
-            d,
-            Matrix::rows(y, kd),
-            dx,
-            (kd, 1),
-            true,
-        );
-        product(
-            [len, len, kd],
-            1.0,
-            d.transposed(),
-            Matrix::rows(x, kd),
-            dy,
-            (kd, 1),
-            true,
-        );
+        let (d, sizes) = (Matrix::rows(d, len), [len, kd]);
+        lower_product(sizes, d, Matrix::rows(y, kd), dx, kd, true);
+        lower_transposed_product(sizes, d, Matrix::rows(x, kd), dy, kd, true);
         return;
     }
     for first in (0..len).step_by(BLOCK) {
