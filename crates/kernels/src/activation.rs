@@ -292,7 +292,10 @@ dispatched! {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+pub(crate) use tests::naive;
+
+#[cfg(any(test, fuzzing))]
 mod tests {
     use super::*;
     use crate::testing::{assert_close, rand_vec};
@@ -325,7 +328,7 @@ mod tests {
         0.5 + sum * h / 3.0
     }
 
-    fn naive(activation: Activation, x: f64) -> f64 {
+    pub(crate) fn naive(activation: Activation, x: f64) -> f64 {
         let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
         match activation {
             Activation::Silu => x * sigmoid(x),

@@ -4,6 +4,8 @@
 //! Lengths gather around those where loops change (0, 1, a chunk less, more and exactly), sequences may be empty, and values
 //! may be extreme where the kernel says what it does with them.
 
+mod plain;
+
 /// Reads choices off bytes; behind their end every choice is the first.
 pub struct Bytes<'a>(&'a [u8]);
 
@@ -77,7 +79,7 @@ impl<'a> Bytes<'a> {
 pub type Family = (&'static str, fn(&mut Bytes));
 
 /// Every family.
-pub const FAMILIES: [Family; 13] = [
+pub const FAMILIES: [Family; 14] = [
     ("recurrence", crate::recurrence::fuzz),
     ("scan", crate::scan::fuzz),
     ("attention", crate::attention::fuzz),
@@ -91,6 +93,7 @@ pub const FAMILIES: [Family; 13] = [
     ("sinkhorn", crate::sinkhorn::fuzz),
     ("fourier", crate::fourier::fuzz),
     ("pool", crate::pool::fuzz),
+    ("plain", plain::fuzz),
 ];
 
 /// The family of that name; panics where there is none.

@@ -186,12 +186,15 @@ impl Step {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+pub(crate) use tests::naive;
+
+#[cfg(any(test, fuzzing))]
 mod tests {
     use super::*;
     use crate::testing::{assert_close, differences, rand_vec};
 
-    fn naive(a: &[f64], m: usize, steps: usize) -> Vec<f64> {
+    pub(crate) fn naive(a: &[f64], m: usize, steps: usize) -> Vec<f64> {
         let times = |a: &[f64], b: &[f64]| -> Vec<f64> {
             let at = |i: usize, j: usize| (0..m).map(|k| a[i * m + k] * b[k * m + j]).sum();
             (0..m * m).map(|place| at(place / m, place % m)).collect()
