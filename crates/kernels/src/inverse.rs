@@ -187,7 +187,7 @@ impl Step {
 }
 
 #[cfg(any(test, fuzzing))]
-pub(crate) use tests::naive;
+pub(crate) use tests::{naive, weights};
 
 #[cfg(any(test, fuzzing))]
 mod tests {
@@ -223,18 +223,22 @@ mod tests {
         z
     }
 
-    /// Rows of softmax, as the mixer has them: two matrices, at once.
+    /// `count` matrices of rows that sum to one, as the mixer has them.
+    pub(crate) fn weights(seed: u64, count: usize, m: usize) -> Vec<f32> {
+        let values = rand_vec(seed, count * m * m);
+        let mut a: Vec<f32> = values.iter().map(|x| (2.0 * x).exp()).collect();
+        for row in a.chunks_mut(m) {
+            let sum: f32 = row.iter().sum();
+            row.iter_mut().for_each(|x| *x /= sum);
+        }
+        a
+    }
+
+    /// Two matrices, at once.
     #[test]
     fn inverses_and_gradients_match_the_equation() {
         for (m, steps) in [(1, 2), (3, 0), (3, 1), (5, 6), (9, 3)] {
-            let mut a: Vec<f32> = rand_vec(1, 2 * m * m)
-                .iter()
-                .map(|x| (2.0 * x).exp())
-                .collect();
-            for row in a.chunks_mut(m) {
-                let sum: f32 = row.iter().sum();
-                row.iter_mut().for_each(|x| *x /= sum);
-            }
+            let a = weights(1, 2, m);
             let dz = rand_vec(2, a.len());
             let (want, grads) = differences(&[&a], &dz, |v| {
                 v[0].chunks(m * m)

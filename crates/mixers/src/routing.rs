@@ -234,6 +234,21 @@ impl Routing {
         })
     }
 
+    /// The cluster whose direction of its head each row `[tokens * heads, head_dim]` points along most.
+    fn nearest_of_all(&self, values: &[f32], means: &[f32]) -> Vec<u32> {
+        let (heads, width) = (self.config.heads, self.head_dim);
+        let (size, tokens) = (self.config.clusters * width, values.len() / (heads * width));
+        let mut chosen = vec![0; heads * tokens];
+        for head in 0..heads {
+            let rows = self.head(values, &[0, tokens], head);
+            let nearest = nearest(&rows, &means[head * size..][..size], width);
+            for (token, cluster) in nearest.into_iter().enumerate() {
+                chosen[token * heads + head] = cluster;
+            }
+        }
+        chosen
+    }
+
     /// Rows of one head of one sequence, `[time, head_dim]`, out of `[tokens * heads, head_dim]`.
     fn head(&self, values: &[f32], ends: &[usize], head: usize) -> Vec<f32> {
         let (heads, width) = (self.config.heads, self.head_dim);
@@ -302,22 +317,9 @@ impl Routing {
         offsets: &[usize],
         options: AttentionOptions,
     ) -> Tensor<2> {
-        let (heads, clusters, width) = (self.config.heads, self.config.clusters, self.head_dim);
-        let means = self.means.values();
-        let chosen = decided(|| {
-            let values = tensor_values(q.clone());
-            let size = clusters * width;
-            let ends = [0, values.len() / (heads * width)];
-            let mut chosen = vec![0; heads * ends[1]];
-            for head in 0..heads {
-                let rows = self.head(&values, &ends, head);
-                let nearest = nearest(&rows, &means[head * size..][..size], width);
-                for (token, cluster) in nearest.into_iter().enumerate() {
-                    chosen[token * heads + head] = cluster;
-                }
-            }
-            chosen
-        });
+        let (heads, clusters) = (self.config.heads, self.config.clusters);
+        let chosen =
+            decided(|| self.nearest_of_all(&tensor_values(q.clone()), &self.means.values()));
         let mut seen = Seen {
             own_last: true,
             ..Seen::default()

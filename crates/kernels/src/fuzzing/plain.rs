@@ -229,14 +229,7 @@ fn inverses(bytes: &mut Bytes) {
         bytes.number(1, 3),
     );
     let seed = bytes.number(0, 65_535) as u64;
-    let mut a: Vec<f32> = crate::testing::rand_vec(seed, count * m * m)
-        .iter()
-        .map(|x| (2.0 * x).exp())
-        .collect();
-    for row in a.chunks_mut(m) {
-        let sum: f32 = row.iter().sum();
-        row.iter_mut().for_each(|x| *x /= sum);
-    }
+    let a = inverse::weights(seed, count, m);
     let (z, _) = inverse::forward(&a, m, steps, false);
     let want = wide(&a);
     let want = want.chunks(m * m).flat_map(|a| inverse::naive(a, m, steps));

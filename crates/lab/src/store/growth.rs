@@ -15,22 +15,19 @@ pub(super) fn grows(stored: &Value, asked: &Value) -> bool {
         return false;
     };
     let same = |a: &Value, b: &Value| canonical::text(a) == canonical::text(b);
-    let keys = stored.keys().chain(asked.keys());
-    keys.into_iter()
-        .all(|key| match (stored.get(key), asked.get(key)) {
-            (Some(Value::Array(held)), Some(Value::Array(wanted)))
-                if LISTS.contains(&key.as_str()) =>
-            {
-                let leads = !LED.contains(&key.as_str())
-                    || held
-                        .first()
-                        .zip(wanted.first())
-                        .is_some_and(|(a, b)| same(a, b));
-                leads && held.iter().all(|a| wanted.iter().any(|b| same(a, b)))
-            }
-            (Some(a), Some(b)) => same(a, b),
-            _ => false,
-        })
+    let mut keys = stored.keys().chain(asked.keys());
+    keys.all(|key| match (stored.get(key), asked.get(key)) {
+        (Some(Value::Array(held)), Some(Value::Array(wanted))) if LISTS.contains(&key.as_str()) => {
+            let leads = !LED.contains(&key.as_str())
+                || held
+                    .first()
+                    .zip(wanted.first())
+                    .is_some_and(|(a, b)| same(a, b));
+            leads && held.iter().all(|a| wanted.iter().any(|b| same(a, b)))
+        }
+        (Some(a), Some(b)) => same(a, b),
+        _ => false,
+    })
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use anyformer_ops::recompute::decided;
 use anyformer_ops::{Tensor, tensor_values};
 use std::sync::Arc;
 
-use super::{Routing, nearest, unit};
+use super::{Routing, unit};
 use crate::mixer::Context;
 
 impl Routing {
@@ -30,17 +30,12 @@ impl Routing {
             for part in parts {
                 let mut rows = tensor_values((*part).clone());
                 unit(&mut rows, width);
-                let mut ids = vec![0; rows.len() / width];
-                for head in 0..heads {
-                    let own = self.head(&rows, &[0, ids.len() / heads], head);
-                    let means = &means[head * size..][..size];
-                    for (token, cluster) in nearest(&own, means, width).into_iter().enumerate() {
-                        let id = head * self.config.clusters + cluster as usize;
-                        ids[token * heads + head] = id as u32;
-                        let sum = sums[id * width..][..width].iter_mut();
-                        sum.zip(&own[token * width..])
-                            .for_each(|(sum, value)| *sum += value);
-                    }
+                let mut ids = self.nearest_of_all(&rows, &means);
+                for (row, id) in ids.iter_mut().enumerate() {
+                    *id += (row % heads * self.config.clusters) as u32;
+                    let sum = sums[*id as usize * width..][..width].iter_mut();
+                    sum.zip(&rows[row * width..])
+                        .for_each(|(sum, value)| *sum += value);
                 }
                 chosen.extend(ids);
             }
@@ -72,13 +67,11 @@ impl Routing {
 /// Directions `decay` of the way where they were and the rest at the mean of what is nearest, of unit length; those that nothing is
 /// nearest to stay.
 fn moved(means: &mut [f32], mut sums: Vec<f32>, decay: f32, width: usize) {
-    let near: Vec<bool> = sums
-        .chunks(width)
-        .map(|sum| sum.iter().any(|value| *value != 0.0))
-        .collect();
     unit(&mut sums, width);
-    let pairs = means.chunks_mut(width).zip(sums.chunks(width));
-    for ((mean, sum), _) in pairs.zip(near).filter(|(_, near)| *near) {
+    for (mean, sum) in means.chunks_mut(width).zip(sums.chunks(width)) {
+        if sum.iter().all(|value| *value == 0.0) {
+            continue;
+        }
         for (mean, sum) in mean.iter_mut().zip(sum) {
             *mean = decay * *mean + (1.0 - decay) * sum;
         }
