@@ -10,6 +10,7 @@ pub mod continuation;
 pub mod exit;
 mod format;
 pub mod overrides;
+pub mod products;
 mod progress;
 mod reference;
 pub mod run_file;

@@ -244,17 +244,6 @@ pub(crate) fn gives_tokens(model: &ModelConfig) -> bool {
     matches!(model.gives, Gives::NextToken { .. })
 }
 
-/// Turns the rounding of inputs on where it is asked for; refuses it where it would do nothing.
-pub(crate) fn round_inputs(model: &Model, on: bool) -> Result<(), Failure> {
-    let any = model.params().round_inputs(on);
-    match on && !any {
-        true => Err(bad_input(
-            "round inputs: no weight of the model is packed in 8 or 4 bits; pack them first (anyformer convert quantize)",
-        )),
-        false => Ok(()),
-    }
-}
-
 /// The model folder that the user means: the folder itself, or the newest checkpoint of a run folder.
 pub(crate) fn open_model(folder: &Path) -> Result<ModelFolder, Failure> {
     if !folder.join("run.toml").is_file() {

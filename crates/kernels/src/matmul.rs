@@ -18,6 +18,7 @@ use crate::bf16;
 use crate::gemm::{Matrix, span};
 #[cfg(target_arch = "x86_64")]
 use crate::instructions::Instructions;
+use crate::quant::Packed;
 use crate::simd::{add_partials, block_rows, collect, dispatched, dot, reduction_rows};
 
 #[cfg(target_arch = "x86_64")]
@@ -191,6 +192,47 @@ pub fn product(
     let mut out = vec![0.0; m * n];
     matmul(precision, [m, k, n], a, b, &mut out, finish);
     out
+}
+
+/// `out = a Wᵀ`, and the bias, for a weight `[n, k]` of few bits, which is widened as it is packed; factors of inputs are left out.
+/// Returns whether this machine has such a product.
+pub(crate) fn brief(
+    precision: Precision,
+    m: usize,
+    a: Matrix,
+    weight: &Packed,
+    bias: Option<&[f32]>,
+    out: &mut [f32],
+) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if Level::best(precision) == Level::Avx512 {
+        let [n, k] = weight.shape();
+        let finish = Finish { add: false, bias };
+        assert!(
+            span(m, k, a.strides) <= a.data.len(),
+            "a product reaches past its operand"
+        );
+        assert!(
+            out.len() == m * n && bias.is_none_or(|bias| bias.len() == n),
+            "the output of a product of {m} x {n}"
+        );
+        let right = Right::Brief(weight);
+        // SAFETY: sizes were checked, AVX-512 as well; `out` is ours.
+        unsafe {
+            blocked::multiply(
+                precision,
+                [m, k, n],
+                a,
+                right,
+                out.as_mut_ptr(),
+                finish,
+                None,
+            )
+        };
+        return true;
+    }
+    let _ = (precision, m, a, weight, bias, out);
+    false
 }
 
 /// Up to this many rows are multiplied without packing: the right operand is read once, which then is what takes the time.

@@ -9,7 +9,8 @@
 //! Four ways to multiply, the first three by [`product`]:
 //! - few rows (decoding): every quantised byte is read once and widened in registers; activations stay f32, so that the
 //!   result is that of the widened weights;
-//! - many rows (a prompt): blocks of the weight are widened to f32 and multiplied as [`crate::matmul`] does;
+//! - many rows (a prompt): the weight is widened into the panels that [`crate::matmul`] multiplies; weights and rounded inputs
+//!   that are both bfloat16 are multiplied as they are;
 //! - 8 bits on both sides (w8a8; Xiao et al., SmoothQuant, 2022, arXiv 2211.10438): each row of activations is rounded to 8
 //!   bits with a scale of its own and the sums are those of integers;
 //! - [`rounded_product`]: inputs are rounded to 8 bits for every group of the weight, and the sums are those of integers.
@@ -30,6 +31,8 @@ pub mod gptq;
 mod integer;
 mod packed;
 mod portable;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod repacked;
 pub mod round;
 pub mod search;
 #[cfg(target_arch = "x86_64")]
@@ -46,6 +49,8 @@ pub(crate) const LANES: usize = 16;
 const ROWS: usize = 8;
 /// Up to this many rows weights are widened in registers.
 const FEW: usize = 32;
+/// The same where products are those of bfloat16: from here on they are faster than registers of f32.
+const FEW_BRIEF: usize = 8;
 /// Values of a weight that are widened at once for many rows: 8 MiB.
 const BLOCK: usize = 2 << 20;
 /// Below this many bytes of weights the threads cost more than they bring.
@@ -131,12 +136,21 @@ fn multiply_at(
         integer::multiply(level, &values, stride, weight, bias, &mut out);
     } else if rounds && weight.bits.count() < 16 {
         brief::multiply(level, &values, stride, weight, bias, &mut out);
-    } else if m <= FEW {
+    } else if m <= few(level, precision) {
         few_rows(level, &values, stride, weight, bias, &mut out);
     } else {
         many_rows(level, precision, &values, stride, weight, bias, &mut out);
     }
     out
+}
+
+/// Most rows for which weights are widened in registers.
+fn few(level: Level, precision: Precision) -> usize {
+    let brief = precision == Precision::Bf16 && level == Level::Avx512;
+    match brief && matmul::Level::best(precision) == matmul::Level::Avx512 {
+        true => FEW_BRIEF,
+        false => FEW,
+    }
 }
 
 /// Runs `work` for every panel, on the threads where there is enough to read.
@@ -235,7 +249,8 @@ fn few_rows(
     });
 }
 
-/// Widens blocks of outputs to `[in, outputs]` and multiplies those.
+/// Multiplies with the weight as panels of products pack it, or, without such products, widens blocks of outputs to
+/// `[in, outputs]` and multiplies those.
 fn many_rows(
     level: Level,
     precision: Precision,
@@ -250,6 +265,9 @@ fn many_rows(
         data: x,
         strides: (stride, 1),
     };
+    if level == Level::Avx512 && matmul::brief(precision, m, a, weight, bias, out) {
+        return;
+    }
     let most = (BLOCK / stride / LANES).max(1) * LANES;
     let width = most.min(n.next_multiple_of(LANES));
     let mut wide = vec![0.0; stride * width];
@@ -260,16 +278,7 @@ fn many_rows(
             let panel = weight.panel(first / LANES + at);
             for line in 0..panel.lines.len() {
                 let mut values = [[0.0; LANES]; 8];
-                match level {
-                    #[cfg(target_arch = "x86_64")]
-                    // SAFETY: the level was checked to run on this machine.
-                    Level::Avx512 => unsafe {
-                        wide::widen(weight.bits, panel, line, &mut values);
-                    },
-                    #[cfg(not(target_arch = "x86_64"))]
-                    Level::Avx512 => unreachable!("levels are checked"),
-                    Level::Portable => portable::widen(weight.bits, panel, line, &mut values),
-                }
+                portable::widen(weight.bits, panel, line, &mut values);
                 let per = weight.bits.per_word();
                 for (unit, values) in values[..per].iter().enumerate() {
                     // SAFETY: each panel has columns of its own.
@@ -283,11 +292,6 @@ fn many_rows(
             strides: (width, 1),
         };
         let bias = bias.map(|bias| &bias[first..first + count]);
-        if count == n {
-            let finish = matmul::Finish { add: false, bias };
-            matmul::matmul(precision, [m, k, n], a, b, out, finish);
-            return;
-        }
         let part = matmul::product(precision, [m, k, count], a, b, bias);
         for (to, from) in out.chunks_exact_mut(n).zip(part.chunks_exact(count)) {
             to[first..first + count].copy_from_slice(from);

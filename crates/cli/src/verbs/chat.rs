@@ -11,6 +11,7 @@ use serde_json::json;
 use crate::args::Global;
 use crate::continuation::{Sampling, Writer};
 use crate::exit::{Failure, Kind, bad_input};
+use crate::products::Products;
 use crate::say::Say;
 use crate::session::open_model;
 use crate::setup::{device, device_name, start_threads};
@@ -25,6 +26,9 @@ pub struct Args {
     /// What the model is told before the first turn
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
+    /// How it multiplies
+    #[command(flatten)]
+    pub products: Products,
     /// How tokens are chosen.
     #[command(flatten)]
     pub sampling: Sampling,
@@ -42,9 +46,9 @@ struct Read {
 /// Answers every line until the input ends; `/new` begins another conversation.
 pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
     let mut sampler = args.sampling.sampler(say)?;
-    let opened = open_model(&args.folder)?;
+    let mut opened = open_model(&args.folder)?;
     can_generate(&opened)?;
-    let shown = opened.path.display();
+    let shown = opened.path.display().to_string();
     let template = ChatTemplate::of(&opened).input()?.ok_or_else(|| {
         bad_input(format!(
             "chat with {shown}: it has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json); `anyformer generate` continues plain text"
@@ -57,7 +61,7 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
         .grammar(&tokenizer, opened.config.reads, &ends)?;
     let device = device(&device_name(global, None))?;
     start_threads(global, None)?;
-    let model = opened.load(&device).input()?;
+    let model = args.products.load(&mut opened, &device)?;
     let writer = Writer {
         model: &model,
         tokenizer: &tokenizer,

@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use crate::args::Global;
 use crate::exit::{Failure, Kind, bad_input};
 use crate::overrides;
+use crate::products::Products;
 use crate::progress::score;
 use crate::run_file::model_config;
 use crate::say::Say;
@@ -46,6 +47,9 @@ pub struct Args {
     /// Stop each example at the first exit whose likeliest class has a probability above this; a model with exits only
     #[arg(long, value_name = "P", value_parser = probability)]
     pub exit_above: Option<f32>,
+    /// How it multiplies
+    #[command(flatten)]
+    pub products: Products,
     /// What differs: options of the task, as task.time=1024, or keys of the model that need no other weights, as
     /// model.mixers.0.position=rerope
     #[arg(value_name = "KEY=VALUE")]
@@ -57,13 +61,13 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
     let mut opened = open_model(&args.folder)?;
     opened.config = changed(&opened.config, &args.changes)?;
     if let Some(path) = &args.text {
-        return on_text(path, args, &opened, global, say);
+        return on_text(path, args, &mut opened, global, say);
     }
     let task = task(&table(args, opened.info.get("task"))?)?;
     fits(&opened.config, &*task)?;
     let device = device(&device_name(global, None))?;
     start_threads(global, None)?;
-    let model = opened.load(&device).input()?;
+    let model = args.products.load(&mut opened, &device)?;
     let split = match args.split.as_str() {
         "train" => Split::Train,
         "validation" => Split::Validation,
@@ -117,11 +121,11 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
 fn on_text(
     path: &Path,
     args: &Args,
-    opened: &ModelFolder,
+    opened: &mut ModelFolder,
     global: &Global,
     say: &Say,
 ) -> Result<(), Failure> {
-    let shown = opened.path.display();
+    let shown = opened.path.display().to_string();
     if !gives_tokens(&opened.config) {
         return Err(bad_input(format!(
             "evaluate {shown} on a text: it is a classifier or an encoder and foresees no tokens"
@@ -143,7 +147,7 @@ fn on_text(
     }
     let device = device(&device_name(global, None))?;
     start_threads(global, None)?;
-    let model = opened.load(&device).input()?;
+    let model = args.products.load(opened, &device)?;
     let found = scoring::foresee(&model, &rows)?;
     let accuracy = found.correct as f64 / found.counted as f64;
     let perplexity = found.loss.exp();

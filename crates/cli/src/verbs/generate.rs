@@ -12,8 +12,9 @@ use serde_json::json;
 use crate::args::Global;
 use crate::continuation::{Sampling, Writer};
 use crate::exit::{Failure, Kind, bad_input};
+use crate::products::Products;
 use crate::say::Say;
-use crate::session::{gives_tokens, open_model, round_inputs};
+use crate::session::{gives_tokens, open_model};
 use crate::setup::{device, device_name, start_threads};
 
 /// Flags.
@@ -33,9 +34,9 @@ pub struct Args {
     /// A file (UTF-8) that holds the text to continue
     #[arg(long, value_name = "FILE")]
     pub prompt_file: Option<PathBuf>,
-    /// Round inputs of layers whose weights are packed in 8 or 4 bits to 8 bits, group by group, as llama.cpp does: less near to the model
-    #[arg(long)]
-    pub round_inputs: bool,
+    /// How it multiplies
+    #[command(flatten)]
+    pub products: Products,
     /// How tokens are chosen.
     #[command(flatten)]
     pub sampling: Sampling,
@@ -45,7 +46,7 @@ pub struct Args {
 pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
     let mut sampler = args.sampling.sampler(say)?;
     let prompt = prompt(args)?;
-    let opened = open_model(&args.folder)?;
+    let mut opened = open_model(&args.folder)?;
     can_generate(&opened)?;
     let tokenizer = tokenizer(&opened)?;
     let ids = tokenizer.encode_whole(&prompt).input()?;
@@ -55,8 +56,7 @@ pub fn run(args: &Args, global: &Global, say: &Say) -> Result<(), Failure> {
         .grammar(&tokenizer, opened.config.reads, &ends)?;
     let device = device(&device_name(global, None))?;
     start_threads(global, None)?;
-    let model = opened.load(&device).input()?;
-    round_inputs(&model, args.round_inputs)?;
+    let model = args.products.load(&mut opened, &device)?;
     let writer = Writer {
         model: &model,
         tokenizer: &tokenizer,

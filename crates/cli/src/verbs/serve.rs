@@ -15,8 +15,9 @@ use serde_json::json;
 
 use crate::args::Global;
 use crate::exit::{Failure, Kind, bad_input};
+use crate::products::Products;
 use crate::say::Say;
-use crate::session::{gives_tokens, open_model, round_inputs};
+use crate::session::{gives_tokens, open_model};
 use crate::setup::{device, device_name, start_threads_beside, stop_on_signal};
 use crate::verbs::generate::{can_generate, tokenizer};
 
@@ -82,9 +83,9 @@ pub struct EngineArgs {
     /// Tokens to guess ahead for each answer: what followed the same words earlier in its text; 0: none
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub speculate: usize,
-    /// Round inputs of layers whose weights are packed in 8 or 4 bits to 8 bits, group by group, as llama.cpp does: less near to the model
-    #[arg(long)]
-    pub round_inputs: bool,
+    /// How it multiplies
+    #[command(flatten)]
+    pub products: Products,
     /// Milliseconds that a text for an encoder waits for others to join it
     #[arg(long, value_name = "MS", default_value_t = 2)]
     pub wait: u64,
@@ -108,7 +109,7 @@ pub(crate) fn app(
     limits: Limits,
     global: &Global,
 ) -> Result<(App, usize), Failure> {
-    let opened = open_model(folder)?;
+    let mut opened = open_model(folder)?;
     let encodes = !gives_tokens(&opened.config);
     if !encodes {
         can_generate(&opened)?;
@@ -122,8 +123,7 @@ pub(crate) fn app(
         Reads::Tokens { vocab } => vocab,
         Reads::Patches { .. } => 0,
     };
-    let model = opened.load(&device).input()?;
-    round_inputs(&model, args.round_inputs)?;
+    let model = args.products.load(&mut opened, &device)?;
     let started = match encodes {
         true => {
             let own = opened.sentence_vectors().input()?;

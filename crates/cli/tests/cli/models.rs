@@ -39,6 +39,31 @@ fn chat(model: &Path, turns: &str, more: &[&str]) -> Vec<Value> {
 }
 
 #[test]
+fn operands_rounded_to_bf16_change_what_is_foreseen_by_little() {
+    let place = folder();
+    let text = "To be, or not to be: that is the question.\n".repeat(8);
+    fs::write(place.path().join("text"), &text).expect("written");
+    let run = trained().to_string_lossy();
+    let loss = |more: &[&str]| {
+        let words = ["eval", &run, "--text=text", "--time=64", "--json"];
+        let found = anyformer(place.path(), &[&words[..], more].concat()).ok();
+        found.json()["loss"].as_f64().expect("a number")
+    };
+    let (whole, said, rounded) = (
+        loss(&[]),
+        loss(&["--precision=f32"]),
+        loss(&["--precision=bf16"]),
+    );
+    assert_eq!(whole, said);
+    assert_ne!(whole, rounded);
+    assert!((rounded / whole - 1.0).abs() < 0.01, "{whole} {rounded}");
+    let words = ["generate", &run, "--prompt=To", "--precision=bf16"];
+    anyformer(place.path(), &words).ok();
+    let words = ["generate", &run, "--prompt=To", "--precision=f16"];
+    anyformer(place.path(), &words).bad(&["f32, bf16"]);
+}
+
+#[test]
 fn a_text_is_foreseen_as_well_as_the_scores_of_its_tokens_say() {
     let place = folder();
     let text = "To be, or not to be: that is the question. Grüße!\n".repeat(4);

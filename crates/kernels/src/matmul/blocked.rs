@@ -5,6 +5,7 @@ use super::tile::{HEIGHT, Tile, WIDTH};
 use super::{Finish, Precision};
 use crate::activation::Activation;
 use crate::gemm::Matrix;
+use crate::quant::Packed;
 use crate::simd::each_if;
 
 /// Units of the inner dimension that a tile sums at a time: a panel of the right operand is then 32 KiB.
@@ -47,6 +48,8 @@ pub enum Right<'a> {
     Matrix(Matrix<'a>),
     /// Packed whole beforehand.
     Held(&'a Panels),
+    /// A weight `[n, k]` of few bits, widened as it is packed.
+    Brief(&'a Packed),
 }
 
 /// `out = a b`, or onto `out`, and then what `then` makes of it; other arguments as of [`super::matmul`].
@@ -72,8 +75,12 @@ pub unsafe fn multiply(
         Right::Matrix(matrix) => (matrix, None),
         // Only its sizes are asked for.
         Right::Held(panels) => (Matrix::rows(&[], n), Some(panels)),
+        Right::Brief(_) => (Matrix::rows(&[], n), None),
     };
-    let right = Side::new(precision, n, k, matrix.transposed(), WIDTH);
+    let right = match b {
+        Right::Brief(weight) => Side::brief(precision, weight, WIDTH),
+        _ => Side::new(precision, n, k, matrix.transposed(), WIDTH),
+    };
     let shares_right = n <= m;
     let (shared, split) = match shares_right {
         true => (&right, &left),
@@ -81,6 +88,7 @@ pub unsafe fn multiply(
     };
     let units = left.units();
     let depth = units.div_ceil(units.div_ceil(DEPTH));
+    let depth = depth.next_multiple_of(right.step());
     let threads = threads([m, k, n]);
     let given = held.filter(|_| shares_right);
     let chunk = match given {

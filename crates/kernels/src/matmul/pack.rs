@@ -12,6 +12,7 @@ use rayon::prelude::*;
 
 use super::Precision;
 use crate::gemm::Matrix;
+use crate::quant::{Packed, repacked};
 use crate::transpose::wide::{lanes, transposed};
 
 /// A cache line.
@@ -29,6 +30,8 @@ pub struct Side<'a> {
     strides: (usize, usize),
     /// Contiguous rows, where neither stride of the operand is 1.
     owned: Option<Vec<f32>>,
+    /// Where the values come from instead.
+    brief: Option<&'a Packed>,
     /// Of a panel.
     pub width: usize,
 }
@@ -50,6 +53,7 @@ impl<'a> Side<'a> {
             data: matrix.data,
             strides: matrix.strides,
             owned: None,
+            brief: None,
             width,
         };
         if inner == 1 {
@@ -63,6 +67,29 @@ impl<'a> Side<'a> {
             side.strides = (inner, 1);
         }
         side
+    }
+
+    /// A weight `[outer, inner]` of 16 bits or fewer, widened as it is packed; factors of inputs are left out.
+    pub fn brief(precision: Precision, weight: &'a Packed, width: usize) -> Self {
+        let [outer, inner] = weight.shape();
+        Side {
+            precision,
+            outer,
+            inner,
+            data: &[],
+            strides: (inner, 1),
+            owned: None,
+            brief: Some(weight),
+            width,
+        }
+    }
+
+    /// Stretches of the inner dimension begin at multiples of so many words.
+    pub fn step(&self) -> usize {
+        match self.brief {
+            Some(_) => repacked::STEP,
+            None => 1,
+        }
     }
 
     /// Words of a row: its values, or pairs of them.
@@ -201,6 +228,11 @@ pub fn with_buffer<T>(
 /// # Safety
 /// Rows and units lie within the operand; `to` has room for the panel; AVX-512 (for bf16 AVX512-BF16) is there.
 unsafe fn panel(side: &Side, rows: Range<usize>, units: Range<usize>, to: *mut u32) {
+    if let Some(weight) = side.brief {
+        // SAFETY: as promised by the caller.
+        unsafe { repacked::panel(side.precision, weight, rows.start, units, side.width, to) };
+        return;
+    }
     // SAFETY: as promised by the caller.
     unsafe {
         match (side.precision, side.strides.1 == 1) {

@@ -140,6 +140,61 @@ fn weights_of_16_bits_are_what_they_are() {
     }
 }
 
+/// Weights of every kind, and the values that they stand for.
+fn of_every_kind(n: usize, k: usize) -> Vec<(String, Packed)> {
+    let weights = rand_vec(1, n * k);
+    let mut all = Vec::new();
+    for scheme in schemes() {
+        let quants = nearest(scheme, [n, k], &weights).expect("fits");
+        all.push((format!("{scheme:?}"), Packed::new(&quants).expect("fits")));
+    }
+    let halves: Vec<u16> = weights
+        .iter()
+        .map(|x| f16::from_f32(*x).to_bits())
+        .collect();
+    all.push(("f16".into(), Packed::of_halves(Bits::Half, [n, k], &halves)));
+    let brief = weights.iter().map(|x| half::bf16::from_f32(*x).to_bits());
+    let brief: Vec<u16> = brief.collect();
+    all.push((
+        "bf16".into(),
+        Packed::of_halves(Bits::Brain, [n, k], &brief),
+    ));
+    all
+}
+
+#[test]
+fn many_rows_are_products_of_the_widened_weights_in_both_precisions() {
+    // Fewer outputs than rows and more, odd widths, several stretches of the inner dimension, part of a panel.
+    for [m, k, n] in [[33, 7, 3], [40, 600, 100], [70, 1037, 17], [400, 530, 31]] {
+        for (name, packed) in of_every_kind(n, k) {
+            let (x, bias) = (rand_vec(2, m * k), rand_vec(3, n));
+            let wide = packed.widened(0..n);
+            for precision in [Precision::F32, Precision::Bf16] {
+                let rounded = |values: &[f32]| -> Vec<f64> {
+                    let one = |value: &f32| match precision {
+                        Precision::F32 => *value,
+                        Precision::Bf16 => half::bf16::from_f32(*value).to_f32(),
+                    };
+                    values.iter().map(|value| f64::from(one(value))).collect()
+                };
+                let (left, right) = (rounded(&x), rounded(&wide));
+                let mut want = Vec::new();
+                for x in left.chunks_exact(k) {
+                    for (w, bias) in right.chunks_exact(k).zip(&bias) {
+                        let sum: f64 = x.iter().zip(w).map(|(x, w)| x * w).sum();
+                        want.push((sum + f64::from(*bias)) as f32);
+                    }
+                }
+                for level in levels() {
+                    let got = product_at(level, precision, &x, &packed, Some(&bias));
+                    let what = format!("{name} {precision:?} {level:?} {m} x {k} x {n}");
+                    assert_close(&what, &got, &want, 5e-6);
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn blocks_of_outputs_are_put_together() {
     let scheme = Scheme {
@@ -152,8 +207,11 @@ fn blocks_of_outputs_are_put_together() {
     let quants = nearest(scheme, [n, k], &rand_vec(1, n * k)).expect("fits");
     let packed = Packed::new(&quants).expect("fits");
     let (x, bias) = (rand_vec(2, m * k), rand_vec(3, n));
-    let got = product(Precision::F32, &x, &packed, Some(&bias));
-    assert_close("blocks", &got, &naive(&x, &quants, Some(&bias)), 1e-5);
+    let want = naive(&x, &quants, Some(&bias));
+    for level in levels() {
+        let got = product_at(level, Precision::F32, &x, &packed, Some(&bias));
+        assert_close(&format!("{level:?}"), &got, &want, 1e-5);
+    }
 }
 
 #[test]

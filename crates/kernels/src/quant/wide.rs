@@ -10,7 +10,7 @@ use super::{Bits, LANES, Line, Panel, Rows};
 const CHAINS: usize = 4;
 
 /// A way to hold weights in words.
-trait Code {
+pub(super) trait Code {
     /// Weights in a word.
     const PER: usize;
     /// What the scale is multiplied by to make up for what [`Code::at`] gives.
@@ -22,7 +22,7 @@ trait Code {
     unsafe fn at(words: __m512i, at: usize, table: __m512) -> __m512;
 }
 
-struct Eight;
+pub(super) struct Eight;
 impl Code for Eight {
     const PER: usize = 4;
     // The byte stands at the top of the word, which keeps its sign.
@@ -40,7 +40,7 @@ impl Code for Eight {
     }
 }
 
-struct Four;
+pub(super) struct Four;
 impl Code for Four {
     const PER: usize = 8;
     const FACTOR: f32 = 1.0;
@@ -55,7 +55,7 @@ impl Code for Four {
     }
 }
 
-struct Half;
+pub(super) struct Half;
 impl Code for Half {
     const PER: usize = 2;
     const FACTOR: f32 = 1.0;
@@ -69,7 +69,7 @@ impl Code for Half {
     }
 }
 
-struct Brain;
+pub(super) struct Brain;
 impl Code for Brain {
     const PER: usize = 2;
     const FACTOR: f32 = 1.0;
@@ -88,7 +88,7 @@ impl Code for Brain {
 
 /// What 4 bits stand for.
 #[target_feature(enable = "avx512f")]
-fn table(panel: Panel) -> __m512 {
+pub(super) fn table(panel: Panel) -> __m512 {
     let from = if panel.zeros.is_some() { 0.0 } else { -8.0 };
     let values: [f32; LANES] = std::array::from_fn(|at| at as f32 + from);
     // SAFETY: as many values are read as there are.
@@ -173,41 +173,6 @@ unsafe fn block<C: Code, const ROWS: usize>(panel: Panel, rows: Rows, sums: &mut
     for (to, total) in sums.iter_mut().zip(total) {
         // SAFETY: 16 values.
         unsafe { _mm512_storeu_ps(to.as_mut_ptr(), total) };
-    }
-}
-
-/// The weights of a line, column by column.
-///
-/// # Safety
-/// AVX-512 (F and BW) is there.
-pub(super) unsafe fn widen(bits: Bits, panel: Panel, line: usize, values: &mut [[f32; LANES]; 8]) {
-    // SAFETY: as promised by the caller.
-    unsafe {
-        match bits {
-            Bits::Eight => widen_as::<Eight>(panel, line, values),
-            Bits::Four => widen_as::<Four>(panel, line, values),
-            Bits::Half => widen_as::<Half>(panel, line, values),
-            Bits::Brain => widen_as::<Brain>(panel, line, values),
-        }
-    }
-}
-
-#[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn widen_as<C: Code>(panel: Panel, line: usize, values: &mut [[f32; LANES]; 8]) {
-    let group = line / panel.per_group;
-    let scale = _mm512_mul_ps(halves(panel.scales, group), _mm512_set1_ps(C::FACTOR));
-    let zero = match panel.zeros {
-        Some(zeros) => halves(zeros, group),
-        None => _mm512_setzero_ps(),
-    };
-    let table = table(panel);
-    // SAFETY: a line is 64 bytes, each of the values as many; the instructions are there as the caller promised.
-    unsafe {
-        let words = _mm512_load_si512(panel.lines[line].0.as_ptr().cast());
-        for (at, to) in values[..C::PER].iter_mut().enumerate() {
-            let weights = _mm512_fmadd_ps(C::at(words, at, table), scale, zero);
-            _mm512_storeu_ps(to.as_mut_ptr(), weights);
-        }
     }
 }
 

@@ -12,10 +12,11 @@ use serde_json::{Value, json};
 use crate::args::Global;
 use crate::exit::{Failure, Kind, bad_input};
 use crate::format::table;
+use crate::products::round_inputs;
 use crate::progress::spinner;
 use crate::say::Say;
 use crate::scoring::{self, Windows, foresee, longest, tokens};
-use crate::session::{gives_tokens, open_model, round_inputs};
+use crate::session::{gives_tokens, open_model};
 use crate::setup::{device, start_threads};
 use crate::verbs::generate::tokenizer;
 
