@@ -7,8 +7,8 @@ FILE.gguf is SmolLM2-135M-Instruct (Q4_1 with a Q8_0 embedding) out of the PyPI 
 it with the package gguf (its values widened, then written as F16, Q8_0 or Q4_0; norms stay F32) and kept in DIR. Needs the
 packages gguf, xllamacpp (llama.cpp for the CPU), torch, transformers and accelerate. Two threads each unless told otherwise; greedy; the prompt is
 English text cut to --read tokens; llama.cpp's own timings, without its prompt cache. transformers has the widened weights in
-f32 and in bf16. llama.cpp rounds the inputs of quantised products to 8 bits; ours do so with --round-inputs only, which has lines of its
-own. A round runs every program on every file; the table tells the medians, and of the ratios ours/theirs.
+f32 and in bf16. llama.cpp rounds the inputs of quantised products to 8 bits; ours do so with --round-inputs only, and to bf16 with
+--precision bf16, which have lines of their own. A round runs every program on every file; the table tells the medians, and of the ratios ours/theirs.
 Run it on an idle machine.
 """
 
@@ -138,6 +138,8 @@ def main():
     for _ in range(args.rounds):
         for kind, file in files.items():
             speeds.setdefault(("anyformer", kind), []).append(ours(args.binary, file, prompt, args.make, args.threads))
+            brief = ours(args.binary, file, prompt, args.make, args.threads, "--precision", "bf16")
+            speeds.setdefault(("anyformer --precision bf16", kind), []).append(brief)
             if kind.startswith("Q"):
                 rounded = ours(args.binary, file, prompt, args.make, args.threads, "--round-inputs")
                 speeds.setdefault(("anyformer --round-inputs", kind), []).append(rounded)
@@ -152,10 +154,13 @@ def main():
     for (name, kind), runs in list(speeds.items()):
         if name == "llama.cpp" and ("anyformer --round-inputs", kind) in speeds:
             speeds["llama.cpp, inputs rounded on both sides", kind] = runs
+        if name == "transformers":
+            speeds["transformers, ours in bf16", kind] = runs
+    # Forms of ours that round have lines of their own.
+    forms = {"llama.cpp, inputs rounded on both sides": "anyformer --round-inputs", "transformers, ours in bf16": "anyformer --precision bf16"}
     for side, runs in speeds.items():
-        # Against llama.cpp the form that rounds inputs as it does has a line of its own.
-        own = "anyformer --round-inputs" if side[0] == "llama.cpp, inputs rounded on both sides" else "anyformer"
-        against = speeds.get((own, side[1])) or speeds["anyformer", kinds[0]]
+        own = forms.get(side[0], "anyformer")
+        against = speeds.get((own, side[1])) or speeds[own, kinds[0]]
         median = [statistics.median(run[at] for run in runs) for at in (1, 2)]
         ratio = [statistics.median(a[at] / b[at] for a, b in zip(against, runs)) for at in (1, 2)]
         tail = " | " if side[0].startswith("anyformer") else f"{ratio[0]:.2f} | {ratio[1]:.2f}"

@@ -28,7 +28,6 @@ use crate::matmul::{self, Precision};
 
 mod brief;
 pub mod gptq;
-mod integer;
 mod packed;
 mod portable;
 #[cfg(target_arch = "x86_64")]
@@ -40,6 +39,7 @@ mod vnni;
 #[cfg(target_arch = "x86_64")]
 mod wide;
 
+use brief::Scales;
 pub use packed::{Bits, Packed, QuantError, Quants};
 pub(crate) use packed::{Line, Panel, Rows};
 
@@ -133,9 +133,17 @@ fn multiply_at(
     }
     let (values, stride) = weight.prepared(x);
     if weight.brief_inputs {
-        integer::multiply(level, &values, stride, weight, bias, &mut out);
+        brief::multiply(level, Scales::Rows, &values, stride, weight, bias, &mut out);
     } else if rounds && weight.bits.count() < 16 {
-        brief::multiply(level, &values, stride, weight, bias, &mut out);
+        brief::multiply(
+            level,
+            Scales::Groups,
+            &values,
+            stride,
+            weight,
+            bias,
+            &mut out,
+        );
     } else if m <= few(level, precision) {
         few_rows(level, &values, stride, weight, bias, &mut out);
     } else {

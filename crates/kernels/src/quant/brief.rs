@@ -1,7 +1,7 @@
-//! Products whose inputs are rounded to 8 bits for every group of the weight, so that sums are those of integers.
+//! Products whose inputs are rounded to 8 bits, so that sums are those of integers.
 //!
-//! As llama.cpp multiplies its quantised blocks; unlike w8a8 the weights may be of 4 bits, and every group of inputs has a scale
-//! of its own. Less near to the model than inputs in f32: whoever wants it asks for it.
+//! With a scale for every group of the weight, as llama.cpp multiplies its quantised blocks, whose weights may be of 4 bits; or
+//! with one scale for a row, as SmoothQuant's w8a8. Less near to the model than inputs in f32: whoever wants it asks for it.
 
 use rayon::prelude::*;
 
@@ -15,7 +15,7 @@ pub(super) struct Brief<'a> {
     /// `[rows, stride]`; for weights of 4 bits those of even columns first, then those of odd ones, in every eight.
     pub(super) bytes: &'a [i8],
     pub(super) stride: usize,
-    /// `[rows, groups]`: what a number stands for.
+    /// `[rows, groups]`: what a number stands for, the same in a row where it has one scale.
     pub(super) factors: &'a [f32],
     /// `[rows, groups]`: the sums of the numbers.
     pub(super) sums: &'a [i32],
@@ -31,8 +31,23 @@ pub(super) fn offset(bits: Bits, zeros: bool) -> i32 {
     }
 }
 
-/// Each group of `x [m, stride]` in -127..=127 with a scale: numbers, scales and sums.
-fn rounded(x: &[f32], stride: usize, group: usize, groups: usize) -> (Vec<i8>, Vec<f32>, Vec<i32>) {
+/// What inputs share a scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scales {
+    /// Those of a group of the weight.
+    Groups,
+    /// A row.
+    Rows,
+}
+
+/// `x [m, stride]` in -127..=127: numbers, and for each group the scale and the sum.
+fn rounded(
+    scales: Scales,
+    x: &[f32],
+    stride: usize,
+    group: usize,
+    groups: usize,
+) -> (Vec<i8>, Vec<f32>, Vec<i32>) {
     let rows = x.len() / stride.max(1);
     let mut bytes = vec![0; x.len()];
     let (mut factors, mut sums) = (vec![0.0; rows * groups], vec![0; rows * groups]);
@@ -43,23 +58,37 @@ fn rounded(x: &[f32], stride: usize, group: usize, groups: usize) -> (Vec<i8>, V
         .zip(sums.par_chunks_exact_mut(groups));
     parts
         .with_min_len((PARALLEL / stride).max(1))
-        .for_each(|(((x, bytes), factors), sums)| round_row(x, group, bytes, factors, sums));
+        .for_each(|(((x, bytes), factors), sums)| {
+            round_row(scales, x, group, bytes, factors, sums)
+        });
     (bytes, factors, sums)
+}
+
+/// The largest magnitude. As whole numbers magnitudes have the same order, and their largest is found side by side.
+#[inline(always)]
+fn largest(x: &[f32]) -> f32 {
+    let bits = x
+        .iter()
+        .fold(0, |most, x| (x.to_bits() & 0x7fff_ffff).max(most));
+    f32::from_bits(bits)
 }
 
 dispatched! {
     fn round_row<'a>(
+        scales: Scales,
         x: &'a [f32],
         group: usize,
         bytes: &'a mut [i8],
         factors: &'a mut [f32],
         sums: &'a mut [i32],
     ) {
+        let of_row = match scales {
+            Scales::Rows => Some(largest(x)),
+            Scales::Groups => None,
+        };
         let parts = x.chunks(group).zip(bytes.chunks_mut(group));
         for ((x, bytes), (factor, sum)) in parts.zip(factors.iter_mut().zip(sums)) {
-            // Magnitudes as whole numbers have the same order, and their largest is found side by side.
-            let largest = x.iter().fold(0, |most, x| (x.to_bits() & 0x7fff_ffff).max(most));
-            let largest = f32::from_bits(largest);
+            let largest = of_row.unwrap_or_else(|| largest(x));
             // A group of zeros stays one; of one with a number that is none the scale is none.
             let up = if largest > 0.0 { 127.0 / largest } else { 0.0 };
             let mut total = 0i32;
@@ -73,9 +102,10 @@ dispatched! {
     }
 }
 
-/// `x Wᵀ + bias` for prepared `x [m, stride]`, its groups rounded; of weights of 8 or 4 bits.
+/// `x Wᵀ + bias` for prepared `x [m, stride]`, rounded; of weights of 8 or 4 bits.
 pub(super) fn multiply(
     level: Level,
+    scales: Scales,
     x: &[f32],
     stride: usize,
     weight: &Packed,
@@ -83,7 +113,7 @@ pub(super) fn multiply(
     out: &mut [f32],
 ) {
     let (groups, bits) = (weight.groups(), weight.bits);
-    let (mut bytes, factors, sums) = rounded(x, stride, weight.group, groups);
+    let (mut bytes, factors, sums) = rounded(scales, x, stride, weight.group, groups);
     if bits == Bits::Four {
         for eight in bytes.as_chunks_mut::<8>().0 {
             let [a, b, c, d, e, f, g, h] = *eight;

@@ -3,7 +3,7 @@
 use half::f16;
 
 use super::brief::{Brief, offset};
-use super::{Bits, LANES, Line, Panel, Rows};
+use super::{Bits, LANES, Panel, Rows};
 use crate::simd::dispatched;
 
 /// Weight `at` of a word as a number, before the scale.
@@ -105,59 +105,44 @@ pub(super) fn widen_row(bits: Bits, panel: Panel, lane: usize, values: &mut [f32
 }
 
 dispatched! {
-    /// Integer sums of a panel of 8 bits with some rows of bytes `x [rows, stride]`, from word `first` of each row on.
-    pub(super) fn integers<'a>(
-        lines: &'a [Line],
-        x: &'a [i8],
-        stride: usize,
-        first: usize,
-        sums: &'a mut [[i32; LANES]],
+    /// The sums of a panel of 8 or 4 bits with some rounded rows.
+    pub(super) fn brief<'a>(
+        bits: Bits,
+        panel: Panel<'a>,
+        rows: Brief<'a>,
+        sums: &'a mut [[f32; LANES]],
     ) {
-        for (row, sums) in sums.iter_mut().enumerate() {
-            let x = &x[row * stride + 4 * first..][..4 * lines.len()];
-            for (line, x) in lines.iter().zip(x.as_chunks::<4>().0) {
-                for at in 0..4 {
-                    for lane in 0..LANES {
-                        let weight = i32::from((line.0[lane] >> (8 * at)) as u8 as i8);
-                        sums[lane] += weight * i32::from(x[at]);
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// The sums of a panel of 8 or 4 bits with some rounded rows.
-pub(super) fn brief(bits: Bits, panel: Panel, rows: Brief, sums: &mut [[f32; LANES]]) {
-    let per = bits.per_word();
-    let high = offset(bits, panel.zeros.is_some());
-    for (group, lines) in panel.lines.chunks(panel.per_group).enumerate() {
-        let scale = halves(panel.scales, group);
-        let zero = panel.zeros.map(|zeros| halves(zeros, group));
-        for (row, totals) in sums.iter_mut().enumerate() {
-            let first = row * rows.stride + group * panel.per_group * per;
-            let x = &rows.bytes[first..][..lines.len() * per];
-            let (factor, sum) = (
-                rows.factors[row * rows.groups + group],
-                rows.sums[row * rows.groups + group],
-            );
-            let mut part = [0i32; LANES];
-            for (line, x) in lines.iter().zip(x.chunks_exact(per)) {
-                for lane in 0..LANES {
+        let per = bits.per_word();
+        let high = offset(bits, panel.zeros.is_some());
+        for (group, lines) in panel.lines.chunks(panel.per_group).enumerate() {
+            let scale = halves(panel.scales, group);
+            let zero = panel.zeros.map(|zeros| halves(zeros, group));
+            for (row, totals) in sums.iter_mut().enumerate() {
+                let first = row * rows.stride + group * panel.per_group * per;
+                let x = &rows.bytes[first..][..lines.len() * per];
+                let (factor, sum) = (
+                    rows.factors[row * rows.groups + group],
+                    rows.sums[row * rows.groups + group],
+                );
+                let mut part = [0i32; LANES];
+                for (line, x) in lines.iter().zip(x.chunks_exact(per)) {
                     for (at, x) in x.iter().enumerate() {
-                        let stored = match bits {
-                            // Even columns come first.
-                            Bits::Four => line.0[lane] >> (4 * (2 * (at % 4) + at / 4)) & 15,
-                            _ => (line.0[lane] >> (8 * at) & 255) ^ 128,
-                        };
-                        part[lane] += stored as i32 * i32::from(*x);
+                        let x = i32::from(*x);
+                        for lane in 0..LANES {
+                            let stored = match bits {
+                                // Even columns come first.
+                                Bits::Four => line.0[lane] >> (4 * (2 * (at % 4) + at / 4)) & 15,
+                                _ => (line.0[lane] >> (8 * at) & 255) ^ 128,
+                            };
+                            part[lane] += stored as i32 * x;
+                        }
                     }
                 }
-            }
-            for lane in 0..LANES {
-                totals[lane] += (part[lane] - high * sum) as f32 * (scale[lane] * factor);
-                if let Some(zero) = zero {
-                    totals[lane] += zero[lane] * (factor * sum as f32);
+                for lane in 0..LANES {
+                    totals[lane] += (part[lane] - high * sum) as f32 * (scale[lane] * factor);
+                    if let Some(zero) = zero {
+                        totals[lane] += zero[lane] * (factor * sum as f32);
+                    }
                 }
             }
         }

@@ -47,32 +47,38 @@ unsafe fn block<const FOUR: bool, const ROWS: usize>(
     for (group, lines) in panel.lines.chunks(panel.per_group).enumerate() {
         let mut even = [_mm512_setzero_si512(); ROWS];
         let mut odd = [_mm512_setzero_si512(); ROWS];
-        for (at, Line(words)) in lines.iter().enumerate() {
-            // SAFETY: a line is 64 bytes; every row holds `per` bytes for each line, as checked above.
-            unsafe {
-                let words = _mm512_load_si512(words.as_ptr().cast());
-                let four = |x: *const i8| _mm512_set1_epi32(x.cast::<i32>().read_unaligned());
-                if FOUR {
+        let four = |x: *const i8| {
+            // SAFETY: callers stay within the rows, which hold `per` bytes for each line, as checked above.
+            unsafe { _mm512_set1_epi32(x.cast::<i32>().read_unaligned()) }
+        };
+        if FOUR {
+            for Line(words) in lines {
+                // SAFETY: a line is 64 bytes; pointers move as far as the line is long.
+                unsafe {
+                    let words = _mm512_load_si512(words.as_ptr().cast());
                     let first = _mm512_and_si512(words, low);
                     let second = _mm512_and_si512(_mm512_srli_epi32::<4>(words), low);
                     for row in 0..ROWS {
                         even[row] = _mm512_dpbusd_epi32(even[row], first, four(x[row]));
                         odd[row] = _mm512_dpbusd_epi32(odd[row], second, four(x[row].add(4)));
-                    }
-                } else {
-                    // The instruction wants unsigned bytes on one side.
-                    let words = _mm512_xor_si512(words, flip);
-                    for row in 0..ROWS {
-                        let sum = if at % 2 == 0 {
-                            &mut even[row]
-                        } else {
-                            &mut odd[row]
-                        };
-                        *sum = _mm512_dpbusd_epi32(*sum, words, four(x[row]));
+                        x[row] = x[row].add(per);
                     }
                 }
-                for x in &mut x {
-                    *x = x.add(per);
+            }
+        } else {
+            // In pairs, so that either sum has a place of its own.
+            for pair in lines.chunks(2) {
+                for (Line(words), sums) in pair.iter().zip([&mut even, &mut odd]) {
+                    // SAFETY: as above.
+                    unsafe {
+                        // The instruction wants unsigned bytes on one side.
+                        let words = _mm512_load_si512(words.as_ptr().cast());
+                        let words = _mm512_xor_si512(words, flip);
+                        for row in 0..ROWS {
+                            sums[row] = _mm512_dpbusd_epi32(sums[row], words, four(x[row]));
+                            x[row] = x[row].add(per);
+                        }
+                    }
                 }
             }
         }
@@ -85,10 +91,12 @@ unsafe fn block<const FOUR: bool, const ROWS: usize>(
             let all = _mm512_add_epi32(even[row], odd[row]);
             let all = _mm512_cvtepi32_ps(_mm512_sub_epi32(all, _mm512_set1_epi32(high * sum)));
             let scale = _mm512_mul_ps(scale, _mm512_set1_ps(factor));
-            totals[row] = _mm512_fmadd_ps(all, scale, totals[row]);
+            // Rounded twice, as without these instructions.
+            totals[row] = _mm512_add_ps(_mm512_mul_ps(all, scale), totals[row]);
             if let Some(zeros) = panel.zeros {
                 let part = _mm512_set1_ps(factor * sum as f32);
-                totals[row] = _mm512_fmadd_ps(halves(zeros, group), part, totals[row]);
+                let part = _mm512_mul_ps(halves(zeros, group), part);
+                totals[row] = _mm512_add_ps(part, totals[row]);
             }
         }
     }

@@ -130,7 +130,8 @@ pub(super) unsafe fn multiply(bits: Bits, panel: Panel, rows: Rows, sums: &mut [
 unsafe fn block<C: Code, const ROWS: usize>(panel: Panel, rows: Rows, sums: &mut [[f32; LANES]]) {
     assert!(sums.len() == ROWS && rows.values.len() == ROWS * rows.stride);
     assert!(panel.lines.len() * C::PER <= rows.stride);
-    let chains = (CHAINS / ROWS).max(1);
+    // No more than values of a line, so that each has a place that the compiler knows.
+    let chains = (CHAINS / ROWS).clamp(1, C::PER);
     let groups = panel.lines.len().div_ceil(panel.per_group);
     let table = table(panel);
     let mut total = [_mm512_setzero_ps(); ROWS];
@@ -138,7 +139,7 @@ unsafe fn block<C: Code, const ROWS: usize>(panel: Panel, rows: Rows, sums: &mut
         std::array::from_fn(|row| rows.values[row * rows.stride..].as_ptr());
     for (group, lines) in panel.lines.chunks(panel.per_group).enumerate() {
         let mut parts = [[_mm512_setzero_ps(); CHAINS]; ROWS];
-        for (line, Line(words)) in lines.iter().enumerate() {
+        for Line(words) in lines {
             // SAFETY: a line is 64 bytes; `x` points at `PER` values for every line of the panel, as checked above; the
             // instructions are there as the caller promised.
             unsafe {
@@ -146,7 +147,7 @@ unsafe fn block<C: Code, const ROWS: usize>(panel: Panel, rows: Rows, sums: &mut
                 for at in 0..C::PER {
                     let weights = C::at(words, at, table);
                     for row in 0..ROWS {
-                        let part = &mut parts[row][(line * C::PER + at) % chains];
+                        let part = &mut parts[row][at % chains];
                         *part = _mm512_fmadd_ps(weights, _mm512_set1_ps(*x[row].add(at)), *part);
                     }
                 }
@@ -173,60 +174,5 @@ unsafe fn block<C: Code, const ROWS: usize>(panel: Panel, rows: Rows, sums: &mut
     for (to, total) in sums.iter_mut().zip(total) {
         // SAFETY: 16 values.
         unsafe { _mm512_storeu_ps(to.as_mut_ptr(), total) };
-    }
-}
-
-/// Integer sums of a panel of 8 bits with 1 to 8 rows of bytes: `[rows, 16]`. `x` is `[rows,
-/// stride]`, of which the words from `first` on are read. Weights are taken 128 higher than they are.
-///
-/// # Safety
-/// AVX-512 (F and VNNI) is there.
-pub(super) unsafe fn integers(
-    lines: &[Line],
-    x: &[i8],
-    stride: usize,
-    first: usize,
-    sums: &mut [[i32; LANES]],
-) {
-    macro_rules! by_rows {
-        ($($count:literal)*) => {
-            match sums.len() {
-                // SAFETY: as promised by the caller.
-                $($count => unsafe { integer_block::<$count>(lines, x, stride, first, sums) },)*
-                count => panic!("{count} rows at once"),
-            }
-        };
-    }
-    by_rows!(1 2 3 4 5 6 7 8);
-}
-
-#[target_feature(enable = "avx512f,avx512vnni")]
-unsafe fn integer_block<const ROWS: usize>(
-    lines: &[Line],
-    x: &[i8],
-    stride: usize,
-    first: usize,
-    sums: &mut [[i32; LANES]],
-) {
-    assert!(sums.len() == ROWS && x.len() == ROWS * stride && 4 * (first + lines.len()) <= stride);
-    let start: [*const i8; ROWS] =
-        std::array::from_fn(|row| x[row * stride + 4 * first..].as_ptr());
-    let mut totals = [_mm512_setzero_si512(); ROWS];
-    // The instruction wants unsigned bytes on one side: weights are taken 128 higher, and 128 times the sum of the row is
-    // taken off by the caller.
-    let flip = _mm512_set1_epi8(i8::MIN);
-    for (at, Line(words)) in lines.iter().enumerate() {
-        // SAFETY: a line is 64 bytes; every row holds 4 bytes for each line, as checked above.
-        unsafe {
-            let words = _mm512_xor_si512(_mm512_load_si512(words.as_ptr().cast()), flip);
-            for row in 0..ROWS {
-                let four = start[row].add(4 * at).cast::<i32>().read_unaligned();
-                totals[row] = _mm512_dpbusd_epi32(totals[row], words, _mm512_set1_epi32(four));
-            }
-        }
-    }
-    for (to, total) in sums.iter_mut().zip(totals) {
-        // SAFETY: 16 sums.
-        unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), total) };
     }
 }
