@@ -128,9 +128,16 @@ pub fn product(
 /// be asked for.
 #[derive(Clone, Copy)]
 pub(crate) struct Next<'a> {
-    pub(crate) rows: Held<'a>,
-    pub(crate) stride: usize,
-    pub(crate) dim: usize,
+    rows: Held<'a>,
+    stride: usize,
+    dim: usize,
+}
+
+impl<'a> Next<'a> {
+    /// Rows as they are held, and what is from one to the next.
+    pub(crate) fn new((rows, stride): (Held<'a>, usize), dim: usize) -> Self {
+        Next { rows, stride, dim }
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -181,33 +188,21 @@ pub(crate) fn dots(
     );
     #[cfg(target_arch = "x86_64")]
     if wide::there() && count > 0 {
-        let mut ahead = ahead(next);
-        // Three rows as two and one.
-        let mut first = 0;
-        while first < rows.len() {
-            let held = match rows.len() - first {
-                4.. => 4,
-                3 => 2,
-                left => left,
-            };
-            let (q, to) = (&rows[first..first + held], &mut out[first * out_stride..]);
-            let to = to.as_mut_ptr();
-            // SAFETY: every element lies within its slice, as just checked; the level was detected.
-            unsafe {
-                match keys {
-                    Held::F32(keys) => {
-                        let keys = Plain(keys.as_ptr());
-                        dots::dots(q, dim, keys, stride, count, to, out_stride, ahead);
-                    }
-                    Held::Bf16(keys) => {
-                        let keys = Brief(keys.as_ptr());
-                        dots::dots(q, dim, keys, stride, count, to, out_stride, ahead);
-                    }
+        let ahead = ahead(next);
+        let to = out.as_mut_ptr();
+        // SAFETY: every element lies within its slice, as just checked; the level was detected.
+        unsafe {
+            match keys {
+                Held::F32(keys) => {
+                    let keys = Plain(keys.as_ptr());
+                    dots::dots(rows, dim, keys, stride, count, to, out_stride, ahead);
                 }
-            };
-            first += held;
-            ahead = Ahead::NONE;
-        }
+                Held::Bf16(keys) => {
+                    let keys = Brief(keys.as_ptr());
+                    dots::dots(rows, dim, keys, stride, count, to, out_stride, ahead);
+                }
+            }
+        };
         return;
     }
     let _ = next;

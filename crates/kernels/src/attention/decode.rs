@@ -1,8 +1,8 @@
 //! A few rows against many keys: dot products, no blocks of rows to fill.
 //!
-//! The keys of a sequence are cut into pieces of [`PIECE`], whatever the number of threads, and the partial results are
+//! The keys of a sequence are cut into pieces, whatever the number of threads, and the partial results are
 //! joined in order, so that one sequence with few heads keeps all cores busy (Sanovar et al., arXiv 2405.10480). Within
-//! a piece the heads take turns at each block of keys, which is read once and in order.
+//! a piece the heads take turns at each block of keys, and then at each block of values: each is read once and in order.
 
 use rayon::prelude::*;
 
@@ -14,17 +14,10 @@ use crate::simd::{LANES, dispatched, fold, max};
 
 /// Most rows of a group handled this way.
 pub(super) const ROWS: usize = 4;
-/// Keys of a piece.
+/// Most keys of a piece.
 const PIECE: usize = 8 * KEYS;
-
-/// Running sums of all rows of a sequence over a piece of its keys.
-struct Partial {
-    /// `[queries, heads, value_dim]`.
-    o: Vec<f32>,
-    /// `[queries, heads]`.
-    largest: Vec<f32>,
-    sum: Vec<f32>,
-}
+/// So many pieces a sequence has where they are not too short.
+const FEWEST: usize = 4;
 
 /// Sequences given by the groups of their key heads.
 pub(super) fn forward(
@@ -41,9 +34,12 @@ pub(super) fn forward(
             let (low, high) = attention.mask.allowed(position, groups[0].keys);
             bounds = (bounds.0.min(low), bounds.1.max(high));
         }
-        // Pieces begin where pages do.
-        let starts = (bounds.0 / KEYS * KEYS..bounds.1).step_by(PIECE);
-        pieces.extend(starts.map(|from| (groups, from, bounds.1.min(from + PIECE))));
+        // Pieces begin where pages do; a short sequence has a few, too.
+        let first = bounds.0 / KEYS * KEYS;
+        let even = bounds.1.saturating_sub(first).div_ceil(FEWEST);
+        let each = even.next_multiple_of(KEYS).clamp(2 * KEYS, PIECE);
+        let starts = (first..bounds.1).step_by(each);
+        pieces.extend(starts.map(|from| (groups, from, bounds.1.min(from + each))));
     }
     let run = |&(groups, from, to): &(&[Group], usize, usize)| piece(attention, groups, from, to);
     let partials: Vec<(Vec<f32>, Vec<f32>)> = match parallel {
@@ -71,104 +67,76 @@ pub(super) fn forward(
     finish(joined);
 }
 
-/// `(o, lse)` of all rows over the keys `from..to`.
+/// `(o, lse)` of all rows over the keys `from..to`: first the scores of all keys, then the sums of all values, so that either
+/// are read from one end of their pages to the other. While a block is multiplied the one after it is asked for.
 fn piece(attention: &Attention, groups: &[Group], from: usize, to: usize) -> (Vec<f32>, Vec<f32>) {
-    let rows = groups[0].queries * attention.heads;
-    let mut partial = Partial {
-        o: vec![0.0; rows * attention.value_dim],
-        largest: vec![f32::NEG_INFINITY; rows],
-        sum: vec![0.0; rows],
-    };
-    for start in (from..to).step_by(KEYS) {
-        let keys = (start, to.min(start + KEYS));
-        for (index, group) in groups.iter().enumerate() {
-            let next = match groups.get(index + 1) {
-                Some(group) => Some((group, start)),
-                None => Some((&groups[0], keys.1)).filter(|(_, start)| *start < to),
-            };
-            tile(attention, group, keys, next, &mut partial);
+    let (head_dim, value_dim, fold) = (attention.head_dim, attention.value_dim, attention.fold());
+    let shapes = [head_dim, value_dim].map(|dim| [attention.kv_heads, dim]);
+    let keys_at = |at: (usize, usize)| attention.k.held(&groups[at.1], shapes[0], at.0);
+    let values_at = |at: (usize, usize)| attention.v.held(&groups[at.1], shapes[1], at.0);
+    let blocks = (from..to).step_by(KEYS);
+    let blocks = blocks.flat_map(|start| (0..groups.len()).map(move |group| (start, group)));
+    let blocks: Vec<(usize, usize)> = blocks.collect();
+    // Of a group, `[rows, keys]`.
+    let (count, rows) = (to - from, groups[0].queries * fold);
+    let mut scores = vec![0.0; groups.len() * rows * count];
+    for (at, &(start, group)) in blocks.iter().enumerate() {
+        let mut q: [&[f32]; ROWS] = [&[]; ROWS];
+        for (row, q) in q.iter_mut().enumerate().take(rows) {
+            *q = &attention.q[attention.row(&groups[group], row) * head_dim..][..head_dim];
         }
+        let (k, stride) = keys_at((start, group));
+        let next = match blocks.get(at + 1) {
+            Some(&next) => Next::new(keys_at(next), head_dim),
+            None => Next::new(values_at(blocks[0]), value_dim),
+        };
+        let to_score = &mut scores[group * rows * count + start - from..];
+        let keys = KEYS.min(to - start);
+        dots(&q[..rows], k, stride, keys, to_score, count, Some(next));
     }
-    let Partial {
-        mut o,
-        mut largest,
-        sum,
-    } = partial;
-    for (row, (largest, sum)) in largest.iter_mut().zip(sum).enumerate() {
-        if sum > 0.0 {
-            let inverse = 1.0 / sum;
-            o[row * attention.value_dim..][..attention.value_dim]
-                .iter_mut()
-                .for_each(|o| *o *= inverse);
-            *largest += sum.ln();
-        }
-    }
-    (o, largest)
-}
-
-/// Adds the keys `from..to` to the sums of a group's rows, all rows together: each key and value is read once. Values are asked
-/// for while keys are multiplied, and while values are, the keys of `next`: of a group, from a token on.
-fn tile(
-    attention: &Attention,
-    group: &Group,
-    (from, to): (usize, usize),
-    next: Option<(&Group, usize)>,
-    partial: &mut Partial,
-) {
-    let (head_dim, value_dim) = (attention.head_dim, attention.value_dim);
-    let (fold, keys) = (attention.fold(), to - from);
-    let rows = group.queries * fold;
-    let mut scores = [0.0; KEYS * ROWS];
-    let mut q: [&[f32]; ROWS] = [&[]; ROWS];
-    for (row, q) in q.iter_mut().enumerate().take(rows) {
-        *q = &attention.q[attention.row(group, row) * head_dim..][..head_dim];
-    }
-    let key_shape = [attention.kv_heads, head_dim];
-    let (k, k_stride) = attention.k.held(group, key_shape, from);
-    let shape = [attention.kv_heads, value_dim];
-    let (v, v_stride) = attention.v.held(group, shape, from);
-    let values = Next {
-        rows: v,
-        stride: v_stride,
-        dim: value_dim,
-    };
-    let q = &q[..rows];
-    dots(q, k, k_stride, keys, &mut scores, KEYS, Some(values));
-    for (row, scores) in scores.chunks_exact_mut(KEYS).enumerate().take(rows) {
-        let index = attention.row(group, row);
-        let at = index - group.first_query * attention.heads;
-        let position = attention.position(group, row);
-        let (low, high) = attention.mask.allowed(position, group.keys);
-        soften(
-            Row {
+    let mut lse = vec![f32::NEG_INFINITY; groups[0].queries * attention.heads];
+    let mut o = vec![0.0; lse.len() * value_dim];
+    // Where a row of a group stands in both.
+    let place =
+        |group: &Group, row| attention.row(group, row) - group.first_query * attention.heads;
+    let mut sums = vec![0.0; lse.len()];
+    for (group, scores) in groups.iter().zip(scores.chunks_exact_mut(rows * count)) {
+        for (row, scores) in scores.chunks_exact_mut(count).enumerate() {
+            let head = attention.row(group, row) % attention.heads;
+            let position = attention.position(group, row);
+            let (low, high) = attention.mask.allowed(position, group.keys);
+            let row_of = Row {
                 scale: attention.scale,
-                slope: attention
-                    .alibi
-                    .map_or(0.0, |slopes| slopes[index % attention.heads]),
+                slope: attention.alibi.map_or(0.0, |slopes| slopes[head]),
                 distance: (position - from as isize) as f32,
                 allowed: (low.clamp(from, to) - from, high.clamp(from, to) - from),
-            },
-            &mut scores[..keys],
-            &mut partial.largest[at],
-            &mut partial.sum[at],
-            &mut partial.o[at * value_dim..][..value_dim],
-        );
-    }
-    let mut next = next.map(|(group, from)| {
-        let (rows, stride) = attention.k.held(group, key_shape, from);
-        Next {
-            rows,
-            stride,
-            dim: head_dim,
+            };
+            let at = place(group, row);
+            soften(row_of, scores, &mut lse[at], &mut sums[at]);
         }
-    });
-    for query in 0..group.queries {
-        let p = Matrix::rows(&scores[query * fold * KEYS..], KEYS);
-        let at = attention.row(group, query * fold) - group.first_query * attention.heads;
-        let o = &mut partial.o[at * value_dim..];
-        let sizes = [fold, keys, value_dim];
-        weigh(sizes, p, v, v_stride, o, value_dim, next.take());
     }
+    for (at, &(start, group)) in blocks.iter().enumerate() {
+        let (v, stride) = values_at((start, group));
+        let mut next = blocks.get(at + 1);
+        for query in 0..groups[group].queries {
+            let first = (group * rows + query * fold) * count + start - from;
+            let p = Matrix::rows(&scores[first..], count);
+            let o = &mut o[place(&groups[group], query * fold) * value_dim..];
+            let sizes = [fold, KEYS.min(to - start), value_dim];
+            let next = next
+                .take()
+                .map(|&next| Next::new(values_at(next), value_dim));
+            weigh(sizes, p, v, stride, o, value_dim, next);
+        }
+    }
+    for (o, (lse, sum)) in o.chunks_exact_mut(value_dim).zip(lse.iter_mut().zip(sums)) {
+        if sum > 0.0 {
+            let inverse = 1.0 / sum;
+            o.iter_mut().for_each(|o| *o *= inverse);
+            *lse += sum.ln();
+        }
+    }
+    (o, lse)
 }
 
 /// What a row's scores are made from.
@@ -182,9 +150,8 @@ struct Row {
 }
 
 dispatched! {
-    /// Dot products become `exp(score - largest)`, zero where the mask forbids; the sum and `o` are brought to the new
-    /// largest score.
-    fn soften<'a>(row: Row, scores: &'a mut [f32], largest: &'a mut f32, sum: &'a mut f32, o: &'a mut [f32]) {
+    /// Dot products become `exp(score - largest)`, zero where the mask forbids; tells the largest score and the sum.
+    fn soften<'a>(row: Row, scores: &'a mut [f32], largest: &'a mut f32, sum: &'a mut f32) {
         let (low, high) = row.allowed;
         scores[..low].fill(0.0);
         scores[high.max(low)..].fill(0.0);
@@ -200,16 +167,7 @@ dispatched! {
                 *score = row.scale * *score - row.slope * (from - key as f32).abs();
             }
         }
-        let highest = max(scores);
-        if highest > *largest {
-            let factor = exp(*largest - highest);
-            *sum *= factor;
-            for o in o.iter_mut() {
-                *o *= factor;
-            }
-            *largest = highest;
-        }
-        let base = *largest;
+        let base = max(scores);
         let mut sums = [0.0; LANES];
         let (blocks, rest) = scores.as_chunks_mut::<LANES>();
         for block in blocks {
@@ -222,6 +180,6 @@ dispatched! {
             *value = exp(*value - base);
             *sum += *value;
         }
-        *sum += fold(sums);
+        (*largest, *sum) = (base, fold(sums));
     }
 }

@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 use super::wide::{Ahead, Right};
 use crate::transpose::wide::lanes;
 
-/// `out[r * out_stride + j] = q[r] . k[j]` for `count` keys `k_stride` apart, `q.len()` being 1, 2 or 4. With each key the row
+/// `out[r * out_stride + j] = q[r] . k[j]` for `count` keys `k_stride` apart, `q.len()` being 1 to 4. With each key the row
 /// of `ahead` that is as far on is asked for.
 ///
 /// # Safety
@@ -28,6 +28,7 @@ pub unsafe fn dots<K: Right>(
         match q.len() {
             1 => rows::<K, 1, 16>(q, dim, k, k_stride, count, out, out_stride, ahead),
             2 => rows::<K, 2, 8>(q, dim, k, k_stride, count, out, out_stride, ahead),
+            3 => rows::<K, 3, 5>(q, dim, k, k_stride, count, out, out_stride, ahead),
             _ => rows::<K, 4, 4>(q, dim, k, k_stride, count, out, out_stride, ahead),
         }
     }

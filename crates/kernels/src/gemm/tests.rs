@@ -70,11 +70,7 @@ fn dot_products_match_the_sum() {
         let wide: Vec<f32> = brief.iter().map(|value| bf16::to_f32(*value)).collect();
         let mut got = vec![5.0; rows * out_stride];
         let mut twin = got.clone();
-        let next = Next {
-            rows: Held::Bf16(&brief),
-            stride,
-            dim,
-        };
+        let next = Next::new((Held::Bf16(&brief), stride), dim);
         let keys = Held::Bf16(&brief);
         dots(&held, keys, stride, count, &mut got, out_stride, Some(next));
         few_dots(&held, &wide, stride, count, &mut twin, out_stride);
