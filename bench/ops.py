@@ -245,6 +245,7 @@ THEIRS = {
     "matmul f32": matmul(torch.float32),
     "matmul bf16": matmul(torch.bfloat16),
     "attention": attention(torch.float32),
+    "attention bf16": attention(torch.bfloat16),
     "decode": decode(torch.float32),
     "decode bf16": decode(torch.bfloat16),
     "conv": conv,

@@ -40,6 +40,7 @@ use self::block::Tile;
 use self::cache::{Element, Table};
 use crate::bf16::{self, Held};
 use crate::dropout::Dropout;
+use crate::matmul::Precision;
 
 /// Rows (query heads of a group, times queries) per block.
 const ROWS: usize = 64;
@@ -196,6 +197,8 @@ pub struct Attention<'a> {
     pub dropout: Option<Dropout>,
     /// Factor of the dot products, usually `1 / sqrt(head_dim)`.
     pub scale: f32,
+    /// What operands of products are rounded to where a sequence has more than a few rows (backward always); softmax and sums stay f32.
+    pub precision: Precision,
 }
 
 /// Where query `query` of `queries` of a sequence stands among `keys` keys.

@@ -7,6 +7,7 @@
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod dots;
+pub(crate) mod products;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod strip;
 #[cfg(test)]

@@ -391,10 +391,9 @@ impl TokenMixer for Attention {
             window: self.window,
             alibi: self.slopes.clone(),
             scale: self.scale,
-            dropout: context.weights(self.dropout, 0),
             q_offsets: context.offsets.clone(),
             k_offsets: context.offsets.clone(),
-            ..AttentionOptions::default()
+            ..context.attention(self.dropout, 0)
         };
         if let Some(far) = far {
             let all = [q, far, k, v];

@@ -50,8 +50,7 @@ impl Plans {
             plans: Some(Arc::new(plans.collect())),
             q_offsets: context.offsets.clone(),
             k_offsets: context.offsets.clone(),
-            dropout: context.weights(dropout, 0),
-            ..AttentionOptions::default()
+            ..context.attention(dropout, 0)
         };
         flash_attention(q, k, v, &options)
     }

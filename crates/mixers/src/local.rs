@@ -7,7 +7,6 @@
 //! each has every `n`-th token of the text, and tokens see their group. The text is made longer by zeros to a multiple of
 //! `window`, a whole window where it is one already, and the zeros take part.
 
-use anyformer_ops::attention::AttentionOptions;
 use anyformer_ops::{Tensor, meter};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -175,10 +174,7 @@ impl Whole for Strided {
         }
         let k = Tensor::cat(vec![k, k_zero], 0);
         let v = Tensor::cat(vec![v, v_zero], 0);
-        let options = AttentionOptions {
-            dropout: context.weights(self.dropout, 0),
-            ..AttentionOptions::default()
-        };
+        let options = context.attention(self.dropout, 0);
         let o = seen.attend_rows([&q, &k, &v], options);
         self.projections
             .join(o.reshape([1, count / self.heads, self.heads, self.head_dim]))

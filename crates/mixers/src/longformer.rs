@@ -150,8 +150,7 @@ impl Longformer {
         let options = AttentionOptions {
             q_offsets: Some(Arc::new(cumulative(counts.iter().copied()))),
             k_offsets: Some(offsets.clone()),
-            dropout: context.weights(self.config.dropout, 1),
-            ..AttentionOptions::default()
+            ..context.attention(self.config.dropout, 1)
         };
         flash_attention(
             project(q, rows),

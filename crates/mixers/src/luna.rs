@@ -128,8 +128,7 @@ impl TokenMixer for Luna {
             let options = AttentionOptions {
                 q_offsets: Some(q_offsets.clone()),
                 k_offsets: Some(k_offsets.clone()),
-                dropout: context.weights(self.config.dropout, part),
-                ..AttentionOptions::default()
+                ..context.attention(self.config.dropout, part)
             };
             join_heads(flash_attention(q, k, v, &options))
         };

@@ -2,8 +2,10 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use anyformer_ops::Precision;
 use anyformer_ops::Tensor;
 use anyformer_ops::adapter::sequences;
+use anyformer_ops::attention::AttentionOptions;
 use anyformer_ops::dropout::{Dropout, Placed};
 use serde::{Deserialize, Serialize};
 
@@ -69,6 +71,8 @@ pub struct Context {
     pub training: Option<Training>,
     /// The number of the layer.
     pub layer: usize,
+    /// What attention rounds the operands of its products to.
+    pub precision: Precision,
 }
 
 /// Losses `[1]` that mixers want added to the task's, as a balance of experts.
@@ -116,6 +120,15 @@ impl Context {
         Context {
             layer,
             ..self.clone()
+        }
+    }
+
+    /// Options of the layer's attention with what the pass says of it; arguments as of [`Context::weights`].
+    pub fn attention(&self, dropout: f64, part: u32) -> AttentionOptions {
+        AttentionOptions {
+            dropout: self.weights(dropout, part),
+            precision: self.precision,
+            ..AttentionOptions::default()
         }
     }
 

@@ -270,8 +270,7 @@ impl Whole for Reformer {
                 true => (width as f32).sqrt(),
                 false => 1.0,
             }),
-            dropout: context.weights(self.config.dropout, 0),
-            ..AttentionOptions::default()
+            ..context.attention(self.config.dropout, 0)
         };
         let (o, sums) = seen.attend_with_sums([&q, &k, &v], options);
         let (rows, places) = (tokens * heads, Arc::new(places));

@@ -354,10 +354,7 @@ impl Whole for Routing {
         let (heads, tokens) = (self.config.heads, x.dims()[1]);
         let split = |linear: &Linear| rows(split_heads(linear.forward(x.clone()), heads));
         let (q, v) = (split(&self.q_proj), split(&self.v_proj));
-        let options = AttentionOptions {
-            dropout: context.weights(self.config.dropout, 0),
-            ..AttentionOptions::default()
-        };
+        let options = context.attention(self.config.dropout, 0);
         let o = match &self.k_proj {
             Some(k_proj) => {
                 let k = split(k_proj);

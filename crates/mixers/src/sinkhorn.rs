@@ -245,10 +245,7 @@ impl Sinkhorn {
         let rows = layout.lines.count() * layout.block;
         let sums = Arc::new(sums);
         let [all_k, all_v] = [k, v].map(|x| summed(x.clone(), sums.clone(), rows));
-        let options = |part: u32| AttentionOptions {
-            dropout: context.weights(self.config.dropout, part),
-            ..AttentionOptions::default()
-        };
+        let options = |part: u32| context.attention(self.config.dropout, part);
         own.attend_rows([q, k, v], options(0)) + all.attend_rows([q, &all_k, &all_v], options(1))
     }
 }
@@ -303,8 +300,7 @@ impl Whole for Sinkhorn {
             }
             let options = AttentionOptions {
                 causal: self.config.causal,
-                dropout: context.weights(self.config.dropout, 0),
-                ..AttentionOptions::default()
+                ..context.attention(self.config.dropout, 0)
             };
             seen.attend_rows([&q, &sorted(&k), &sorted(&v)], options)
         };

@@ -33,7 +33,7 @@ pub enum NormKind {
     Layer,
 }
 
-/// To what the operands of linear layers' products are rounded, forward and backward. Parameters, sums, states and the
+/// To what the operands of linear layers' and attention's products are rounded, forward and backward. Parameters, sums, states and the
 /// optimiser are f32 either way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -228,7 +228,7 @@ pub struct ModelConfig {
     pub scale_residual: bool,
     /// Chance with which values of the embedding and of what mixers add are zeroed in training (Srivastava et al., 2014).
     pub dropout: f64,
-    /// Precision of the products of linear layers.
+    /// Precision of the products of linear layers, and of exact attention with more than a few queries.
     pub precision: Precision,
     /// What the model reads.
     pub reads: Reads,

@@ -305,7 +305,7 @@ impl Model {
         lengths: Option<&[usize]>,
     ) -> Result<Tensor<2>, ModelError> {
         let watch = &mut Watch::default();
-        let (x, offsets) = self.encode(input, lengths, Context::default(), watch)?;
+        let (x, offsets) = self.encode(input, lengths, self.context(), watch)?;
         self.head.all_scores(x, &offsets)
     }
 
@@ -317,6 +317,14 @@ impl Model {
         target: Target,
     ) -> Result<Scored, ModelError> {
         self.loss_with(input, lengths, target, &Pass::default())
+    }
+
+    /// What mixers are told in a pass that nothing is special about.
+    pub(crate) fn context(&self) -> Context {
+        Context {
+            precision: self.config.precision.into(),
+            ..Context::default()
+        }
     }
 
     /// The same with what a pass of training adds to it.
@@ -335,7 +343,7 @@ impl Model {
                 key: Key::new(training.seed, training.nth),
                 chance: self.config.dropout as f32,
             }),
-            ..Context::default()
+            ..self.context()
         };
         let mut at_exits = Vec::new();
         let mut keep = |exit: &Exit, x: &Tensor<3>, _: &[usize]| -> Result<bool, ModelError> {
@@ -380,7 +388,7 @@ impl Model {
         target: Target,
     ) -> Result<Tensor<2>, ModelError> {
         let watch = &mut Watch::default();
-        let (x, offsets) = self.encode(input, lengths, Context::default(), watch)?;
+        let (x, offsets) = self.encode(input, lengths, self.context(), watch)?;
         let packed = lengths.is_some();
         Ok(self.head.scored(x, &offsets, packed, target)?.0)
     }
@@ -407,7 +415,7 @@ impl Model {
             leave: Some(&mut leave),
             ..Watch::default()
         };
-        let (x, at) = self.encode(input, lengths, Context::default(), &mut watch)?;
+        let (x, at) = self.encode(input, lengths, self.context(), &mut watch)?;
         match found {
             Some(found) => Ok(found),
             None => Ok((self.head.all_scores(x, &at)?, self.config.layers)),
@@ -471,7 +479,10 @@ impl Model {
         state: Option<&ModelState>,
     ) -> Result<(Tensor<2>, ModelState), ModelError> {
         self.can_go_on(batch, state)?;
-        let mut context = Context::with_state();
+        let mut context = Context {
+            keep_state: true,
+            ..self.context()
+        };
         let x = match lengths {
             None => self.embed.tokens(ids, batch)?,
             Some(lengths) => {
@@ -498,7 +509,10 @@ impl Model {
         on_worker(|| {
             let ids = pieces.concat();
             let x = self.embed.tokens(&ids, 1)?;
-            let mut context = Context::with_state();
+            let mut context = Context {
+                keep_state: true,
+                ..self.context()
+            };
             if pieces.len() > 1 {
                 let lengths = pieces.iter().map(|piece| piece.len());
                 context.offsets = Some(Arc::new(cumulative(lengths)));

@@ -1,6 +1,5 @@
 //! A model as an encoder: a vector for each text.
 
-use anyformer_mixers::Context;
 use anyformer_ops::Tensor;
 use anyformer_ops::workers::on_worker;
 
@@ -24,7 +23,7 @@ impl Model {
         }
         on_worker(|| {
             let input = Input::Tokens { ids: &ids, batch };
-            let (context, watch) = (Context::default(), &mut Watch::default());
+            let (context, watch) = (self.context(), &mut Watch::default());
             let (x, offsets) = self.encode(input, Some(&lengths), context, watch)?;
             Ok(pooled(x, &offsets, pool))
         })

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anyformer_kernels::attention as kernel;
 pub use anyformer_kernels::attention::Plan;
 use anyformer_kernels::attention::{Attention, Bias, Mask, OWN, Output, Rows};
+use anyformer_kernels::matmul::Precision;
 use burn::tensor::{Bool, Int, Tensor, TensorData};
 
 use crate::activation::{both, single, softmax};
@@ -39,6 +40,8 @@ pub struct AttentionOptions {
     pub ids: Option<[Arc<Vec<u32>>; 2]>,
     /// Weights dropped, the others scaled up; sums of exponentials stay those of all. See [`crate::dropout::Dropout::at`].
     pub dropout: Option<Placed>,
+    /// What the kernel rounds the operands of its products to, where there are more than a few queries.
+    pub precision: Precision,
 }
 
 /// Operations of one attention, two per multiply-add of the pairs that the mask allows.
@@ -220,6 +223,7 @@ struct Flash {
     ids: Option<[Arc<Vec<u32>>; 2]>,
     dropout: Option<Placed>,
     scale: f32,
+    precision: Precision,
     heads: usize,
     kv_heads: usize,
     /// Where the distance 0 stands in the biases, which are the fourth input where there are any.
@@ -259,6 +263,7 @@ impl Flash {
             gives_sums: false,
             alibi: options.alibi.clone(),
             scale: options.scale.unwrap_or((head_dim as f32).powf(-0.5)),
+            precision: options.precision,
             heads,
             kv_heads,
         }
@@ -296,6 +301,7 @@ impl Flash {
             starts: self.starts.as_ref().map(|starts| &starts[..]),
             alibi: self.alibi.as_ref().map(|slopes| slopes.as_slice()),
             scale: self.scale,
+            precision: self.precision,
         }
     }
 

@@ -12,7 +12,8 @@ use super::block::{Block, Tile, gather, gather_transposed, soften_back};
 use super::dropped::Kept;
 use super::{Attention, Group, KEYS, ROWS};
 use crate::disjoint::Disjoint;
-use crate::gemm::{Matrix, product};
+use crate::gemm::Matrix;
+use crate::gemm::products::Products;
 use crate::transpose::transpose;
 
 /// Gradients in the shapes of the arguments.
@@ -91,6 +92,7 @@ fn run(
     let (mut scores, mut dp) = (zeros(KEYS, ROWS), zeros(KEYS, ROWS));
     let mut turned = zeros(ROWS, head_dim);
     let mut kept = Kept::of(attention);
+    let mut products = Products::new(attention.precision);
     let mut dbias = vec![0.0; attention.bias.map_or(0, |bias| bias.table.len())];
     let block = attention.wide_block();
     let mut wide = (zeros(1, block), zeros(1, block));
@@ -156,18 +158,16 @@ fn run(
                 data: v,
                 strides: (1, v_stride),
             };
-            product(
+            products.run(
                 [width, head_dim, keys],
-                1.0,
                 turned(&q),
                 k_turned,
                 scores,
                 (1, ROWS),
                 false,
             );
-            product(
+            products.run(
                 [width, value_dim, keys],
-                1.0,
                 turned(&g),
                 v_turned,
                 dp,
@@ -188,9 +188,8 @@ fn run(
                 data: k,
                 strides: (k_stride, 1),
             };
-            product(
+            products.run(
                 [width, keys, head_dim],
-                1.0,
                 ds,
                 k,
                 &mut dq_here,
@@ -203,13 +202,29 @@ fn run(
                 strides: (1, value_dim),
             };
             let shape = [value_dim, width, keys];
-            add_product(shape, g, p, tile, pieces, &mut dv_tile, &mut dv_here);
+            add_product(
+                &mut products,
+                shape,
+                [g, p],
+                tile,
+                pieces,
+                &mut dv_tile,
+                &mut dv_here,
+            );
             let q = Matrix {
                 data: &q_rows,
                 strides: (1, head_dim),
             };
             let shape = [head_dim, width, keys];
-            add_product(shape, q, ds, tile, pieces, &mut dk_tile, &mut dk_here);
+            add_product(
+                &mut products,
+                shape,
+                [q, ds],
+                tile,
+                pieces,
+                &mut dk_tile,
+                &mut dk_here,
+            );
         }
         transpose(
             [head_dim, block.rows],
@@ -237,9 +252,9 @@ fn run(
 
 /// Adds a product `[dim, keys]` to the rows of a tile's keys, by way of `scratch` where they lie in pieces.
 fn add_product(
+    products: &mut Products,
     [dim, inner, keys]: [usize; 3],
-    left: Matrix,
-    right: Matrix,
+    [left, right]: [Matrix; 2],
     tile: Tile,
     pieces: &[Range<usize>],
     scratch: &mut [f32],
@@ -248,10 +263,10 @@ fn add_product(
     let shape = [dim, inner, keys];
     if pieces.is_empty() {
         let rows = &mut all[tile.from * dim..];
-        product(shape, 1.0, left, right, rows, (1, dim), true);
+        products.run(shape, left, right, rows, (1, dim), true);
         return;
     }
-    product(shape, 1.0, left, right, scratch, (1, dim), false);
+    products.run(shape, left, right, scratch, (1, dim), false);
     let mut at = 0;
     for piece in pieces {
         let (from, count) = (piece.start * dim, piece.len() * dim);

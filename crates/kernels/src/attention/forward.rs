@@ -6,7 +6,8 @@ use super::block::{Block, Running, gather_transposed, soften};
 use super::dropped::Kept;
 use super::{Attention, Group, KEYS, ROWS, decode};
 use crate::disjoint::Disjoint;
-use crate::gemm::{Matrix, product};
+use crate::gemm::Matrix;
+use crate::gemm::products::Products;
 use crate::simd::PARALLEL_FLOPS;
 use crate::transpose::transpose;
 
@@ -101,6 +102,7 @@ struct Scratch {
     /// Keys and values of a tile, where they are held in bf16 or do not lie together.
     wide: (Vec<f32>, Vec<f32>),
     kept: Option<Kept>,
+    products: Products,
 }
 
 impl Scratch {
@@ -115,6 +117,7 @@ impl Scratch {
                 vec![0.0; attention.wide_block()],
             ),
             kept: Kept::of(attention),
+            products: Products::new(attention.precision),
         }
     }
 }
@@ -136,6 +139,7 @@ fn run(
         turned,
         wide,
         kept,
+        products,
     } = scratch;
     gather_transposed(
         attention,
@@ -161,9 +165,8 @@ fn run(
             data: k,
             strides: (1, k_stride),
         };
-        product(
+        products.run(
             [block.width, head_dim, keys],
-            1.0,
             q,
             k,
             scores,
@@ -183,15 +186,7 @@ fn run(
             data: v,
             strides: (v_stride, 1),
         };
-        product(
-            [block.width, keys, value_dim],
-            1.0,
-            p,
-            v,
-            o,
-            (1, ROWS),
-            true,
-        );
+        products.run([block.width, keys, value_dim], p, v, o, (1, ROWS), true);
     }
     transpose([value_dim, rows], 1.0, o, ROWS, turned, value_dim);
     for (lane, row) in turned.chunks_exact_mut(value_dim).enumerate().take(rows) {

@@ -12,6 +12,16 @@ pub trait Right: Copy {
     /// # Safety
     /// Those values may be read, and [`there`] says yes.
     unsafe fn load(self, at: usize, mask: __mmask16) -> __m512;
+
+    /// `sum + left right`, lane by lane.
+    ///
+    /// # Safety
+    /// [`there`] says yes; for [`Words`] AVX512-BF16 is there, and the function that this one becomes a part of has it.
+    #[inline(always)]
+    unsafe fn multiply(sum: __m512, left: __m512, right: __m512) -> __m512 {
+        // SAFETY: as promised by the caller.
+        unsafe { _mm512_fmadd_ps(left, right, sum) }
+    }
 }
 
 /// Values as they are.
@@ -37,6 +47,30 @@ impl Right for Brief {
         unsafe {
             let values = _mm256_maskz_loadu_epi16(mask, self.0.wrapping_add(at).cast());
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(values)))
+        }
+    }
+}
+
+/// Pairs of neighbours along the summed dimension in bf16, a word each: a product is that of two pairs.
+#[derive(Clone, Copy)]
+pub struct Words(pub *const u32);
+
+impl Right for Words {
+    #[inline(always)]
+    unsafe fn load(self, at: usize, mask: __mmask16) -> __m512 {
+        // SAFETY: as promised by the caller.
+        unsafe {
+            let words = _mm512_maskz_loadu_epi32(mask, self.0.wrapping_add(at).cast());
+            _mm512_castsi512_ps(words)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply(sum: __m512, left: __m512, right: __m512) -> __m512 {
+        // SAFETY: as promised by the caller; all types are 512 bits without invalid values.
+        unsafe {
+            let [left, right] = [left, right].map(|x| std::mem::transmute::<__m512, __m512bh>(x));
+            _mm512_dpbf16_ps(sum, left, right)
         }
     }
 }

@@ -227,7 +227,7 @@ pub fn with_buffer<T>(
 ///
 /// # Safety
 /// Rows and units lie within the operand; `to` has room for the panel; AVX-512 (for bf16 AVX512-BF16) is there.
-unsafe fn panel(side: &Side, rows: Range<usize>, units: Range<usize>, to: *mut u32) {
+pub unsafe fn panel(side: &Side, rows: Range<usize>, units: Range<usize>, to: *mut u32) {
     if let Some(weight) = side.brief {
         // SAFETY: as promised by the caller.
         unsafe { repacked::panel(side.precision, weight, rows.start, units, side.width, to) };
@@ -278,7 +278,7 @@ macro_rules! from_columns {
     };
 }
 from_columns!(f32_columns, "avx512f", load_f32, 1);
-from_columns!(bf16_columns, "avx512f,avx512bf16", load_pair, 2);
+from_columns!(bf16_columns, "avx512f,avx512bw,avx512bf16", load_pair, 2);
 
 #[target_feature(enable = "avx512f")]
 #[inline]
@@ -288,7 +288,7 @@ unsafe fn load_f32(from: *const f32, _: usize, mask: __mmask16, _: bool) -> __m5
 }
 
 /// 16 values and those a stride later, as pairs.
-#[target_feature(enable = "avx512f,avx512bf16")]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 #[inline]
 unsafe fn load_pair(from: *const f32, stride: usize, mask: __mmask16, more: bool) -> __m512i {
     // SAFETY: lanes outside the mask are not read, the second row only where it exists.
@@ -298,11 +298,10 @@ unsafe fn load_pair(from: *const f32, stride: usize, mask: __mmask16, more: bool
             true => _mm512_maskz_loadu_ps(mask, from.wrapping_add(stride)),
             false => _mm512_setzero_ps(),
         };
-        let [low, high] = [low, high].map(|half| {
-            let brief: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(half));
-            _mm512_cvtepu16_epi32(brief)
-        });
-        _mm512_or_si512(low, _mm512_slli_epi32::<16>(high))
+        // Both rounded at once, then woven together.
+        let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+        let words: [u16; 32] = std::array::from_fn(|at| (at / 2 + 16 * (at % 2)) as u16);
+        _mm512_permutexvar_epi16(_mm512_loadu_si512(words.as_ptr().cast()), both)
     }
 }
 
@@ -359,7 +358,7 @@ unsafe fn load_row(from: *const f32, count: usize) -> __m512i {
 /// Up to 32 values of a row as 16 pairs.
 #[target_feature(enable = "avx512f,avx512bf16")]
 #[inline]
-unsafe fn load_pairs(from: *const f32, count: usize) -> __m512i {
+pub unsafe fn load_pairs(from: *const f32, count: usize) -> __m512i {
     // SAFETY: lanes past the count are not read.
     unsafe {
         let low = _mm512_maskz_loadu_ps(lanes(count), from);

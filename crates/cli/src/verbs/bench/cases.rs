@@ -170,15 +170,20 @@ pub fn cases() -> Vec<Case> {
             all.push(gradients(name, &size, inputs, Box::new(run)));
         }
     }
-    for time in [512, 2048, 8192] {
-        all.push(Case {
-            name: "attention",
-            size: vec![1, time, 8, 64],
-            inputs: vec![time * 8 * 64; 3],
-            run: Box::new(attention),
-            forward_only: false,
-            kernel_only: time > 2048,
-        });
+    for (name, precision) in [
+        ("attention", Precision::F32),
+        ("attention bf16", Precision::Bf16),
+    ] {
+        for time in [512, 2048, 8192] {
+            all.push(Case {
+                name,
+                size: vec![1, time, 8, 64],
+                inputs: vec![time * 8 * 64; 3],
+                run: Box::new(move |size, x| attention(size, x, precision)),
+                forward_only: false,
+                kernel_only: time > 2048,
+            });
+        }
     }
     for (name, element) in [("decode", Element::F32), ("decode bf16", Element::Bf16)] {
         all.push(Case {

@@ -43,9 +43,10 @@ pub(super) fn product(size: &[usize], x: &[Tensor<1>], precision: Precision) -> 
     flat(linear(a, b, None, precision))
 }
 
-pub(super) fn attention(size: &[usize], x: &[Tensor<1>]) -> Tensor<1> {
+pub(super) fn attention(size: &[usize], x: &[Tensor<1>], precision: Precision) -> Tensor<1> {
     let options = AttentionOptions {
         causal: true,
+        precision,
         ..AttentionOptions::default()
     };
     flat(flash_attention(
