@@ -4,7 +4,10 @@ mod answer;
 mod body;
 mod embeddings;
 pub mod error;
+mod logprobs;
 mod pages;
+mod pieces;
+pub mod replies;
 mod routes;
 pub mod types;
 

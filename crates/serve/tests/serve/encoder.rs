@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use crate::client::{Setup, serve_it};
 use crate::models::prompt;
 
-fn model() -> Model {
+pub fn model() -> Model {
     let config = json!({
         "dim": 32, "layers": 2, "mixers": [{"name": "attention", "causal": false}], "reads": {"tokens": {"vocab": 256}},
         "gives": {"class": {"classes": 3, "pool": "mean"}}, "max_time": 512,

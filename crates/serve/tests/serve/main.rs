@@ -1,6 +1,7 @@
 //! The engine and the server around small models with random weights.
 
 mod client;
+mod described;
 mod encoder;
 mod engine;
 mod faults;
