@@ -2,6 +2,7 @@
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -53,7 +54,7 @@ pub struct SampleError(String);
 pub struct Sampler {
     options: SampleOptions,
     rng: ChaCha8Rng,
-    bias: BTreeMap<u32, f32>,
+    bias: Arc<BTreeMap<u32, f32>>,
     seen: BTreeSet<u32>,
     /// How often each token was chosen, where that changes its score.
     made: BTreeMap<u32, u32>,
@@ -100,14 +101,14 @@ impl Sampler {
         Ok(Sampler {
             options,
             rng: ChaCha8Rng::seed_from_u64(options.seed),
-            bias: BTreeMap::new(),
+            bias: Arc::default(),
             seen: BTreeSet::new(),
             made: BTreeMap::new(),
         })
     }
 
     /// Adds to the scores of some tokens.
-    pub fn with_bias(mut self, bias: BTreeMap<u32, f32>) -> Self {
+    pub fn with_bias(mut self, bias: Arc<BTreeMap<u32, f32>>) -> Self {
         self.bias = bias;
         self
     }
@@ -142,7 +143,7 @@ impl Sampler {
             }
         };
         let options = &self.options;
-        for (id, bias) in &self.bias {
+        for (id, bias) in &*self.bias {
             change(*id, &|score| score + bias);
         }
         for id in &self.seen {
@@ -374,7 +375,7 @@ mod tests {
             ..Default::default()
         };
         let choices = |options: SampleOptions, bias: &[(u32, f32)], seen: &[u32]| {
-            let bias = bias.iter().copied().collect();
+            let bias = Arc::new(bias.iter().copied().collect());
             let mut sampler = Sampler::new(options).expect("in range").with_bias(bias);
             sampler.see(seen);
             (0..5)

@@ -15,7 +15,7 @@ pub struct Job {
     /// How tokens are chosen.
     pub options: SampleOptions,
     /// What is added to the scores of some tokens.
-    pub bias: BTreeMap<u32, f32>,
+    pub bias: Arc<BTreeMap<u32, f32>>,
     /// Tokens to make at most; 0 only reads the prompt.
     pub max_tokens: usize,
     /// Tokens that end the answer and are not part of it.

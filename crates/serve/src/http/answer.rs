@@ -43,7 +43,7 @@ pub(super) struct Ask {
     pub form: Form,
     pub prompts: Vec<Vec<u32>>,
     pub logprobs: Option<usize>,
-    pub bias: BTreeMap<u32, f32>,
+    pub bias: Arc<BTreeMap<u32, f32>>,
     pub common: Common,
     pub max_tokens: usize,
     pub stops: Vec<String>,

@@ -158,7 +158,7 @@ impl App {
 pub(crate) fn router(app: Arc<App>) -> Router {
     let guarded = Router::new()
         .route("/v1/models", get(routes::models))
-        .route("/v1/models/{model}", get(routes::model))
+        .route("/v1/models/{*model}", get(routes::model))
         .route("/v1/completions", post(routes::completions))
         .route("/v1/chat/completions", post(routes::chat))
         .route("/v1/embeddings", post(embeddings::embeddings))

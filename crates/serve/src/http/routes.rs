@@ -1,6 +1,5 @@
 //! The routes under `/v1`.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
@@ -176,7 +175,7 @@ async fn check(
         form,
         prompts,
         logprobs,
-        bias,
+        bias: Arc::new(bias),
         max_tokens,
         stops,
         grammar: None,
@@ -372,7 +371,7 @@ pub(super) async fn save_state(
     app.engine()?.submit(Job {
         ids,
         options: SampleOptions::default(),
-        bias: BTreeMap::new(),
+        bias: Arc::default(),
         max_tokens: 0,
         stop_ids: app.stop_ids.clone(),
         logprobs: None,

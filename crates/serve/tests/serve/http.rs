@@ -245,6 +245,10 @@ fn errors_have_the_form_of_the_api() {
     assert_eq!(server.get("/v2").error().1, "unknown_url");
     assert_eq!(server.get("/v1/states/%ff%fe").error().0, 400);
     assert_eq!(server.get("/v1/models/%ff").error().0, 400);
+    for path in ["/v1/models/who/what", "/v1/models/who%2Fwhat"] {
+        let message = server.get(path).error().2;
+        assert!(message.contains("no model \"who/what\""), "{message}");
+    }
     for (body, part) in [
         (json!({"prompt": 5}), "expected a text, a list of texts"),
         (json!({"prompt": "x", "stop": 5}), "expected stop"),
