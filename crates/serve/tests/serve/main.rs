@@ -1,5 +1,6 @@
 //! The engine and the server around small models with random weights.
 
+mod asked;
 mod client;
 mod described;
 mod encoder;
