@@ -71,6 +71,9 @@ def with_openai(url):
     done = client.completions.create(model="tiny", prompt=["Once", "Twice"], max_tokens=8, temperature=0, logprobs=1)
     assert [one.index for one in done.choices] == [0, 1] and len(done.choices[0].logprobs.tokens) == 8
 
+    biased = client.chat.completions.create(**ask, logit_bias={"65": 100}, presence_penalty=0.5, frequency_penalty=0.5)
+    assert biased.choices[0].message.content == "A" * 16, biased
+
     # A stream that is closed is not worked for.
     stream = client.chat.completions.create(model="tiny", messages=messages, max_tokens=1000000, stream=True)
     next(iter(stream))
@@ -85,6 +88,9 @@ def with_openai(url):
     bad = raises(openai.BadRequestError, lambda: client.chat.completions.create(**ask, tools=tools))
     assert bad.code == "unsupported_parameter" and bad.param == "tools"
     assert raises(openai.NotFoundError, lambda: client.chat.completions.create(**ask | {"model": "x"})).code == "model_not_found"
+    # A stream that cannot begin is an error of its own kind, no stream of one error.
+    gone = lambda: client.chat.completions.create(**ask, stream=True, extra_body={"state": "none"})
+    assert raises(openai.NotFoundError, gone).code == "state_not_found"
     assert raises(openai.BadRequestError, lambda: client.embeddings.create(model="tiny", input="x")).param == "model"
     other = openai.OpenAI(base_url=url + "/v1", api_key="wrong", max_retries=0)
     assert raises(openai.AuthenticationError, other.models.list).code == "invalid_api_key"

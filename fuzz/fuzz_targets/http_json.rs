@@ -10,10 +10,12 @@ use serde_json::from_slice;
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(request) = from_slice::<CompletionRequest>(bytes) {
         let _ = request.common.check_others();
+        let _ = request.common.bias(256);
     }
     if let Ok(request) = from_slice::<ChatRequest>(bytes) {
         let _ = request.common.check_others();
         for message in request.messages {
+            let _ = message.check_others();
             let _ = message.content.text();
         }
     }

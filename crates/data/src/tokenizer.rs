@@ -127,6 +127,7 @@ impl Tokenizer {
             }
             None => {}
         }
+        check_merges(&value["model"]).map_err(format)?;
         let mut tokenizer =
             tokenizers::Tokenizer::from_bytes(text).map_err(|error| format(error.to_string()))?;
         tokenizer.with_padding(None);
@@ -221,6 +222,37 @@ impl Tokenizer {
     }
 }
 
+/// Refuses merges whose token would be longer than every token of the vocabulary: the library has no room for it and panics.
+fn check_merges(model: &Value) -> Result<(), String> {
+    let (Some(vocab), Some(merges)) = (model["vocab"].as_object(), model["merges"].as_array())
+    else {
+        return Ok(());
+    };
+    let longest = vocab.keys().map(String::len).max().unwrap_or(0);
+    let prefix = model["continuing_subword_prefix"]
+        .as_str()
+        .map_or(0, str::len);
+    for merge in merges {
+        let parts = match merge {
+            Value::String(both) => both.split_once(' '),
+            other => other[0].as_str().zip(other[1].as_str()),
+        };
+        let Some((first, second)) = parts else {
+            continue;
+        };
+        let made = second
+            .len()
+            .checked_sub(prefix)
+            .map(|rest| first.len() + rest);
+        if made.is_none_or(|made| made > longest) {
+            return Err(format!(
+                "the merge of {first:?} and {second:?} makes no token of the vocabulary"
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// The bytes that one byte-level token stands for.
 fn token_bytes(tokenizer: &tokenizers::Tokenizer, id: u32) -> Vec<u8> {
     let Some(token) = tokenizer.id_to_token(id) else {
@@ -298,6 +330,28 @@ mod tests {
                 assert_eq!(one_by_one, text.as_bytes());
             }
         }
+    }
+
+    #[test]
+    fn merges_into_what_is_no_token_are_refused() {
+        let file = |prefix: &str, merges: Value| {
+            serde_json::json!({"model": {
+                "type": "BPE", "vocab": {"a": 0, "b": 1, "##": 2}, "merges": merges,
+                "continuing_subword_prefix": prefix,
+            }})
+        };
+        for (prefix, merges) in [
+            ("", serde_json::json!(["a b", "## a"])),
+            ("", serde_json::json!([["a", "b"], ["##", "a"]])),
+            ("##", serde_json::json!(["a b"])),
+        ] {
+            let read = Tokenizer::from_json(&file(prefix, merges.clone()).to_string());
+            let message = read.unwrap_err().to_string();
+            assert!(message.contains("merge of"), "{merges}: {message}");
+        }
+        // One that is short enough, and none all the same, is the library's to refuse.
+        let read = Tokenizer::from_json(&file("", serde_json::json!(["a b"])).to_string());
+        assert!(read.is_err());
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! The tensors of a model as they lie in one or several files: opened at once, their values read piece by piece, so that
-//! loading needs little memory beside the model's own.
+//! loading needs little memory beside the model's own. A mapping would bring nothing (`docs/src/checkpoints.md`): what is packed is copied anyway.
 
 use std::collections::HashMap;
 use std::fs::File;

@@ -152,6 +152,42 @@ fn damaged_folders_are_errors() {
     assert!((200..600).contains(&refused), "{refused}");
 }
 
+#[test]
+fn a_width_that_the_file_does_not_have_costs_neither_time_nor_memory() {
+    let place = tempfile::tempdir().unwrap();
+    let tensors = NamedTensor::of(model().params());
+    anyformer_hub::write_safetensors(
+        &place.path().join("model.safetensors"),
+        &tensors,
+        &BTreeMap::new(),
+    )
+    .unwrap();
+    let wide = 1usize << 30;
+    let llama = json!({
+        "model_type": "llama", "hidden_size": wide, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "vocab_size": 5, "max_position_embeddings": 16, "rms_norm_eps": 1e-5, "rope_theta": 1e4,
+    });
+    let retnet = json!({
+        "model_type": "retnet", "hidden_size": wide, "num_hidden_layers": 1, "num_heads": 2, "vocab_size": 5, "hidden_ratio": 2,
+        "expand_k": 1, "expand_v": 2, "hidden_act": "swish", "norm_eps": 1e-6,
+    });
+    for config in [llama, retnet] {
+        fs::write(place.path().join("config.json"), config.to_string()).unwrap();
+        let began = std::time::Instant::now();
+        let read = ModelFolder::open(place.path())
+            .unwrap()
+            .load(&Device::flex());
+        let message = read.err().unwrap().to_string();
+        assert!(message.contains("missing"), "{message}");
+        // A table of a number for each feature alone took seconds, and gigabytes.
+        assert!(
+            began.elapsed().as_millis() < 1000,
+            "{config}: {:?}",
+            began.elapsed()
+        );
+    }
+}
+
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../testkit/goldens")

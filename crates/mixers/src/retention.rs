@@ -3,7 +3,7 @@
 //! Sun et al., Retentive Network (2023), arXiv 2307.08621. Per head `S_t = gamma S_{t-1} + k_t^T v_t`, `o_t = q_t S_t`,
 //! `gamma_h = 1 - 2^(-5-h)`; queries and keys are rotated. State `[sequences, heads, key_dim, value_dim]`.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use anyformer_ops::Tensor;
 use anyformer_ops::recurrence::Gate;
@@ -93,19 +93,27 @@ pub static ENTRY: TokenEntry = TokenEntry {
                 ),
             });
         }
-        let frequency = |pair: usize| {
-            config
-                .rope_base
-                .powf(-2.0 * pair as f64 / gated.key_dim as f64) as f32
-        };
-        let inv_freq = (0..gated.key_dim / 2).map(frequency).collect();
-        Ok(Box::new(Retention { gated, inv_freq }))
+        Ok(Box::new(Retention {
+            gated,
+            base: config.rope_base,
+            inv_freq: OnceLock::new(),
+        }))
     },
 };
 
 struct Retention {
     gated: Gated,
-    inv_freq: Vec<f32>,
+    base: f64,
+    inv_freq: OnceLock<Vec<f32>>,
+}
+
+impl Retention {
+    fn inv_freq(&self) -> &[f32] {
+        let width = self.gated.key_dim;
+        let frequency = |pair: usize| self.base.powf(-2.0 * pair as f64 / width as f64) as f32;
+        self.inv_freq
+            .get_or_init(|| (0..width / 2).map(frequency).collect())
+    }
 }
 
 impl TokenMixer for Retention {
@@ -118,7 +126,7 @@ impl TokenMixer for Retention {
         let [batch, time, _] = x.dims();
         let heads = self.gated.heads;
         let positions = context.positions(batch, time, state);
-        let rotations = Arc::new(Rotations::new(&positions, &self.inv_freq));
+        let rotations = Arc::new(Rotations::new(&positions, self.inv_freq()));
         let (q, k) = self.gated.queries_keys(&x);
         let q = rope_by(q, rotations.clone());
         let k = rope_by(k, rotations);

@@ -5,7 +5,7 @@
 //! (2023), arXiv 2309.00071; `llama3`, Dubey et al. (2024), arXiv 2407.21783.
 
 use std::f64::consts::TAU;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use anyformer_ops::Tensor;
 use anyformer_ops::rope::{Rotations, rope_by};
@@ -79,7 +79,8 @@ pub(crate) struct Rotary {
     base: f64,
     dim: usize,
     scaling: RopeScaling,
-    inv_freq: Vec<f32>,
+    /// Made when something is first turned: the shapes of a model are asked for before its file is known to fit them.
+    inv_freq: OnceLock<Vec<f32>>,
 }
 
 impl Rotary {
@@ -126,14 +127,16 @@ impl Rotary {
                 "rope_scaling {scaling:?} with rope_base {base} over {dim} features is no stretching: factors and lengths must be above 0"
             ));
         }
-        let mut rotary = Rotary {
+        Ok(Rotary {
             base,
             dim,
             scaling,
-            inv_freq: Vec::new(),
-        };
-        rotary.inv_freq = rotary.frequencies(0);
-        Ok(rotary)
+            inv_freq: OnceLock::new(),
+        })
+    }
+
+    fn inv_freq(&self) -> &[f32] {
+        self.inv_freq.get_or_init(|| self.frequencies(0))
     }
 
     /// What the dot products of turned queries and keys are multiplied by.
@@ -223,7 +226,7 @@ impl Rotary {
             _ => usize::MAX,
         };
         if positions.iter().all(|position| *position < length) {
-            let rotations = Arc::new(Rotations::new(positions, &self.inv_freq));
+            let rotations = Arc::new(Rotations::new(positions, self.inv_freq()));
             return all.map(|x| rope_by(x, rotations.clone()));
         }
         // Each sequence has frequencies of its own.
@@ -258,15 +261,15 @@ mod tests {
 
     #[test]
     fn fast_pairs_stay_and_slow_ones_are_divided() {
-        let plain = rotary(RopeScaling::None).inv_freq;
+        let plain = rotary(RopeScaling::None).frequencies(0);
         let llama = rotary(RopeScaling::Llama3 {
             factor: 8.0,
             length: 256,
             low_freq_factor: 1.0,
             high_freq_factor: 4.0,
         });
-        assert_eq!(llama.inv_freq[0], plain[0]);
-        assert!((llama.inv_freq[7] * 8.0 / plain[7] - 1.0).abs() < 1e-6);
+        assert_eq!(llama.inv_freq()[0], plain[0]);
+        assert!((llama.inv_freq()[7] * 8.0 / plain[7] - 1.0).abs() < 1e-6);
         let dynamic = rotary(RopeScaling::Dynamic {
             factor: 2.0,
             length: 32,
@@ -274,7 +277,7 @@ mod tests {
         assert_eq!(dynamic.frequencies(32), plain);
         assert!(dynamic.frequencies(64)[7] < plain[7]);
         let linear = rotary(RopeScaling::Linear { factor: 4.0 });
-        assert_eq!(linear.inv_freq[3] * 4.0, plain[3]);
+        assert_eq!(linear.inv_freq()[3] * 4.0, plain[3]);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Choosing the next token from scores.
 
 use std::cmp::Ordering;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -20,6 +21,10 @@ pub struct SampleOptions {
     /// Scores of tokens that were seen are divided by this where positive and multiplied where negative (Keskar et al.,
     /// CTRL, 2019, arXiv 1909.05858); 1 for no change.
     pub repetition_penalty: f32,
+    /// Taken from the scores of tokens that were chosen before, -2 to 2; 0 for no change.
+    pub presence_penalty: f32,
+    /// The same, once for each time that they were chosen.
+    pub frequency_penalty: f32,
     /// Seed of the choice.
     pub seed: u64,
 }
@@ -32,6 +37,8 @@ impl Default for SampleOptions {
             top_p: 1.0,
             min_p: 0.0,
             repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
             seed: 0,
         }
     }
@@ -47,12 +54,15 @@ pub struct SampleError(String);
 pub struct Sampler {
     options: SampleOptions,
     rng: ChaCha8Rng,
+    bias: Arc<BTreeMap<u32, f32>>,
     seen: BTreeSet<u32>,
+    /// How often each token was chosen, where that changes its score.
+    made: BTreeMap<u32, u32>,
 }
 
 impl Sampler {
-    /// A chooser; refuses a negative temperature, a `top_p` outside `(0, 1]`, a `min_p` outside `[0, 1]` and a penalty that
-    /// is not above 0.
+    /// A chooser; refuses a negative temperature, a `top_p` outside `(0, 1]`, a `min_p` outside `[0, 1]`, a repetition penalty that
+    /// is not above 0, and another penalty outside `[-2, 2]`.
     pub fn new(options: SampleOptions) -> Result<Self, SampleError> {
         if !(options.temperature >= 0.0 && options.temperature.is_finite()) {
             return Err(SampleError(format!(
@@ -78,11 +88,29 @@ impl Sampler {
                 options.repetition_penalty
             )));
         }
+        for (name, penalty) in [
+            ("presence_penalty", options.presence_penalty),
+            ("frequency_penalty", options.frequency_penalty),
+        ] {
+            if !(-2.0..=2.0).contains(&penalty) {
+                return Err(SampleError(format!(
+                    "expected {name} of at least -2 and at most 2, got {penalty}"
+                )));
+            }
+        }
         Ok(Sampler {
             options,
             rng: ChaCha8Rng::seed_from_u64(options.seed),
+            bias: Arc::default(),
             seen: BTreeSet::new(),
+            made: BTreeMap::new(),
         })
+    }
+
+    /// Adds to the scores of some tokens.
+    pub fn with_bias(mut self, bias: Arc<BTreeMap<u32, f32>>) -> Self {
+        self.bias = bias;
+        self
     }
 
     /// Tokens that the penalty for repetition counts as seen, beside those that were chosen.
@@ -94,24 +122,41 @@ impl Sampler {
 
     /// The next token for one row of scores. Scores that are not numbers never win.
     pub fn choose(&mut self, scores: &[f32]) -> u32 {
-        let chosen = match self.seen.is_empty() {
+        let plain = self.seen.is_empty() && self.made.is_empty() && self.bias.is_empty();
+        let chosen = match plain {
             true => self.draw(scores),
-            false => {
-                let mut scores = scores.to_vec();
-                let penalty = self.options.repetition_penalty;
-                for id in &self.seen {
-                    if let Some(score) = scores.get_mut(*id as usize) {
-                        *score = match *score > 0.0 {
-                            true => *score / penalty,
-                            false => *score * penalty,
-                        };
-                    }
-                }
-                self.draw(&scores)
-            }
+            false => self.draw(&self.adjusted(scores)),
         };
         self.see(&[chosen]);
+        if self.options.presence_penalty != 0.0 || self.options.frequency_penalty != 0.0 {
+            *self.made.entry(chosen).or_default() += 1;
+        }
         chosen
+    }
+
+    /// Scores after what was seen, made, and asked for.
+    fn adjusted(&self, scores: &[f32]) -> Vec<f32> {
+        let mut scores = scores.to_vec();
+        let mut change = |id: u32, change: &dyn Fn(f32) -> f32| {
+            if let Some(score) = scores.get_mut(id as usize) {
+                *score = change(*score);
+            }
+        };
+        let options = &self.options;
+        for (id, bias) in &*self.bias {
+            change(*id, &|score| score + bias);
+        }
+        for id in &self.seen {
+            change(*id, &|score| match score > 0.0 {
+                true => score / options.repetition_penalty,
+                false => score * options.repetition_penalty,
+            });
+        }
+        for (id, count) in &self.made {
+            let all = options.presence_penalty + options.frequency_penalty * *count as f32;
+            change(*id, &|score| score - all);
+        }
+        scores
     }
 
     fn draw(&mut self, scores: &[f32]) -> u32 {
@@ -320,6 +365,45 @@ mod tests {
         assert!((all - 1.0).abs() < 1e-6);
         assert_eq!(likeliest(&[1.0, f32::NAN, 3.0, 3.0], 2), [2, 3]);
         assert_eq!(likeliest(&scores, 9), [0, 1, 2]);
+    }
+
+    #[test]
+    fn what_was_made_is_less_likely_each_time_and_a_bias_counts_always() {
+        let options = SampleOptions {
+            temperature: 0.0,
+            frequency_penalty: 0.5,
+            ..Default::default()
+        };
+        let choices = |options: SampleOptions, bias: &[(u32, f32)], seen: &[u32]| {
+            let bias = Arc::new(bias.iter().copied().collect());
+            let mut sampler = Sampler::new(options).expect("in range").with_bias(bias);
+            sampler.see(seen);
+            (0..5)
+                .map(|_| sampler.choose(&[2.0, 1.2, 0.6]))
+                .collect::<Vec<_>>()
+        };
+        // 2.0, 1.5, then 1.2 against 1.0, 1.0 against 0.7, and 0.7 against 0.5 and 0.6.
+        assert_eq!(choices(options, &[], &[0]), [0, 0, 1, 0, 1]);
+        let presence = SampleOptions {
+            frequency_penalty: 0.0,
+            presence_penalty: 1.0,
+            ..options
+        };
+        // 1.0, 0.2 and -0.4 once each was made.
+        assert_eq!(choices(presence, &[], &[0]), [0, 1, 0, 0, 0]);
+        assert_eq!(choices(options, &[(2, 100.0), (9, 5.0)], &[]), [2; 5]);
+        let none = SampleOptions {
+            frequency_penalty: 0.0,
+            ..options
+        };
+        assert_eq!(choices(none, &[(0, -100.0)], &[]), [1; 5]);
+        for penalty in [2.1, -2.1, f32::NAN] {
+            let far = SampleOptions {
+                frequency_penalty: penalty,
+                ..none
+            };
+            assert!(Sampler::new(far).is_err(), "{penalty}");
+        }
     }
 
     #[test]

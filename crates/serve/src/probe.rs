@@ -1,7 +1,9 @@
 //! Who is still there. A client that has sent its whole request may close its side of the connection and read on; one that is gone
 //! looks the same: either way the stream that it sends has ended. Only sending tells them apart, since the system of a client that is
 //! gone answers with a reset, and sending after that fails. A streamed answer sends by itself. For any other, once the client's side has
-//! ended, interim responses are sent (RFC 9110, section 15.2: every client of HTTP/1.1 must read them, and may ignore them).
+//! ended, interim responses are sent (RFC 9110, section 15.2: every client of HTTP/1.1 must read them, and may ignore them). Some
+//! clients refuse more than five of them, so they end; a reset that comes later, to what the system sends of itself (TCP's own
+//! keep-alive), is asked for.
 
 use std::io::{Error, ErrorKind, IoSlice, Result};
 use std::pin::Pin;
@@ -11,12 +13,14 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_rustls::server::TlsStream;
 
 const INTERIM: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// When they are sent, after the end of what the client sends: the first brings the reset, the second meets it, the others find
-/// clients that go later. Some clients refuse more than five of them.
+/// clients that go later.
 const TIMES: [Duration; 4] = [
     Duration::ZERO,
     Duration::from_millis(250),
@@ -24,8 +28,29 @@ const TIMES: [Duration; 4] = [
     Duration::from_secs(60),
 ];
 
+/// How often a reset is asked for, once the client's side has ended or a further request waits: reading no longer tells of one.
+const ASKED: Duration = Duration::from_secs(1);
+
 /// For what a client still sends, once it has been answered before it had sent all.
 const LINGER: Duration = Duration::from_secs(5);
+
+/// What knows whether its connection has been reset.
+pub(crate) trait Connection {
+    /// The error that nobody was told yet.
+    fn error(&self) -> Result<Option<Error>>;
+}
+
+impl Connection for TcpStream {
+    fn error(&self) -> Result<Option<Error>> {
+        self.take_error()
+    }
+}
+
+impl Connection for TlsStream<TcpStream> {
+    fn error(&self) -> Result<Option<Error>> {
+        self.get_ref().0.error()
+    }
+}
 
 /// How far a request is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +62,8 @@ pub(crate) enum Stage {
     Unread,
     /// Read whole, and nothing of the answer has been made.
     Working,
+    /// The same, of a client of HTTP/1.0, which knows no interim responses.
+    Quiet,
 }
 
 /// The [`Stage`], shared by the stream and the service on it, which run in one task.
@@ -65,6 +92,8 @@ pub(crate) struct Probe<S> {
     ahead: Option<u8>,
     ended: Option<Instant>,
     sent: usize,
+    /// When a reset was asked for last.
+    asked: Instant,
     timer: Option<Pin<Box<Sleep>>>,
     /// The rest of an interim response.
     left: &'static [u8],
@@ -72,7 +101,7 @@ pub(crate) struct Probe<S> {
     lingers: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Probe<S> {
+impl<S: AsyncRead + AsyncWrite + Connection + Unpin> Probe<S> {
     pub(crate) fn new(stream: S, progress: Progress) -> Self {
         Probe {
             stream,
@@ -80,6 +109,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Probe<S> {
             ahead: None,
             ended: None,
             sent: 0,
+            asked: Instant::now(),
             timer: None,
             left: &[],
             lingers: None,
@@ -108,10 +138,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Probe<S> {
         Ok(())
     }
 
-    /// Begins the interim responses whose time has come.
+    /// Begins the interim responses whose time has come, and asks for a reset between them and after the last.
     fn probe(&mut self, context: &mut Context) -> Poll<Result<()>> {
-        while let (Some(ended), Some(after)) = (self.ended, TIMES.get(self.sent)) {
-            let at = ended + *after;
+        while self.ended.is_some() || self.ahead.is_some() {
+            let interim = match (self.ended, TIMES.get(self.sent)) {
+                (Some(ended), Some(after)) if self.progress.is(Stage::Working) => {
+                    Some(ended + *after)
+                }
+                _ => None,
+            };
+            let ask = self.asked + ASKED;
+            let at = interim.map_or(ask, |interim| interim.min(ask));
             if Instant::now() < at {
                 let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(at)));
                 if timer.as_mut().poll(context).is_pending() {
@@ -119,10 +156,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Probe<S> {
                 }
             }
             self.timer = None;
-            self.sent += 1;
-            self.left = INTERIM;
-            ready!(self.write_left(context))?;
-            ready!(Pin::new(&mut self.stream).poll_flush(context))?;
+            self.asked = Instant::now();
+            if let Some(error) = self.stream.error()? {
+                return Poll::Ready(Err(error));
+            }
+            if interim.is_some_and(|at| at <= self.asked) {
+                self.sent += 1;
+                self.left = INTERIM;
+                ready!(self.write_left(context))?;
+                ready!(Pin::new(&mut self.stream).poll_flush(context))?;
+            }
         }
         Poll::Ready(Ok(()))
     }
@@ -156,7 +199,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Probe<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Probe<S> {
+impl<S: AsyncRead + AsyncWrite + Connection + Unpin> AsyncWrite for Probe<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context,
@@ -169,7 +212,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Probe<S> {
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context) -> Poll<Result<()>> {
         ready!(self.write_left(context))?;
         ready!(Pin::new(&mut self.stream).poll_flush(context))?;
-        if !self.progress.is(Stage::Working) {
+        if !self.progress.is(Stage::Working) && !self.progress.is(Stage::Quiet) {
             return Poll::Ready(Ok(()));
         }
         self.look(context)?;
@@ -216,6 +259,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Probe<S> {
 mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex, split};
+
+    impl Connection for DuplexStream {
+        fn error(&self) -> Result<Option<Error>> {
+            Ok(None)
+        }
+    }
 
     fn run(test: impl Future<Output = ()>) {
         let runtime = tokio::runtime::Builder::new_current_thread()

@@ -13,6 +13,7 @@ use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -23,7 +24,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::http::{App, router};
-use crate::probe::{Probe, Progress, Stage};
+use crate::probe::{Connection, Probe, Progress, Stage};
 use crate::stall::Stall;
 
 /// Where to listen and how long to wait for clients.
@@ -191,6 +192,7 @@ async fn serve(
             let _permit = permit;
             // A connection that breaks is its client's loss.
             let _ = stream.set_nodelay(true);
+            let _ = SockRef::from(&stream).set_tcp_keepalive(&alive());
             match tls {
                 None => connection(stream, router, &config, stop).await,
                 Some(tls) => {
@@ -214,6 +216,14 @@ async fn serve(
     }
 }
 
+/// What the system asks a client of itself that says nothing: one that went without a word is found within two minutes, one that
+/// closed only its sending side and goes later within about as long.
+fn alive() -> TcpKeepalive {
+    TcpKeepalive::new()
+        .with_time(Duration::from_secs(30))
+        .with_interval(Duration::from_secs(10))
+}
+
 async fn accept(
     listener: &TcpListener,
     places: &Arc<Semaphore>,
@@ -235,7 +245,7 @@ async fn connection<S>(
     config: &ServerConfig,
     mut stop: watch::Receiver<bool>,
 ) where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: AsyncRead + AsyncWrite + Connection + Unpin + Send + 'static,
 {
     let progress = Progress::default();
     let io = TokioIo::new(Probe::new(
@@ -278,7 +288,7 @@ fn service(
         let (answer, progress) = (router.call(request), progress.clone());
         async move {
             let answer = answer.await;
-            if progress.is(Stage::Working) {
+            if !progress.is(Stage::Unread) {
                 progress.set(Stage::None);
             }
             answer

@@ -8,6 +8,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use crate::probe::Connection;
+
 pub(crate) struct Stall<S> {
     stream: S,
     limit: Duration,
@@ -39,6 +41,12 @@ impl<S> Stall<S> {
             ))),
             Poll::Pending => Poll::Pending,
         }
+    }
+}
+
+impl<S: Connection> Connection for Stall<S> {
+    fn error(&self) -> Result<Option<Error>> {
+        self.stream.error()
     }
 }
 

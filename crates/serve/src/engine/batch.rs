@@ -160,7 +160,7 @@ impl Worker {
             return sink.end(Err(JobError::TooLong(error)));
         }
         let mut sampler = match Sampler::new(job.options) {
-            Ok(sampler) => sampler,
+            Ok(sampler) => sampler.with_bias(job.bias),
             Err(error) => return sink.end(Err(JobError::Model(error.to_string()))),
         };
         sampler.see(&ids);

@@ -1,5 +1,6 @@
 //! What the engine is asked and what it answers: a job goes in with its sink, tokens come out one by one, then one end.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Instant;
@@ -13,6 +14,8 @@ pub struct Job {
     pub ids: Vec<u32>,
     /// How tokens are chosen.
     pub options: SampleOptions,
+    /// What is added to the scores of some tokens.
+    pub bias: Arc<BTreeMap<u32, f32>>,
     /// Tokens to make at most; 0 only reads the prompt.
     pub max_tokens: usize,
     /// Tokens that end the answer and are not part of it.
@@ -62,7 +65,8 @@ pub trait Sink: Send {
 }
 
 /// Why an answer ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum Finish {
     /// A stop token or a stop string.
     Stop,

@@ -183,6 +183,11 @@ impl Engine {
         self.context
     }
 
+    /// Whether a prompt and what is asked for fit into one sequence.
+    pub fn fits(&self, prompt: usize, asked: usize) -> Result<(), SubmitError> {
+        fits(prompt, asked, self.context)
+    }
+
     /// The named states, in order of their names. `answer` is called on the engine's thread; false: it has stopped.
     pub fn list_states(&self, answer: impl FnOnce(Vec<StateInfo>) + Send + 'static) -> bool {
         self.queue.command(Command::List(Box::new(answer)))

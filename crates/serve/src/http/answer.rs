@@ -1,25 +1,26 @@
 //! From a checked request to jobs, and from their tokens to one answer or a stream of pieces.
 
-use std::collections::VecDeque;
-use std::convert::Infallible;
-use std::pin::Pin;
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use anyformer_data::Constraint;
 use anyformer_models::SampleOptions;
-use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::sse::{KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, http::StatusCode};
-use futures_core::Stream;
-use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::time::timeout;
 
 use super::App;
 use super::error::ApiError;
-use super::types::{Common, Usage};
-use crate::engine::job::{End, Finish, Job, Token};
+use super::logprobs::{Placed, of_chat, of_text};
+use super::pieces::Pieces;
+use super::replies::{
+    Answered, ChatChoice, ChatCompletion, Head, TextChoice, TextCompletion, Usage,
+};
+use super::types::Common;
+use crate::engine::job::{End, Job};
 use crate::text::{Part, TextSink};
 
 /// A stream that has nothing to say for so long sends a comment, which finds out clients that are gone.
@@ -32,43 +33,21 @@ pub(super) enum Form {
     Text,
 }
 
-impl Form {
-    fn object(self, piece: bool) -> &'static str {
-        match (self, piece) {
-            (Form::Chat, false) => "chat.completion",
-            (Form::Chat, true) => "chat.completion.chunk",
-            (Form::Text, _) => "text_completion",
-        }
-    }
-}
+/// What `/v1/completions` gives, whole or in pieces.
+pub(super) const TEXT: &str = "text_completion";
+/// Who answers.
+pub(super) const ASSISTANT: &str = "assistant";
 
 /// A checked request.
 pub(super) struct Ask {
     pub form: Form,
     pub prompts: Vec<Vec<u32>>,
     pub logprobs: Option<usize>,
+    pub bias: Arc<BTreeMap<u32, f32>>,
     pub common: Common,
     pub max_tokens: usize,
     pub stops: Vec<String>,
     pub grammar: Option<Constraint>,
-}
-
-/// What every piece of one answer begins with.
-#[derive(Clone)]
-struct Header {
-    id: String,
-    created: u64,
-    model: String,
-    form: Form,
-}
-
-impl Header {
-    fn envelope(&self, piece: bool, choices: Value) -> Value {
-        json!({
-            "id": self.id, "object": self.form.object(piece), "created": self.created,
-            "model": self.model, "choices": choices,
-        })
-    }
 }
 
 /// Seconds since 1970.
@@ -79,42 +58,37 @@ pub(super) fn now() -> u64 {
 
 /// Puts the jobs into the engine and gives the response.
 pub(super) async fn respond(app: &Arc<App>, ask: Ask) -> Result<Response, ApiError> {
-    let receiver = start(app, &ask)?;
+    let mut receiver = start(app, &ask)?;
     let prefix = match ask.form {
         Form::Chat => "chatcmpl",
         Form::Text => "cmpl",
     };
-    let header = Header {
+    let head = Head {
         id: format!("{prefix}-{:016x}", rand::random::<u64>()),
         created: now(),
         model: app.model.clone(),
-        form: ask.form,
     };
     let each = ask.common.n.unwrap_or(1);
     let count = ask.prompts.len() * each;
-    if ask.common.stream == Some(true) {
-        let usage = ask
-            .common
-            .stream_options
-            .is_some_and(|options| options.include_usage);
-        let pieces = Pieces {
-            app: app.clone(),
-            header,
-            receiver,
-            queue: VecDeque::new(),
-            begun: vec![false; count],
-            offsets: vec![0; count],
-            left: count,
-            each,
-            usage: Usage::default(),
-            include_usage: usage,
-            done: false,
-        };
-        return Ok(Sse::new(pieces)
-            .keep_alive(KeepAlive::new().interval(SILENCE))
-            .into_response());
+    if ask.common.stream != Some(true) {
+        return whole(app, head, ask.form, receiver, count, each).await;
     }
-    whole(app, header, receiver, count, each).await
+    // A stream that has begun has told its status. What comes at once may still be an error with a status of its own; a client
+    // whose answer takes longer has to be told that it is on its way.
+    let first = match timeout(SILENCE, receiver.recv()).await {
+        Ok(None) => return Err(lost()),
+        Ok(Some((_, Part::End(_, Err(error))))) => return Err(error.into()),
+        Ok(first) => first,
+        Err(_) => None,
+    };
+    let options = ask.common.stream_options;
+    let usage = options.is_some_and(|options| options.include_usage);
+    let mut pieces = Pieces::new(app.clone(), head, ask.form, receiver, count, each, usage);
+    if let Some((index, part)) = first {
+        pieces.part(index, part);
+    }
+    let silence = KeepAlive::new().interval(SILENCE);
+    Ok(Sse::new(pieces).keep_alive(silence).into_response())
 }
 
 fn start(app: &Arc<App>, ask: &Ask) -> Result<UnboundedReceiver<(usize, Part)>, ApiError> {
@@ -143,8 +117,13 @@ fn start(app: &Arc<App>, ask: &Ask) -> Result<UnboundedReceiver<(usize, Part)>, 
                     repetition_penalty: common
                         .repetition_penalty
                         .unwrap_or(defaults.repetition_penalty),
+                    presence_penalty: common.presence_penalty.unwrap_or(defaults.presence_penalty),
+                    frequency_penalty: common
+                        .frequency_penalty
+                        .unwrap_or(defaults.frequency_penalty),
                     seed: seed.wrapping_add(index as u64),
                 },
+                bias: ask.bias.clone(),
                 max_tokens: ask.max_tokens,
                 stop_ids: app.stop_ids.clone(),
                 logprobs: ask.logprobs,
@@ -160,14 +139,7 @@ fn start(app: &Arc<App>, ask: &Ask) -> Result<UnboundedReceiver<(usize, Part)>, 
     Ok(receiver)
 }
 
-fn reason(finish: Finish) -> &'static str {
-    match finish {
-        Finish::Stop => "stop",
-        Finish::Length => "length",
-    }
-}
-
-fn count(usage: &mut Usage, index: usize, each: usize, end: &End) {
+pub(super) fn count(usage: &mut Usage, index: usize, each: usize, end: &End) {
     // A prompt with several answers is counted once.
     if index.is_multiple_of(each) {
         usage.prompt_tokens += end.prompt_tokens;
@@ -181,13 +153,15 @@ fn count(usage: &mut Usage, index: usize, each: usize, end: &End) {
 #[derive(Default)]
 struct Growing {
     text: String,
-    tokens: Vec<(Token, usize)>,
+    characters: usize,
+    tokens: Vec<Placed>,
     end: Option<End>,
 }
 
 async fn whole(
     app: &App,
-    header: Header,
+    head: Head,
+    form: Form,
     mut receiver: UnboundedReceiver<(usize, Part)>,
     choices: usize,
     each: usize,
@@ -202,7 +176,8 @@ async fn whole(
         let answer = &mut answers[index];
         match part {
             Part::Text(text, token) => {
-                answer.tokens.push((token, answer.text.len()));
+                answer.tokens.push((token, answer.characters));
+                answer.characters += text.chars().count();
                 answer.text.push_str(&text);
             }
             Part::End(text, end) => {
@@ -214,169 +189,53 @@ async fn whole(
             }
         }
     }
-    let choices = answers.into_iter().enumerate().map(|(index, answer)| {
-        let logprobs = logprobs(app, header.form, &answer.tokens);
-        let finish = answer.end.map(|end| reason(end.finish));
-        match header.form {
-            Form::Chat => json!({
-                "index": index, "message": {"role": "assistant", "content": answer.text},
-                "logprobs": logprobs, "finish_reason": finish,
-            }),
-            Form::Text => json!({
-                "index": index, "text": answer.text, "logprobs": logprobs, "finish_reason": finish,
-            }),
+    // All have ended: the loop waited for it.
+    let ended = answers
+        .into_iter()
+        .enumerate()
+        .filter_map(|(index, answer)| {
+            let finish = answer.end?.finish;
+            Some((index, answer.text, answer.tokens, finish))
+        });
+    Ok(match form {
+        Form::Chat => {
+            let choices = ended.map(|(index, content, tokens, finish_reason)| ChatChoice {
+                index,
+                message: Answered {
+                    role: ASSISTANT,
+                    content,
+                },
+                logprobs: of_chat(app, &tokens),
+                finish_reason,
+            });
+            Json(ChatCompletion {
+                head,
+                object: "chat.completion",
+                choices: choices.collect(),
+                usage,
+            })
+            .into_response()
         }
-    });
-    let mut value = header.envelope(false, choices.collect());
-    value["usage"] = json!(usage);
-    Ok(Json(value).into_response())
+        Form::Text => {
+            let choices = ended.map(|(index, text, tokens, finish)| TextChoice {
+                index,
+                text,
+                logprobs: of_text(app, &tokens),
+                finish_reason: Some(finish),
+            });
+            Json(TextCompletion {
+                head,
+                object: TEXT,
+                choices: choices.collect(),
+                usage: Some(Some(usage)),
+            })
+            .into_response()
+        }
+    })
 }
 
 /// The engine went away without an end: a bug, told as one.
-fn lost() -> ApiError {
+pub(super) fn lost() -> ApiError {
     let status = StatusCode::INTERNAL_SERVER_ERROR;
     ApiError::new(status, "server_error", "the answer was lost; this is a bug")
-}
-
-/// Log-probabilities in the form of the route; null where they were not asked for.
-fn logprobs(app: &App, form: Form, tokens: &[(Token, usize)]) -> Value {
-    if tokens.iter().all(|(token, _)| token.logprob.is_none()) {
-        return Value::Null;
-    }
-    let bytes = |id: u32| app.tokenizer.decode(&[id]);
-    let text = |id: u32| String::from_utf8_lossy(&bytes(id)).into_owned();
-    match form {
-        Form::Chat => {
-            let one = |id: u32, logprob: Option<f32>| json!({"token": text(id), "logprob": logprob, "bytes": bytes(id)});
-            let content = tokens.iter().map(|(token, _)| {
-                let mut value = one(token.id, token.logprob);
-                let top = token
-                    .top
-                    .iter()
-                    .map(|(id, logprob)| one(*id, Some(*logprob)));
-                value["top_logprobs"] = top.collect();
-                value
-            });
-            json!({"content": content.collect::<Value>()})
-        }
-        Form::Text => {
-            let top = |token: &Token| -> Value {
-                let top = token
-                    .top
-                    .iter()
-                    .map(|(id, logprob)| (text(*id), json!(logprob)));
-                Value::Object(top.collect())
-            };
-            json!({
-                "tokens": tokens.iter().map(|(token, _)| text(token.id)).collect::<Vec<_>>(),
-                "token_logprobs": tokens.iter().map(|(token, _)| token.logprob).collect::<Vec<_>>(),
-                "top_logprobs": tokens.iter().map(|(token, _)| top(token)).collect::<Vec<_>>(),
-                "text_offset": tokens.iter().map(|(_, at)| at).collect::<Vec<_>>(),
-            })
-        }
-    }
-}
-
-/// The stream: a piece for every text, one with the reason of the end, the usage where asked for, and `[DONE]`.
-struct Pieces {
-    app: Arc<App>,
-    header: Header,
-    receiver: UnboundedReceiver<(usize, Part)>,
-    queue: VecDeque<String>,
-    begun: Vec<bool>,
-    offsets: Vec<usize>,
-    left: usize,
-    each: usize,
-    usage: Usage,
-    include_usage: bool,
-    done: bool,
-}
-
-impl Pieces {
-    fn piece(&mut self, index: usize, text: &str, logprobs: Value, finish: Option<&str>) {
-        let choice = match self.header.form {
-            Form::Text => json!({
-                "index": index, "text": text, "logprobs": logprobs, "finish_reason": finish,
-            }),
-            Form::Chat => {
-                let mut delta = json!({});
-                if !self.begun[index] {
-                    delta = json!({"role": "assistant", "content": ""});
-                }
-                if !text.is_empty() {
-                    delta["content"] = json!(text);
-                }
-                json!({
-                    "index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish,
-                })
-            }
-        };
-        self.begun[index] = true;
-        let mut value = self.header.envelope(true, json!([choice]));
-        if self.include_usage {
-            value["usage"] = Value::Null;
-        }
-        self.queue.push_back(value.to_string());
-    }
-
-    fn part(&mut self, index: usize, part: Part) {
-        match part {
-            Part::Text(text, token) => {
-                let at = self.offsets[index];
-                self.offsets[index] += text.len();
-                let logprobs = logprobs(&self.app, self.header.form, &[(token, at)]);
-                if !text.is_empty() || !logprobs.is_null() || !self.begun[index] {
-                    self.piece(index, &text, logprobs, None);
-                }
-            }
-            Part::End(text, Ok(end)) => {
-                count(&mut self.usage, index, self.each, &end);
-                if !text.is_empty() {
-                    self.piece(index, &text, Value::Null, None);
-                }
-                self.piece(index, "", Value::Null, Some(reason(end.finish)));
-                self.left -= 1;
-                if self.left == 0 {
-                    if self.include_usage {
-                        let mut value = self.header.envelope(true, json!([]));
-                        value["usage"] = json!(self.usage);
-                        self.queue.push_back(value.to_string());
-                    }
-                    self.close();
-                }
-            }
-            Part::End(_, Err(error)) => self.fail(&error.into()),
-        }
-    }
-
-    fn fail(&mut self, error: &ApiError) {
-        self.queue.push_back(json!(error.body()).to_string());
-        self.close();
-    }
-
-    fn close(&mut self) {
-        self.queue.push_back("[DONE]".into());
-        self.done = true;
-        self.receiver.close();
-    }
-}
-
-impl Stream for Pieces {
-    type Item = Result<Event, Infallible>;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context) -> Poll<Option<Self::Item>> {
-        loop {
-            if let Some(text) = self.queue.pop_front() {
-                return Poll::Ready(Some(Ok(Event::default().data(text))));
-            }
-            if self.done {
-                return Poll::Ready(None);
-            }
-            match self.receiver.poll_recv(context) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Some((index, part))) => self.part(index, part),
-                Poll::Ready(None) => self.fail(&lost()),
-            }
-        }
-    }
 }

@@ -42,9 +42,8 @@ impl FromRequest<Arc<App>> for Body {
             return Err(too_large());
         }
         let progress = request.extensions().get::<Progress>().cloned();
-        // HTTP/1.0 knows no interim responses, so nothing is to be found out while it is worked on.
         let read_whole = match request.version() {
-            Version::HTTP_10 => Stage::None,
+            Version::HTTP_10 => Stage::Quiet,
             _ => Stage::Working,
         };
         let read = to_bytes(request.into_body(), limit);

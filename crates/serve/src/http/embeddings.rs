@@ -6,7 +6,6 @@ use axum::Json;
 use axum::extract::State;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use crate::encoder::Reply;
@@ -14,7 +13,8 @@ use crate::engine::job::{JobError, SubmitError};
 
 use super::App;
 use super::body::Body;
-use super::error::{ApiError, ErrorBody};
+use super::error::ApiError;
+use super::replies::{BodyErrors, Embedding, EmbeddingUsage, Embeddings, Errors, Vector};
 use super::routes::{check_model, encode_whole, parse};
 use super::types::{EmbeddingRequest, Prompt, check_others};
 
@@ -23,12 +23,11 @@ const TEXTS: usize = 2048;
 
 /// Vectors of texts.
 #[utoipa::path(post, path = "/v1/embeddings", request_body = EmbeddingRequest, responses(
-    (status = 200, description = "A vector for each text"),
-    (status = "default", description = "An error", body = ErrorBody)))]
+    (status = 200, description = "A vector for each text", body = Embeddings), Errors, BodyErrors))]
 pub(super) async fn embeddings(
     State(app): State<Arc<App>>,
     Body(bytes): Body,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<Embeddings>, ApiError> {
     let request: EmbeddingRequest = parse(&bytes)?;
     check_others(&request.others)?;
     check_model(&app, request.model.as_ref())?;
@@ -76,14 +75,23 @@ pub(super) async fn embeddings(
                 .flat_map(|x| x.to_le_bytes())
                 .collect::<Vec<u8>>()
         };
-        let value = match brief {
-            true => json!(STANDARD.encode(bytes())),
-            false => json!(vector),
+        let embedding = match brief {
+            true => Vector::Brief(STANDARD.encode(bytes())),
+            false => Vector::Numbers(vector),
         };
-        data.push(json!({"object": "embedding", "index": index, "embedding": value}));
+        data.push(Embedding {
+            object: "embedding",
+            index,
+            embedding,
+        });
     }
-    Ok(Json(json!({
-        "object": "list", "model": app.model, "data": data,
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-    })))
+    Ok(Json(Embeddings {
+        object: "list",
+        model: app.model.clone(),
+        data,
+        usage: EmbeddingUsage {
+            prompt_tokens: tokens,
+            total_tokens: tokens,
+        },
+    }))
 }

@@ -4,7 +4,10 @@ mod answer;
 mod body;
 mod embeddings;
 pub mod error;
+mod logprobs;
 mod pages;
+mod pieces;
+pub mod replies;
 mod routes;
 pub mod types;
 
@@ -155,7 +158,7 @@ impl App {
 pub(crate) fn router(app: Arc<App>) -> Router {
     let guarded = Router::new()
         .route("/v1/models", get(routes::models))
-        .route("/v1/models/{model}", get(routes::model))
+        .route("/v1/models/{*model}", get(routes::model))
         .route("/v1/completions", post(routes::completions))
         .route("/v1/chat/completions", post(routes::chat))
         .route("/v1/embeddings", post(embeddings::embeddings))

@@ -13,7 +13,6 @@ use utoipa::{Modify, OpenApi};
 use super::App;
 use super::error::{ApiError, ErrorBody};
 use super::{embeddings, routes, types};
-use crate::engine::states::StateInfo;
 
 /// The description of the API.
 #[derive(OpenApi)]
@@ -40,8 +39,6 @@ use crate::engine::states::StateInfo;
     components(schemas(
         types::CompletionRequest,
         types::ChatRequest,
-        types::Usage,
-        StateInfo,
         ErrorBody
     ))
 )]
@@ -80,14 +77,16 @@ pub(super) fn router() -> Router<Arc<App>> {
 }
 
 /// The process answers.
-#[utoipa::path(get, path = "/health", responses((status = 200, description = "It runs")))]
+#[utoipa::path(get, path = "/health", responses(
+    (status = 200, description = "It runs", body = String, content_type = "text/plain")))]
 async fn health() -> &'static str {
     "ok\n"
 }
 
 /// Requests are taken.
 #[utoipa::path(get, path = "/ready", responses(
-    (status = 200, description = "Requests are taken"), (status = 503, body = ErrorBody)))]
+    (status = 200, description = "Requests are taken", body = String, content_type = "text/plain"),
+    (status = 503, description = "The server is stopping", body = ErrorBody)))]
 async fn ready(State(app): State<Arc<App>>) -> Result<&'static str, ApiError> {
     match app.is_closed() {
         false => Ok("ready\n"),
@@ -96,7 +95,9 @@ async fn ready(State(app): State<Arc<App>>) -> Result<&'static str, ApiError> {
 }
 
 /// Counters and times in the text form of Prometheus.
-#[utoipa::path(get, path = "/metrics", responses((status = 200, description = "The text")))]
+#[utoipa::path(get, path = "/metrics", responses(
+    (status = 200, description = "The text", body = String, content_type = "text/plain"),
+    (status = 500, description = "A bug", body = ErrorBody)))]
 async fn metrics(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
     let text = app.metrics.text().map_err(|error| {
         let status = StatusCode::INTERNAL_SERVER_ERROR;

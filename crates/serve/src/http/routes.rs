@@ -8,7 +8,6 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
 use tokio::sync::mpsc::unbounded_channel;
 use tokio::sync::oneshot;
 
@@ -20,7 +19,11 @@ use anyformer_models::SampleOptions;
 use super::App;
 use super::answer::{Ask, Form, respond};
 use super::body::{Body, Name};
-use super::error::{ApiError, ErrorBody};
+use super::error::ApiError;
+use super::replies::{
+    BodyErrors, ChatCompletion, ChatEvent, Deleted, Errors, ModelInfo, ModelList, StateList,
+    TextCompletion, TextEvent,
+};
 use super::types::{
     ChatRequest, Common, CompletionRequest, ForkRequest, Prompt, ResponseFormat, StateRequest,
 };
@@ -112,7 +115,7 @@ pub(super) fn check_model(app: &App, asked: Option<&String>) -> Result<(), ApiEr
 }
 
 /// What both routes check. `asked` is the limit on tokens that the request names, `default` the one when it names none.
-fn check(
+async fn check(
     app: &App,
     form: Form,
     common: Common,
@@ -143,12 +146,20 @@ fn check(
         let message = format!("expected at most {limit} tokens, got {asked}");
         return Err(ApiError::param("max_tokens", message));
     }
-    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+    let held = match &common.state {
+        // Known before anything is begun, so that a stream is refused as anything else is.
+        Some(name) => named(app, name).await?.tokens,
+        None => 0,
+    };
+    let longest = held + prompts.iter().map(Vec::len).max().unwrap_or(0);
     let room = app.engine()?.context().saturating_sub(longest);
     let default = match form {
         Form::Chat => limit.min(room).max(1),
         Form::Text => 16,
     };
+    let bias = common.bias(app.engine()?.vocab())?;
+    let max_tokens = asked.unwrap_or(default);
+    app.engine()?.fits(longest, max_tokens)?;
     let mut stops = common.stop.clone().map_or_else(Vec::new, |stop| stop.all());
     if stops.len() > STOPS {
         return Err(ApiError::param(
@@ -164,7 +175,8 @@ fn check(
         form,
         prompts,
         logprobs,
-        max_tokens: asked.unwrap_or(default),
+        bias: Arc::new(bias),
+        max_tokens,
         stops,
         grammar: None,
         common,
@@ -173,8 +185,8 @@ fn check(
 
 /// Continues texts.
 #[utoipa::path(post, path = "/v1/completions", request_body = CompletionRequest, responses(
-    (status = 200, description = "The answer, or a stream of pieces"),
-    (status = "default", description = "An error", body = ErrorBody)))]
+    (status = 200, description = "The answer, or a stream of pieces", content(
+        (TextCompletion = "application/json"), (TextEvent = "text/event-stream"))), Errors, BodyErrors))]
 pub(super) async fn completions(
     State(app): Shared,
     Body(bytes): Body,
@@ -203,15 +215,16 @@ pub(super) async fn completions(
         prompts,
         request.logprobs,
         asked,
-    )?;
+    )
+    .await?;
     ask.grammar = grammar(&app, format).await?;
     respond(&app, ask).await
 }
 
 /// Answers in a conversation.
 #[utoipa::path(post, path = "/v1/chat/completions", request_body = ChatRequest, responses(
-    (status = 200, description = "The answer, or a stream of pieces"),
-    (status = "default", description = "An error", body = ErrorBody)))]
+    (status = 200, description = "The answer, or a stream of pieces", content(
+        (ChatCompletion = "application/json"), (ChatEvent = "text/event-stream"))), Errors, BodyErrors))]
 pub(super) async fn chat(State(app): Shared, Body(bytes): Body) -> Result<Response, ApiError> {
     let mut request: ChatRequest = parse(&bytes)?;
     request.common.check_others()?;
@@ -233,6 +246,7 @@ pub(super) async fn chat(State(app): Shared, Body(bytes): Body) -> Result<Respon
         .messages
         .into_iter()
         .map(|message| {
+            message.check_others()?;
             Ok(Message {
                 role: message.role,
                 content: message.content.text()?,
@@ -248,7 +262,7 @@ pub(super) async fn chat(State(app): Shared, Body(bytes): Body) -> Result<Respon
     let prompts = encode(&app, vec![text]).await?;
     let asked = request.max_completion_tokens.or(request.common.max_tokens);
     let format = request.common.response_format.take();
-    let mut ask = check(&app, Form::Chat, request.common, prompts, logprobs, asked)?;
+    let mut ask = check(&app, Form::Chat, request.common, prompts, logprobs, asked).await?;
     ask.grammar = grammar(&app, format).await?;
     respond(&app, ask).await
 }
@@ -260,23 +274,34 @@ fn plain(messages: &[Message]) -> String {
     said.collect::<String>() + "assistant:"
 }
 
-fn model_value(app: &App) -> Value {
-    json!({"id": app.model, "object": "model", "created": app.created, "owned_by": "anyformer"})
+fn model_info(app: &App) -> ModelInfo {
+    ModelInfo {
+        id: app.model.clone(),
+        object: "model",
+        created: app.created,
+        owned_by: "anyformer",
+    }
 }
 
 /// The one model of this server.
-#[utoipa::path(get, path = "/v1/models", responses((status = 200, description = "A list of one")))]
-pub(super) async fn models(State(app): Shared) -> Json<Value> {
-    Json(json!({"object": "list", "data": [model_value(&app)]}))
+#[utoipa::path(get, path = "/v1/models", responses(
+    (status = 200, description = "A list of one", body = ModelList), Errors))]
+pub(super) async fn models(State(app): Shared) -> Json<ModelList> {
+    Json(ModelList {
+        object: "list",
+        data: vec![model_info(&app)],
+    })
 }
 
 /// A model by its name.
 #[utoipa::path(get, path = "/v1/models/{model}", params(("model" = String, Path)), responses(
-    (status = 200, description = "The model"),
-    (status = "default", description = "An error", body = ErrorBody)))]
-pub(super) async fn model(State(app): Shared, Name(asked): Name) -> Result<Json<Value>, ApiError> {
+    (status = 200, description = "The model", body = ModelInfo), Errors))]
+pub(super) async fn model(
+    State(app): Shared,
+    Name(asked): Name,
+) -> Result<Json<ModelInfo>, ApiError> {
     check_model(&app, Some(&asked))?;
-    Ok(Json(model_value(&app)))
+    Ok(Json(model_info(&app)))
 }
 
 /// Waits for what the engine says about states.
@@ -301,31 +326,37 @@ async fn list(app: &App) -> Result<Vec<StateInfo>, ApiError> {
     answered(take).await
 }
 
+async fn named(app: &App, name: &str) -> Result<StateInfo, ApiError> {
+    let found = list(app)
+        .await?
+        .into_iter()
+        .find(|state| state.name == name);
+    found.ok_or_else(|| no_state(name))
+}
+
 /// The named states.
-#[utoipa::path(get, path = "/v1/states", responses((status = 200, body = Vec<StateInfo>)))]
-pub(super) async fn states(State(app): Shared) -> Result<Json<Value>, ApiError> {
-    Ok(Json(json!({"object": "list", "data": list(&app).await?})))
+#[utoipa::path(get, path = "/v1/states", responses(
+    (status = 200, description = "All of them", body = StateList), Errors))]
+pub(super) async fn states(State(app): Shared) -> Result<Json<StateList>, ApiError> {
+    Ok(Json(StateList {
+        object: "list",
+        data: list(&app).await?,
+    }))
 }
 
 /// A named state.
 #[utoipa::path(get, path = "/v1/states/{name}", params(("name" = String, Path)), responses(
-    (status = 200, body = StateInfo),
-    (status = "default", description = "An error", body = ErrorBody)))]
+    (status = 200, description = "The state", body = StateInfo), Errors))]
 pub(super) async fn state(
     State(app): Shared,
     Name(name): Name,
 ) -> Result<Json<StateInfo>, ApiError> {
-    let found = list(&app)
-        .await?
-        .into_iter()
-        .find(|state| state.name == name);
-    found.map(Json).ok_or_else(|| no_state(&name))
+    named(&app, &name).await.map(Json)
 }
 
 /// Reads a prompt and keeps the state after it under a name.
 #[utoipa::path(post, path = "/v1/states", request_body = StateRequest, responses(
-    (status = 200, body = StateInfo),
-    (status = "default", description = "An error", body = ErrorBody)))]
+    (status = 200, description = "The state that was made", body = StateInfo), Errors, BodyErrors))]
 pub(super) async fn save_state(
     State(app): Shared,
     Body(bytes): Body,
@@ -340,6 +371,7 @@ pub(super) async fn save_state(
     app.engine()?.submit(Job {
         ids,
         options: SampleOptions::default(),
+        bias: Arc::default(),
         max_tokens: 0,
         stop_ids: app.stop_ids.clone(),
         logprobs: None,
@@ -359,30 +391,32 @@ pub(super) async fn save_state(
             None => return Err(ApiError::stopping()),
         }
     }
-    state(State(app), Name(request.name)).await
+    named(&app, &request.name).await.map(Json)
 }
 
 /// Removes a named state.
 #[utoipa::path(delete, path = "/v1/states/{name}", params(("name" = String, Path)), responses(
-    (status = 200, description = "It is gone"),
-    (status = "default", description = "An error", body = ErrorBody)))]
+    (status = 200, description = "It is gone", body = Deleted), Errors))]
 pub(super) async fn delete_state(
     State(app): Shared,
     Name(name): Name,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<Deleted>, ApiError> {
     let (give, take) = oneshot::channel();
     app.engine()?.delete_state(name.clone(), move |deleted| {
         let _ = give.send(deleted);
     });
     match answered(take).await?.map_err(not_kept)? {
-        true => Ok(Json(json!({"name": name, "deleted": true}))),
+        true => Ok(Json(Deleted {
+            name,
+            deleted: true,
+        })),
         false => Err(no_state(&name)),
     }
 }
 
 /// Copies a named state, or its first tokens; under its own name, rolls it back.
 #[utoipa::path(post, path = "/v1/states/{name}/fork", params(("name" = String, Path)), request_body = ForkRequest,
-    responses((status = 200, body = StateInfo), (status = "default", description = "An error", body = ErrorBody)))]
+    responses((status = 200, description = "The copy", body = StateInfo), Errors, BodyErrors))]
 pub(super) async fn fork_state(
     State(app): Shared,
     Name(name): Name,

@@ -1,6 +1,8 @@
 //! What is asked over HTTP. Keys that this server does not know are refused, unless they ask for nothing.
 
-use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
@@ -10,7 +12,6 @@ use super::error::ApiError;
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct CompletionRequest {
     /// A text, token ids, or several of them.
-    #[schema(value_type = Value)]
     pub prompt: Prompt,
     /// Log-probabilities, with so many of the likeliest tokens (at most 20).
     pub logprobs: Option<usize>,
@@ -53,12 +54,17 @@ pub struct Common {
     pub min_p: Option<f32>,
     /// Scores of tokens that the prompt or the answer holds are divided (multiplied, below 0) by it; 1: not.
     pub repetition_penalty: Option<f32>,
+    /// Taken from the scores of tokens that the answer holds, -2 to 2.
+    pub presence_penalty: Option<f32>,
+    /// The same, once for each time that the answer holds them.
+    pub frequency_penalty: Option<f32>,
+    /// Added to the scores of the tokens with these ids, -100 to 100.
+    pub logit_bias: Option<BTreeMap<String, f32>>,
     /// Seed of the choice.
     pub seed: Option<i64>,
     /// Answers to each prompt.
     pub n: Option<usize>,
     /// Texts that end the answer.
-    #[schema(value_type = Option<Value>)]
     pub stop: Option<Stop>,
     /// Gives the answer piece by piece, as server-sent events.
     #[serde(default)]
@@ -114,12 +120,33 @@ pub struct ChatMessage {
     /// `system`, `user` or `assistant`.
     pub role: String,
     /// A text, or parts of type `text`.
-    #[schema(value_type = Value)]
     pub content: Content,
+    /// Everything else.
+    #[serde(flatten)]
+    #[schema(ignore)]
+    pub others: Map<String, Value>,
+}
+
+impl ChatMessage {
+    /// Refuses what belongs to tools: the model would not see it.
+    pub fn check_others(&self) -> Result<(), ApiError> {
+        let asks = |key: &&&str| {
+            self.others
+                .get(**key)
+                .is_some_and(|value| !is_nothing(value))
+        };
+        match ["tool_calls", "function_call"].iter().find(asks) {
+            Some(key) => {
+                let message = format!("{key:?} of a message is not supported by this server");
+                Err(ApiError::param("messages", message).code("unsupported_parameter"))
+            }
+            None => Ok(()),
+        }
+    }
 }
 
 /// The content of a message.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(
     untagged,
     expecting = "expected content that is a text or parts of type \"text\""
@@ -132,7 +159,7 @@ pub enum Content {
 }
 
 /// One part of a message.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct ContentPart {
     /// Only `text`.
     #[serde(rename = "type")]
@@ -164,7 +191,7 @@ impl Content {
 }
 
 /// One or several prompts.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(
     untagged,
     expecting = "expected a text, a list of texts, token ids, or a list of lists of token ids"
@@ -181,7 +208,7 @@ pub enum Prompt {
 }
 
 /// One or several texts.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(untagged, expecting = "expected stop to be a text or texts")]
 pub enum Stop {
     /// One.
@@ -215,23 +242,49 @@ impl Common {
     pub fn check_others(&self) -> Result<(), ApiError> {
         check_others(&self.others)
     }
+
+    /// `logit_bias` for a model of `vocab` tokens.
+    pub fn bias(&self, vocab: usize) -> Result<BTreeMap<u32, f32>, ApiError> {
+        let refused = |message| ApiError::param("logit_bias", message);
+        let one = |(id, bias): (&String, &f32)| {
+            let id: u32 = match id.parse() {
+                Ok(known) if (known as usize) < vocab => known,
+                _ => {
+                    return Err(refused(format!(
+                        "expected token ids below the vocabulary of {vocab}, got {id:?}"
+                    )));
+                }
+            };
+            match (-100.0..=100.0).contains(bias) {
+                true => Ok((id, *bias)),
+                false => Err(refused(format!(
+                    "expected -100 to 100 for token {id}, got {bias}"
+                ))),
+            }
+        };
+        self.logit_bias.iter().flatten().map(one).collect()
+    }
+}
+
+/// What asks for nothing under any key.
+fn is_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(items) => items.is_empty(),
+        _ => false,
+    }
 }
 
 /// Refuses keys that ask for what this server does not do.
 pub fn check_others(others: &Map<String, Value>) -> Result<(), ApiError> {
     for (key, value) in others {
-        let neutral = match value {
-            Value::Null | Value::Bool(false) => true,
-            Value::Number(number) => {
-                let rest = match key.as_str() {
-                    "best_of" => 1.0,
-                    _ => 0.0,
-                };
-                number.as_f64() == Some(rest)
-            }
-            Value::Array(items) => items.is_empty(),
-            Value::Object(items) => items.is_empty(),
-            _ => false,
+        let neutral = match (key.as_str(), value) {
+            ("best_of", Value::Number(number)) => number.as_f64() == Some(1.0),
+            // No tools, no choice among them.
+            ("tool_choice", Value::String(word)) => word != "required",
+            _ => is_nothing(value),
         };
         if !neutral && !ABOUT_THE_CALLER.contains(&key.as_str()) {
             let message = format!("{key:?} is not supported by this server");
@@ -269,7 +322,6 @@ pub struct EmbeddingRequest {
     /// The model's name.
     pub model: Option<String>,
     /// A text, token ids, or several of them.
-    #[schema(value_type = Value)]
     pub input: Prompt,
     /// `float` or `base64` (little-endian f32).
     pub encoding_format: Option<String>,
@@ -277,24 +329,4 @@ pub struct EmbeddingRequest {
     #[serde(flatten)]
     #[schema(ignore)]
     pub others: Map<String, Value>,
-}
-
-/// Tokens of an answer.
-#[derive(Clone, Copy, Debug, Default, Serialize, ToSchema)]
-pub struct Usage {
-    /// Of the prompts.
-    pub prompt_tokens: usize,
-    /// Made.
-    pub completion_tokens: usize,
-    /// Both.
-    pub total_tokens: usize,
-    /// Of the prompt's tokens.
-    pub prompt_tokens_details: PromptDetails,
-}
-
-/// Of the prompt's tokens.
-#[derive(Clone, Copy, Debug, Default, Serialize, ToSchema)]
-pub struct PromptDetails {
-    /// Those that a kept state stood for.
-    pub cached_tokens: usize,
 }

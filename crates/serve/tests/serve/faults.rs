@@ -13,7 +13,7 @@ fn ask(prompt: &str, max_tokens: usize, stream: bool) -> Value {
     json!({"prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "stream": stream})
 }
 
-fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let began = Instant::now();
     while !holds() {
         assert!(began.elapsed() < Duration::from_secs(20), "{what}");
@@ -131,6 +131,35 @@ fn who_goes_away_is_not_worked_for() {
         let name = "anyformer_finished_total{reason=\"cancelled\"}";
         wait_until("it is cancelled", || server.metric(name) == gone);
         wait_until("nothing runs", || server.metric("anyformer_running") == 0.0);
+    }
+}
+
+#[test]
+fn who_breaks_later_is_not_worked_for() {
+    let server = serve(long_answers());
+    let body = ask("a long story", 1_000_000, false).to_string();
+    let new = request("POST", "/v1/completions", JSON, body.as_bytes());
+    let text = String::from_utf8(new.clone()).unwrap();
+    let old = text.replace("HTTP/1.1", "HTTP/1.0").into_bytes();
+    let ways = [(&new, true), (&old, true), (&new, false)];
+    for (gone, (bytes, ends)) in (1..).zip(ways) {
+        let mut socket = server.connect();
+        socket.write_all(bytes).unwrap();
+        match ends {
+            true => socket.shutdown(Shutdown::Write).unwrap(),
+            false => socket.write_all(b"GET /health HTTP/1.1\r\n").unwrap(),
+        }
+        wait_until("it runs", || server.metric("anyformer_running") == 1.0);
+        // Two interim responses have been sent; the next comes after five seconds, and would find it then.
+        std::thread::sleep(Duration::from_millis(800));
+        assert_eq!(server.metric("anyformer_running"), 1.0);
+        let broken = Instant::now();
+        let now = Some(Duration::ZERO);
+        socket2::SockRef::from(&socket).set_linger(now).unwrap();
+        drop(socket);
+        let name = "anyformer_finished_total{reason=\"cancelled\"}";
+        wait_until("it is cancelled", || server.metric(name) == f64::from(gone));
+        assert!(broken.elapsed() < Duration::from_secs(3), "way {gone}");
     }
 }
 

@@ -65,7 +65,7 @@ fn a_chat_answers_streams_and_stops() {
     let server = serve(Setup::default());
     let messages = json!([{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]);
     let ask = json!({"model": "tiny", "messages": messages, "max_completion_tokens": 20, "seed": 5, "top_k": 40,
-        "logprobs": true, "top_logprobs": 3, "user": "me", "tools": [], "frequency_penalty": 0});
+        "logprobs": true, "top_logprobs": 3, "user": "me", "tools": [], "tool_choice": "none"});
     let value = server.post("/v1/chat/completions", &ask).json();
     let message = &value["choices"][0]["message"];
     assert_eq!(message["role"], "assistant", "{value}");
@@ -241,6 +241,10 @@ fn errors_have_the_form_of_the_api() {
     assert_eq!(server.get("/v2").error().1, "unknown_url");
     assert_eq!(server.get("/v1/states/%ff%fe").error().0, 400);
     assert_eq!(server.get("/v1/models/%ff").error().0, 400);
+    for path in ["/v1/models/who/what", "/v1/models/who%2Fwhat"] {
+        let message = server.get(path).error().2;
+        assert!(message.contains("no model \"who/what\""), "{message}");
+    }
     for (body, part) in [
         (json!({"prompt": 5}), "expected a text, a list of texts"),
         (json!({"prompt": "x", "stop": 5}), "expected stop"),
@@ -248,6 +252,19 @@ fn errors_have_the_form_of_the_api() {
         let message = error(text, body).2;
         assert!(message.contains(part), "{message}");
     }
+    let called = json!([{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]);
+    assert!(
+        error(chat, json!({"messages": called}))
+            .2
+            .contains("\"tool_calls\" of a message")
+    );
+    let required =
+        json!({"messages": [{"role": "user", "content": "x"}], "tool_choice": "required"});
+    assert!(
+        error(chat, required)
+            .2
+            .contains("\"tool_choice\" is not supported")
+    );
     let nothing = json!({"messages": [{"role": "user", "content": null}]});
     assert!(error(chat, nothing).2.contains("expected content"));
     assert_eq!(server.get(text).error().0, 405);

@@ -1,6 +1,8 @@
 //! The engine and the server around small models with random weights.
 
+mod asked;
 mod client;
+mod described;
 mod encoder;
 mod engine;
 mod faults;

@@ -71,6 +71,7 @@ pub fn greedy(ids: Vec<u32>, max_tokens: usize) -> (Job, Receiver<Event>) {
     let job = Job {
         ids,
         options,
+        bias: Default::default(),
         max_tokens,
         stop_ids: Arc::default(),
         logprobs: None,
