@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use anyformer_mixers::{Context, Options, State, TokenMixer};
 use anyformer_ops::recompute::{given, noted};
-use anyformer_ops::{Device, ParamStore, Tensor, meter, portable, tensor_values};
+use anyformer_ops::{Device, ParamStore, Precision, Tensor, meter, portable, tensor_values};
 use serde_json::json;
 
 use crate::cases::{Case, DIM};
-use crate::tolerance::{DIFFERENCE, GRADIENT, SELF, check};
+use crate::tolerance::{DIFFERENCE, GRADIENT, ROUNDED, SELF, check};
 use crate::uniform;
 
 type Law = fn(&Case) -> Result<(), String>;
@@ -16,6 +16,7 @@ type Law = fn(&Case) -> Result<(), String>;
 /// Every law with its name.
 pub const LAWS: &[(&str, Law)] = &[
     ("kernel form equals portable form", kernel_equals_portable),
+    ("operands rounded to bf16 change little", rounded_is_near),
     ("streamed equals whole", streamed_equals_whole),
     ("sequences leave and join a state", states_part_and_join),
     ("a mixer that cannot stream refuses a state", refuses_state),
@@ -87,6 +88,31 @@ fn kernel_equals_portable(case: &Case) -> Result<(), String> {
             };
             check(&format!("time {time}, {name}"), got, want, tolerance)?;
         }
+    }
+    Ok(())
+}
+
+/// What a pass in bf16 rounds within a mixer leaves three digits: of its attention, where it has one that is exact.
+fn rounded_is_near(case: &Case) -> Result<(), String> {
+    let device = Device::flex().autodiff();
+    let (mixer, store) = case.build(&device)?;
+    let x = uniform(1, [2, case.time(70), DIM], &device).require_grad();
+    let whole = case.context();
+    let rounded = Context {
+        precision: Precision::Bf16,
+        ..case.context()
+    };
+    let [whole, rounded] = [whole, rounded].map(|how| gradients(&*mixer, &store, &x, &how));
+    // Gradients all together: those that nearly cancel hold less than three digits of the others.
+    let of = |all: &[(String, Vec<f32>)], grad: bool| -> Vec<f32> {
+        let kind = all
+            .iter()
+            .filter(|(name, _)| name.starts_with("grad") == grad);
+        kind.flat_map(|(_, values)| values.clone()).collect()
+    };
+    let (whole, rounded) = (whole?, rounded?);
+    for (name, grad) in [("outputs", false), ("gradients", true)] {
+        check(name, &of(&rounded, grad), &of(&whole, grad), ROUNDED)?;
     }
     Ok(())
 }

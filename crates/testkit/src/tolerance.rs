@@ -9,6 +9,8 @@ pub const OUTPUT: f64 = 1e-4;
 pub const GRADIENT: f64 = 1e-3;
 /// Two forms of our own (kernel and portable, whole and streamed).
 pub const SELF: f64 = 2e-4;
+/// Products of operands rounded to bf16, which keeps three digits of each.
+pub const ROUNDED: f64 = 5e-2;
 /// Central differences in f32.
 pub const DIFFERENCE: f64 = 2e-2;
 
