@@ -10,7 +10,7 @@ use crate::block::{Block, Stream};
 use crate::config::{ModelConfig, ModelError, Wiring};
 use crate::exits::{Exit, Watch};
 use crate::first_conv::FirstConv;
-use crate::model::ModelState;
+use crate::state::ModelState;
 
 /// The blocks of a model, and where it may be left.
 pub(crate) struct Depth<'a> {

@@ -23,7 +23,8 @@ pub use config::{
     Gives, ModelConfig, ModelError, NormKind, Pair, Pool, Positions, Precision, Reads, Wiring,
 };
 pub use input::Input;
-pub use model::{Model, ModelState, Pass, Scored, Target, Teacher};
+pub use model::{Model, Pass, Scored, Target, Teacher};
 pub use sample::{SampleError, SampleOptions, Sampler, likeliest, log_prob};
 pub use speculate::{Guesses, Steps};
+pub use state::ModelState;
 pub use stop::Stops;

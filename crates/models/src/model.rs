@@ -18,22 +18,7 @@ use crate::first_conv::FirstConv;
 use crate::head::Head;
 use crate::input::{Input, pack};
 use crate::rows::pooled;
-
-/// What a model carries from one call to the next: one state per layer.
-#[derive(Clone, Debug)]
-pub struct ModelState {
-    /// Tokens consumed, per sequence.
-    pub times: Vec<usize>,
-    /// The layers' states, first layer first.
-    pub layers: Vec<State>,
-}
-
-impl ModelState {
-    /// Size in bytes, all sequences together.
-    pub fn bytes(&self) -> u64 {
-        self.layers.iter().map(State::bytes).sum()
-    }
-}
+use crate::state::ModelState;
 
 /// What a batch should have given.
 #[derive(Clone, Copy, Debug)]

@@ -11,7 +11,8 @@ use anyformer_ops::lengths::cumulative;
 use anyformer_ops::tensor_values;
 
 use crate::config::ModelError;
-use crate::model::{Model, ModelState};
+use crate::model::Model;
+use crate::state::ModelState;
 
 /// The longest run of last tokens that is looked for earlier in the text, and the shortest.
 const LONGEST: usize = 4;

@@ -1,10 +1,22 @@
-//! Sequences of a model's state: taken out, put together, rolled back.
+//! What a model carries: its sequences are taken out, put together, rolled back.
 
 use anyformer_mixers::State;
 
-use crate::model::ModelState;
+/// What a model carries from one call to the next: one state per layer.
+#[derive(Clone, Debug)]
+pub struct ModelState {
+    /// Tokens consumed, per sequence.
+    pub times: Vec<usize>,
+    /// The layers' states, first layer first.
+    pub layers: Vec<State>,
+}
 
 impl ModelState {
+    /// Size in bytes, all sequences together.
+    pub fn bytes(&self) -> u64 {
+        self.layers.iter().map(State::bytes).sum()
+    }
+
     /// Sequences that the state holds.
     pub fn sequences(&self) -> usize {
         self.times.len()
