@@ -40,8 +40,10 @@ mod vnni;
 mod wide;
 
 use brief::Scales;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use packed::Line;
 pub use packed::{Bits, Packed, QuantError, Quants};
-pub(crate) use packed::{Line, Panel, Rows};
+pub(crate) use packed::{Panel, Rows};
 
 /// Outputs that stand side by side in a [`Packed`] weight.
 pub(crate) const LANES: usize = 16;
