@@ -9,7 +9,7 @@ use crate::exit::{Failure, Kind, bad_input};
 /// Flags.
 #[derive(Debug, Default, clap::Args)]
 pub struct Products {
-    /// What the products of linear layers round their operands to; bf16 reads prompts faster where the processor has AVX512-BF16, and is less near to the model [default: what the model's config says, else f32]
+    /// What products of linear layers and of exact attention round their operands to; bf16 reads prompts faster where the processor has AVX512-BF16, and is less near to the model [default: what the model's config says, else f32]
     #[arg(long, value_name = "PRECISION", value_parser = ["f32", "bf16"])]
     pub precision: Option<String>,
     /// Round inputs of layers whose weights are packed in 8 or 4 bits to 8 bits, group by group, as llama.cpp does: less near to the model

@@ -71,15 +71,14 @@ pub unsafe fn multiply(
     }
     let out = Out(out);
     let left = Side::new(precision, m, k, a, HEIGHT);
-    let (matrix, held) = match b {
-        Right::Matrix(matrix) => (matrix, None),
-        // Only its sizes are asked for.
-        Right::Held(panels) => (Matrix::rows(&[], n), Some(panels)),
-        Right::Brief(_) => (Matrix::rows(&[], n), None),
-    };
-    let right = match b {
-        Right::Brief(weight) => Side::brief(precision, weight, WIDTH),
-        _ => Side::new(precision, n, k, matrix.transposed(), WIDTH),
+    // Of what is held, only the sizes are asked for.
+    let (right, held) = match b {
+        Right::Matrix(b) => (Side::new(precision, n, k, b.transposed(), WIDTH), None),
+        Right::Held(panels) => {
+            let empty = Matrix::rows(&[], k);
+            (Side::new(precision, n, k, empty, WIDTH), Some(panels))
+        }
+        Right::Brief(weight) => (Side::brief(precision, weight, WIDTH), None),
     };
     let shares_right = n <= m;
     let (shared, split) = match shares_right {

@@ -298,9 +298,18 @@ unsafe fn load_pair(from: *const f32, stride: usize, mask: __mmask16, more: bool
             true => _mm512_maskz_loadu_ps(mask, from.wrapping_add(stride)),
             false => _mm512_setzero_ps(),
         };
-        // Both rounded at once, then woven together.
+        woven(low, high)
+    }
+}
+
+/// Pairs of bf16, the first of `low` and the second of `high`: both rounded at once, then woven together.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+#[inline]
+pub fn woven(low: __m512, high: __m512) -> __m512i {
+    let words: [u16; 32] = std::array::from_fn(|at| (at / 2 + 16 * (at % 2)) as u16);
+    // SAFETY: both types are 512 bits without invalid values, as are the words.
+    unsafe {
         let both = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
-        let words: [u16; 32] = std::array::from_fn(|at| (at / 2 + 16 * (at % 2)) as u16);
         _mm512_permutexvar_epi16(_mm512_loadu_si512(words.as_ptr().cast()), both)
     }
 }

@@ -7,6 +7,7 @@ use std::ops::Range;
 use super::wide::{Brain, Code, Eight, Four, Half, halves, table};
 use super::{Bits, LANES, Line, Packed};
 use crate::matmul::Precision;
+use crate::matmul::pack::woven;
 
 /// Ranges of units begin at multiples of this: at a word of the weight, whatever its bits.
 pub(crate) const STEP: usize = 8;
@@ -53,14 +54,8 @@ impl Unit for Pair {
     const VALUES: usize = 2;
     #[inline(always)]
     unsafe fn word<C: Code>(line: &Scaled, at: usize) -> __m512i {
-        // SAFETY: as promised by the caller; a bfloat16 is 16 bits.
-        unsafe {
-            let [low, high] = [line.value::<C>(2 * at), line.value::<C>(2 * at + 1)].map(|half| {
-                let brief: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(half));
-                _mm512_cvtepu16_epi32(brief)
-            });
-            _mm512_or_si512(low, _mm512_slli_epi32::<16>(high))
-        }
+        // SAFETY: as promised by the caller.
+        unsafe { woven(line.value::<C>(2 * at), line.value::<C>(2 * at + 1)) }
     }
 }
 

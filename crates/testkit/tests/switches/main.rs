@@ -1,6 +1,7 @@
 //! Switches of the survey on faster and lighter transformers: at its neutral value each changes no bit.
 
 mod dropout;
+mod precision;
 
 use anyformer_mixers::{Context, Losses, MixerSpec, Options, Training, channel_mixer};
 use anyformer_models::{Gives, Input, Model, ModelConfig, Pass, Target, Teacher};
